@@ -1,0 +1,269 @@
+//! Commands: what is replicated, and what applying it answers.
+
+use bytes::Bytes;
+use quorumail_message::{Address, Domain};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry, QueueId,
+    QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
+};
+
+/// The version of the encoding that [`Command::encode`] writes; the first byte of every command.
+pub const COMMAND_FORMAT: u8 = 1;
+
+/// A command as it is proposed. Encoded as: format byte, length of the head (u32, little endian), head (postcard),
+/// body bytes. The body comes last, so that a replica can keep it where the log record lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Applied once, however often it is proposed within the window that the store remembers.
+    pub id: CommandId,
+    /// The proposer's clock.
+    pub at: Timestamp,
+    /// What to do.
+    pub op: Op,
+    /// The message, for the operations that carry one; empty otherwise.
+    pub body: Bytes,
+}
+
+/// What to do. Directory operations go to group 0, all others to the partition they name or live in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    // ---- directory ----
+    /// Makes or changes a domain. Refused with [`Refusal::Conflict`] when a name belongs to another domain.
+    PutDomain(DomainRecord),
+    /// Removes a domain; refused while mailboxes use it.
+    DeleteDomain(Domain),
+    /// Makes or changes a mailbox. `id` and `partition` of the record are ignored: a new mailbox gets the next id and
+    /// the partition (1..=`partitions`) with the fewest mailboxes; an address deleted less than its grace period ago
+    /// gets its old id, partition and so its mail back.
+    PutMailbox {
+        /// What it should be.
+        record: MailboxRecord,
+        /// Number of partitions of the cluster.
+        partitions: u32,
+    },
+    /// Removes a mailbox from the directory. Its mail is kept until `purge_at` (see [`Op::PurgeMailbox`]).
+    DeleteMailbox {
+        /// Its address.
+        address: Address,
+        /// When its mail may be purged.
+        purge_at: Timestamp,
+    },
+    /// Forgets a deleted mailbox whose mail has been purged.
+    ForgetMailbox(MailboxId),
+
+    // ---- mailboxes of a partition ----
+    /// Makes the mailbox's INBOX and special-use folders (Archive, Drafts, Junk, Sent, Trash) where they are missing.
+    OpenMailbox(MailboxId),
+    /// Removes everything the mailbox holds.
+    PurgeMailbox(MailboxId),
+    /// Adds the body to a folder (INBOX for mail that arrives; APPEND otherwise). Makes the mailbox when it is new.
+    Append {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full folder name.
+        folder: String,
+        /// Initial flags.
+        flags: Flags,
+        /// RFC 9051 2.3.3.
+        internal_date: Timestamp,
+        /// Refused with [`Refusal::OverQuota`] when the mailbox would exceed it.
+        quota: Quota,
+    },
+    /// Makes a folder and the missing levels above it.
+    CreateFolder {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full folder name.
+        folder: String,
+        /// RFC 6154.
+        special_use: Option<SpecialUse>,
+    },
+    /// Deletes a folder with all its messages. INBOX is refused.
+    DeleteFolder {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full folder name.
+        folder: String,
+    },
+    /// Renames a folder and all below it; renaming INBOX moves its messages (RFC 9051 6.3.6).
+    RenameFolder {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full folder name.
+        from: String,
+        /// Full folder name.
+        to: String,
+    },
+    /// Sets whether LSUB shows a folder. A name that does not exist may be unsubscribed.
+    Subscribe {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full folder name.
+        folder: String,
+        /// Whether it is shown.
+        subscribed: bool,
+    },
+    /// RFC 9051 6.4.6.
+    StoreFlags {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Which folder.
+        folder: FolderId,
+        /// Messages; unknown UIDs are skipped.
+        uids: Vec<Uid>,
+        /// How.
+        mode: StoreFlags,
+        /// Flags to set, add or remove.
+        flags: Flags,
+        /// RFC 7162 3.1.3: messages changed after this are left alone and reported.
+        unchanged_since: Option<ModSeq>,
+    },
+    /// RFC 9051 6.4.7 and RFC 6851 (all or nothing).
+    Copy {
+        /// Whose.
+        mailbox: MailboxId,
+        /// From.
+        folder: FolderId,
+        /// Messages; unknown UIDs are skipped.
+        uids: Vec<Uid>,
+        /// Full name of the target folder.
+        to: String,
+        /// Whether the originals are expunged in the same step.
+        remove: bool,
+        /// Refused with [`Refusal::OverQuota`] when a copy would exceed it; not looked at for a move.
+        quota: Quota,
+    },
+    /// Expunges the messages with `\Deleted`; with `uids`, only those among them (RFC 4315 2.1).
+    Expunge {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Which folder.
+        folder: FolderId,
+        /// Limits it to these.
+        uids: Option<Vec<Uid>>,
+    },
+
+    // ---- queue of a partition ----
+    /// Adds the entry with the body.
+    Enqueue(QueueEntry),
+    /// Takes `done` off the entry and replaces `changed` recipients (compared by address). When no recipient is left
+    /// the entry goes, and with it the body.
+    UpdateQueue {
+        /// Which entry.
+        id: QueueId,
+        /// Recipients that need no more work.
+        done: Vec<Address>,
+        /// New state of others.
+        changed: Vec<QueueRecipient>,
+    },
+}
+
+/// What applying a command answers. Deterministic, and remembered for repeated commands.
+pub type Outcome = Result<Applied, Refusal>;
+
+/// The answer of a command that took effect (or had already).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// Nothing more to say.
+    Done,
+    /// Of [`Op::PutMailbox`] and [`Op::DeleteMailbox`].
+    Mailbox {
+        /// Its id.
+        id: MailboxId,
+        /// Where it lives.
+        partition: PartitionId,
+    },
+    /// Of [`Op::Append`].
+    Appended {
+        /// Which folder.
+        folder: FolderId,
+        /// Its UIDVALIDITY.
+        uid_validity: UidValidity,
+        /// The new message's UID.
+        uid: Uid,
+    },
+    /// Of [`Op::CreateFolder`].
+    Folder(FolderId),
+    /// Of [`Op::StoreFlags`]: what was changed, and what was left alone because of `unchanged_since`.
+    Stored {
+        /// UID, new MODSEQ and new flags.
+        changed: Vec<(Uid, ModSeq, Flags)>,
+        /// RFC 7162 3.1.3 MODIFIED.
+        modified: Vec<Uid>,
+    },
+    /// Of [`Op::Copy`]: the target's UIDVALIDITY and pairs of source and target UID, ascending by source.
+    Copied {
+        /// Of the target.
+        uid_validity: UidValidity,
+        /// Source, target.
+        uids: Vec<(Uid, Uid)>,
+    },
+    /// Of [`Op::Expunge`]: the UIDs that went, ascending.
+    Expunged(Vec<Uid>),
+}
+
+/// Why a command was refused; nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// A folder, mailbox, domain or entry is not there.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// RFC 5530 ALREADYEXISTS.
+    #[error("{0} already exists")]
+    AlreadyExists(String),
+    /// A name belongs to somebody else.
+    #[error("{0}")]
+    Conflict(String),
+    /// The mailbox is full.
+    #[error("the mailbox is over its quota")]
+    OverQuota,
+    /// The command makes no sense (a bad folder name, INBOX deleted ...).
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Why bytes are no command.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Written by a later version.
+    #[error("command format {0} is newer than this version understands ({COMMAND_FORMAT})")]
+    Format(u8),
+    /// Cut off or damaged.
+    #[error("a command cannot be decoded")]
+    Malformed,
+}
+
+#[derive(Serialize)]
+struct HeadRef<'a>(CommandId, Timestamp, &'a Op);
+#[derive(Deserialize)]
+struct Head(CommandId, Timestamp, Op);
+
+impl Command {
+    /// The bytes to propose.
+    pub fn encode(&self) -> Bytes {
+        let head = postcard::to_stdvec(&HeadRef(self.id, self.at, &self.op))
+            .expect("a command head always encodes: it holds no type that postcard refuses");
+        let mut out = Vec::with_capacity(5 + head.len() + self.body.len());
+        out.push(COMMAND_FORMAT);
+        out.extend_from_slice(&(u32::try_from(head.len()).expect("a command head is far below 4 GiB")).to_le_bytes());
+        out.extend_from_slice(&head);
+        out.extend_from_slice(&self.body);
+        out.into()
+    }
+
+    /// Reads what [`Command::encode`] wrote. The body is a slice of `bytes`: it starts at `bytes.len() - body.len()`.
+    pub fn decode(bytes: &Bytes) -> Result<Self, CommandError> {
+        let format = *bytes.first().ok_or(CommandError::Malformed)?;
+        if format != COMMAND_FORMAT {
+            return Err(CommandError::Format(format));
+        }
+        let len = bytes.get(1..5).ok_or(CommandError::Malformed)?;
+        let len = u32::from_le_bytes(len.try_into().map_err(|_| CommandError::Malformed)?) as usize;
+        let end = 5usize.checked_add(len).ok_or(CommandError::Malformed)?;
+        let head = bytes.get(5..end).ok_or(CommandError::Malformed)?;
+        let Head(id, at, op) = postcard::from_bytes(head).map_err(|_| CommandError::Malformed)?;
+        Ok(Self { id, at, op, body: bytes.slice(end..) })
+    }
+}

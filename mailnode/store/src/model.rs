@@ -1,0 +1,188 @@
+//! What the state machine holds.
+
+use std::collections::BTreeSet;
+
+use quorumail_message::{Address, Domain};
+use serde::{Deserialize, Serialize};
+
+use crate::{FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};
+
+/// A domain that this cluster receives mail for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainRecord {
+    /// The domain.
+    pub domain: Domain,
+    /// Other domains whose addresses mean the same mailboxes.
+    pub aliases: Vec<Domain>,
+    /// Takes the mail for unknown local parts; without it they are refused.
+    pub catch_all: Option<Address>,
+    /// Opaque fingerprint of the desired state.
+    pub revision: String,
+}
+
+/// An account: an address, its credentials and limits. Lives in the directory; its mail lives in `partition`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MailboxRecord {
+    /// Never used again for another mailbox.
+    pub id: MailboxId,
+    /// The address, which is also the login name.
+    pub address: Address,
+    /// Where its mail lives.
+    pub partition: PartitionId,
+    /// For people; may be empty.
+    pub display_name: String,
+    /// Other addresses that mean this mailbox.
+    pub aliases: Vec<Address>,
+    /// argon2 (PHC), sha512-crypt or bcrypt; empty: nobody can log in.
+    pub password_hash: String,
+    /// Storage limits.
+    pub quota: Quota,
+    /// A suspended mailbox keeps receiving; nobody can log in to it or send from it.
+    pub suspended: bool,
+    /// What the mailbox may do.
+    pub permissions: Permissions,
+    /// Opaque fingerprint of the desired state.
+    pub revision: String,
+}
+
+/// Storage limits; zero means no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    /// Sum of the sizes of all messages, in bytes.
+    pub bytes: u64,
+    /// Number of messages.
+    pub messages: u64,
+}
+
+/// What a mailbox uses. Always the exact sum over its messages.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Sum of the sizes of all messages, in bytes.
+    pub bytes: u64,
+    /// Number of messages.
+    pub messages: u64,
+}
+
+/// What a mailbox may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Permissions {
+    /// May submit mail.
+    pub send: bool,
+    /// Mail for it is accepted.
+    pub receive: bool,
+    /// May log in to read.
+    pub login: bool,
+}
+
+/// RFC 6154 2: what a folder is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum SpecialUse {
+    Archive,
+    Drafts,
+    Junk,
+    Sent,
+    Trash,
+}
+
+/// A system flag or keyword in its normal form: `\Seen`, `\Answered`, `\Flagged`, `\Deleted`, `\Draft` as written
+/// here, keywords as the first client wrote them but compared without case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Flag(pub String);
+
+/// The flags of a message, in a fixed order.
+pub type Flags = BTreeSet<Flag>;
+
+/// RFC 9051 6.4.6: how STORE changes flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum StoreFlags {
+    Replace,
+    Add,
+    Remove,
+}
+
+/// A folder and its counters.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderInfo {
+    /// Stays the same when the folder is renamed.
+    pub id: FolderId,
+    /// Full name with `/` between levels, UTF-8. `INBOX` in capitals.
+    pub name: String,
+    /// What it is for, when it is special.
+    pub special_use: Option<SpecialUse>,
+    /// Whether LSUB shows it.
+    pub subscribed: bool,
+    /// Changes only when the folder was deleted and made again.
+    pub uid_validity: UidValidity,
+    /// The UID that the next message gets.
+    pub uid_next: Uid,
+    /// The highest MODSEQ of any change in the folder, expunges included.
+    pub highest_mod_seq: ModSeq,
+    /// Number of messages.
+    pub messages: u32,
+    /// Number of messages without `\Seen`.
+    pub unseen: u32,
+    /// Sum of the messages' sizes in bytes.
+    pub bytes: u64,
+}
+
+/// What is known of a message without reading it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageMeta {
+    /// Its UID in the folder.
+    pub uid: Uid,
+    /// MODSEQ of its last change.
+    pub mod_seq: ModSeq,
+    /// Its flags.
+    pub flags: Flags,
+    /// RFC 9051 2.3.3.
+    pub internal_date: Timestamp,
+    /// RFC822.SIZE in bytes.
+    pub size: u32,
+}
+
+/// What is to happen with a recipient of a queue entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum QueueClass {
+    /// To a mailbox of this cluster.
+    Local,
+    /// To another system.
+    Remote,
+    /// Delivery failed in a way that neither a retry nor a report can mend; a person must look.
+    Bad,
+    /// Waits until a person releases it.
+    Held,
+}
+
+/// A recipient of a queue entry that is not done yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueRecipient {
+    /// Where it goes.
+    pub address: Address,
+    /// What is to happen next.
+    pub class: QueueClass,
+    /// Attempts made so far.
+    pub attempts: u32,
+    /// Not before this instant.
+    pub next_attempt: Timestamp,
+    /// The last answer or error; no secrets, at most 1,000 characters. Empty: none yet.
+    pub last_error: String,
+}
+
+/// A message that was accepted and waits for delivery to its recipients.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueEntry {
+    /// Unique over the cluster.
+    pub id: QueueId,
+    /// RFC 5321 4.4: where reports go; none for reports themselves.
+    pub reverse_path: Option<Address>,
+    /// Recipients that are not done yet.
+    pub recipients: Vec<QueueRecipient>,
+    /// When it was accepted.
+    pub arrived: Timestamp,
+    /// Size of the message in bytes.
+    pub size: u32,
+    /// Whether the body needs 8BITMIME (RFC 6152) on its way on.
+    pub eight_bit: bool,
+}
