@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Checks the chart, and that manifests/quorumail.yaml is what it renders; --write renders it anew.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+helm=${HELM:-helm}
+chart=charts/quorumail
+"$helm" lint --strict --quiet "$chart"
+for bad in operator.replicas=0 image.repository= unknown.value=1 operator.watchNamespace=Not_A_Name; do
+  if "$helm" template quorumail "$chart" --set "$bad" >/dev/null 2>&1; then
+    echo "the chart's schema lets $bad pass" >&2
+    exit 1
+  fi
+done
+rendered=$("$helm" template quorumail "$chart" --namespace quorumail-system)
+text=$(printf '%s\n' "# Rendered from charts/quorumail by \`make manifests\`; not to be edited." \
+  "apiVersion: v1" "kind: Namespace" "metadata: {name: quorumail-system}" "$rendered")
+if [ "${1:-}" = --write ]; then
+  printf '%s\n' "$text" >manifests/quorumail.yaml
+elif [ "$text" != "$(cat manifests/quorumail.yaml)" ]; then
+  echo "manifests/quorumail.yaml is not what the chart renders: run make manifests" >&2
+  exit 1
+fi
+echo "chart: ok"
