@@ -138,7 +138,7 @@ class Postfix:
                  for line in lines]
         lines = [" ".join(f if i != 4 else "n" for i, f in enumerate(line.split())) if line and line[0] not in "# \t" else line
                  for line in lines]
-        (self.etc / "master.cf").write_text("\n".join(lines) + "\npostlog unix-dgram n - n - 1 postlogd\n")
+        (self.etc / "master.cf").write_text("\n".join(lines) + "\n")
 
     def __enter__(self):
         subprocess.run(["postfix", "-c", str(self.etc), "start"], check=True, capture_output=True, timeout=60)
