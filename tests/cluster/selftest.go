@@ -1,0 +1,3 @@
+package main
+
+func selftest(name string) error { return nil }
