@@ -29,6 +29,7 @@ var tools = []struct {
 	programs       []string
 }{
 	{"coredns", ".", []string{"coredns"}},
+	{"etcd", "tool", []string{"etcd"}},
 	{"helm", "tool", []string{"helm"}},
 	{"kubernetes", "tool", []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}},
 }
@@ -36,7 +37,6 @@ var tools = []struct {
 // fetched are unpacked from Debian's packages and not installed: an installation would start daemons, or push out
 // another container engine.
 var fetched = []struct{ pkg, from, program string }{
-	{"etcd-server", "usr/bin/etcd", "etcd"},
 	{"containerd", "usr/bin/containerd", "containerd"},
 	{"containerd", "usr/bin/containerd-shim-runc-v2", "containerd-shim-runc-v2"},
 	{"containerd", "usr/bin/ctr", "ctr"},
@@ -142,7 +142,39 @@ func build() (string, error) {
 	if err := buildOwnImages(dir); err != nil {
 		return "", err
 	}
-	return dir, nil
+	now := time.Now()
+	if err := os.Chtimes(lock.Name(), now, now); err != nil {
+		return "", err
+	}
+	return dir, dropOldBuilds(dir)
+}
+
+// oldBuild is how long a build that no command asked for is kept.
+const oldBuild = 14 * 24 * time.Hour
+
+// dropOldBuilds removes builds of other sources that were long unused, unless a cluster runs them.
+func dropOldBuilds(current string) error {
+	locks, _ := filepath.Glob(filepath.Join(filepath.Dir(current), "*/lock"))
+	for _, lock := range locks {
+		dir := filepath.Dir(lock)
+		info, err := os.Stat(lock)
+		if err != nil || dir == current || time.Since(info.ModTime()) < oldBuild {
+			continue
+		}
+		used := false
+		clusters, _ := filepath.Glob(filepath.Join(stateRoot, "*"))
+		for _, cluster := range clusters {
+			s, err := loadState(filepath.Base(cluster))
+			used = used || err != nil || s != nil && filepath.Dir(s.Bin) == dir
+		}
+		if !used {
+			say("removing the unused build %s", dir)
+			if err := os.RemoveAll(dir); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func installPackages() error {
@@ -249,7 +281,7 @@ func fetchPrograms(bin string) error {
 	}
 	defer os.RemoveAll(temporary)
 	if !onPath("apt-get") {
-		return fmt.Errorf("no apt-get here; put these into %s yourself: etcd containerd containerd-shim-runc-v2 ctr runc cni/", bin)
+		return fmt.Errorf("no apt-get here; put these into %s yourself: containerd containerd-shim-runc-v2 ctr runc cni/", bin)
 	}
 	if err := unpack(temporary, packages...); err != nil {
 		return err
@@ -296,7 +328,11 @@ func buildTools(bin string) error {
 		}
 		defer os.RemoveAll(temporary)
 		say("building %s (%s)", tool.folder, strings.Join(tool.programs, ", "))
-		cmd := exec.Command("go", "build", "-v", "-trimpath", "-ldflags", flags, "-o", temporary+"/", tool.target)
+		output := temporary + "/" // a folder: each program gets its own name
+		if len(tool.programs) == 1 {
+			output += tool.programs[0]
+		}
+		cmd := exec.Command("go", "build", "-v", "-trimpath", "-ldflags", flags, "-o", output, tool.target)
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if err := withProgress(tool.folder, cmd); err != nil {

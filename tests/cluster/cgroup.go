@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// cgroupMounts lists the hierarchies: one on cgroup v2, one for each controller on v1.
+// cgroupMounts lists the hierarchies: one on cgroup v2; on v1 one for each controller and perhaps a v2 one beside them.
 func cgroupMounts() (mounts []string, unified bool, err error) {
 	data, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
@@ -23,10 +23,10 @@ func cgroupMounts() (mounts []string, unified bool, err error) {
 			continue
 		}
 		switch {
-		case strings.HasPrefix(after, "cgroup "):
-			mounts = append(mounts, fields[4])
 		case strings.HasPrefix(after, "cgroup2 ") && fields[4] == "/sys/fs/cgroup":
 			return []string{fields[4]}, true, nil
+		case strings.HasPrefix(after, "cgroup ") || strings.HasPrefix(after, "cgroup2 "):
+			mounts = append(mounts, fields[4])
 		}
 	}
 	if len(mounts) == 0 {
@@ -71,6 +71,27 @@ func makeCgroup(s *State, node string) (string, error) {
 	return "/" + s.cgroupName() + "/" + node, nil
 }
 
+// systemCgroup holds what machines run beside pods. Whoever started the cluster may end, with its group.
+const systemCgroup = "system"
+
+// joinCgroup moves a process, and so all its children, into a control group of the cluster.
+func joinCgroup(s *State, name string, pid int) error {
+	group, err := makeCgroup(s, name)
+	if err != nil {
+		return err
+	}
+	mounts, _, err := cgroupMounts()
+	if err != nil {
+		return err
+	}
+	for _, mount := range mounts {
+		if err := os.WriteFile(filepath.Join(mount, group, "cgroup.procs"), []byte(fmt.Sprint(pid)), 0o644); err != nil {
+			return fmt.Errorf("failed to move process %d into a control group: %w", pid, err)
+		}
+	}
+	return nil
+}
+
 // enableControllers passes every controller of a v2 group on to its children.
 func enableControllers(group string) error {
 	available, err := os.ReadFile(filepath.Join(group, "cgroup.controllers"))
@@ -90,14 +111,14 @@ func enableControllers(group string) error {
 	return nil
 }
 
-// removeCgroups removes the groups of a cluster that has ended, the innermost first.
-func removeCgroups(s *State) error {
+// removeCgroups removes the groups below a cluster's or a node's that has ended, the innermost first.
+func removeCgroups(name string) error {
 	mounts, _, err := cgroupMounts()
 	if err != nil {
 		return err
 	}
 	for _, mount := range mounts {
-		root := filepath.Join(mount, s.cgroupName())
+		root := filepath.Join(mount, name)
 		var groups []string
 		filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 			if err == nil && entry.IsDir() {

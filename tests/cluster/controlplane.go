@@ -65,6 +65,7 @@ func startControl(s *State) error {
 				"--listen-peer-urls=http://127.0.0.1:2380",
 				"--initial-advertise-peer-urls=http://127.0.0.1:2380",
 				"--initial-cluster=control=http://127.0.0.1:2380",
+				"--unsafe-no-fsync",
 				"--auto-compaction-mode=periodic", "--auto-compaction-retention=10m",
 				"--log-level=warn", "--logger=zap")},
 			{Name: "kube-apiserver", Wait: "tcp:" + s.controlIP() + ":6443", Args: bin("kube-apiserver",

@@ -109,8 +109,8 @@ func tarOf(files map[string][]byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// buildImage builds a Containerfile with buildah, with its store in the cache so that unchanged layers are kept, and
-// saves it as a docker archive. The base root can be copied by `COPY --from=base . /`.
+// buildImage builds a Containerfile with buildah and saves the image as a docker archive. The Containerfile can copy
+// the base root with `COPY --from=base . /`, as it can with `docker build --build-context base=DIR`.
 func buildImage(o *options) error {
 	if o.image == "" || o.toTar == "" {
 		return errors.New("`cluster image` needs --name and --out")
@@ -123,35 +123,32 @@ func buildImage(o *options) error {
 	if err != nil {
 		return err
 	}
-	// buildah does not replace an archive.
-	temporary := fmt.Sprintf("%s.%d", out, os.Getpid())
-	defer os.Remove(temporary)
-	store := []string{"--root", filepath.Join(cache, "buildah"), "--runroot", filepath.Join(os.TempDir(), "quorumail-buildah")}
 	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
 		return err
 	}
-	defer os.RemoveAll(store[3])
-	// Everything is on this disk: layers are links or plain copies, no mounts are needed.
-	store = append(store, "--storage-driver", "vfs")
-	args := append([]string{}, store...)
-	args = append(args, "bud", "--isolation", "chroot", "--layers=false", "--pull-never", "--network", "none",
-		"--build-context", "base="+filepath.Join(cache, "base-root"),
-		"--tag", o.image, "--file", o.containerfile)
+	// The archive is what counts: a store that stays would only grow.
+	store, err := os.MkdirTemp(filepath.Dir(out), ".image-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(store)
+	buildah := func(verb string, args ...string) *exec.Cmd {
+		where := []string{"--root", filepath.Join(store, "root"), "--runroot", filepath.Join(store, "run"), "--storage-driver", "vfs", verb}
+		return exec.Command("buildah", append(where, args...)...)
+	}
+	args := []string{"--isolation", "chroot", "--layers=false", "--pull-never",
+		"--build-context", "base=" + filepath.Join(cache, "base-root"), "--tag", o.image, "--file", o.containerfile}
 	for _, a := range o.buildArgs {
 		args = append(args, "--build-arg", a)
 	}
-	if err := run(exec.Command("buildah", append(args, o.context)...)); err != nil {
+	if err := run(buildah("bud", append(args, o.context)...)); err != nil {
 		return err
 	}
-	push := append(append([]string{}, store...), "push", "--quiet", o.image, "docker-archive:"+temporary+":"+o.image)
-	if err := run(exec.Command("buildah", push...)); err != nil {
+	archive := filepath.Join(store, "image.tar")
+	if err := run(buildah("push", "--quiet", o.image, "docker-archive:"+archive+":"+o.image)); err != nil {
 		return err
 	}
-	// The archive is what counts; the store would only grow.
-	if err := run(exec.Command("buildah", append(append([]string{}, store...), "rmi", "--all", "--force")...)); err != nil {
-		return err
-	}
-	return os.Rename(temporary, out)
+	return os.Rename(archive, out)
 }
 
 // load imports archives into the containerd of each node, all nodes at the same time.

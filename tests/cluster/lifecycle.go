@@ -188,8 +188,12 @@ func remove(s *State) error {
 		}()
 	}
 	wg.Wait()
-	// With the machines went their namespaces, and with these all mounts, links and routes.
-	errs = append(errs, removeCgroups(s))
+	// With the machines went their namespaces and mounts. The link goes with its routes, but by itself only when the
+	// last half-closed connection in its other namespace has timed out.
+	if s.Control.PID != 0 {
+		ip(0, "link del "+s.hostLink())
+	}
+	errs = append(errs, removeCgroups(s.cgroupName()))
 	for i := len(s.MadeFolders) - 1; i >= 0; i-- {
 		if err := os.Remove(s.MadeFolders[i]); err != nil && !errors.Is(err, os.ErrNotExist) {
 			say("left in place: %v", err)

@@ -89,6 +89,9 @@ func startMachine(s *State, name string, m *Machine, connect func(pid int) error
 	}
 	process, err := identify(cmd.Process.Pid)
 	if err == nil {
+		err = joinCgroup(s, systemCgroup, process.PID)
+	}
+	if err == nil {
 		err = connect(process.PID)
 	}
 	if err == nil {
@@ -184,7 +187,6 @@ type runner struct {
 	machine *Machine
 	mu      sync.Mutex
 	running map[int]*Service
-	pauses  map[string]time.Duration
 	ending  bool
 }
 

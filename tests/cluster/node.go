@@ -66,6 +66,10 @@ func bootNode(s *State, n *Node) error {
 			return err
 		}
 	}
+	// After the start of a computer there are no groups of what it ran before; a kubelet stumbles over them.
+	if err := removeCgroups(filepath.Join(s.cgroupName(), n.Name)); err != nil {
+		return err
+	}
 	cgroup, err := makeCgroup(s, n.Name)
 	if err != nil {
 		return err
