@@ -94,7 +94,6 @@ images: ## The container image, release build, as out/quorumail.tar
 image-archive:
 	$(call say,Building the image $(IMAGE))
 	rm -rf $(OUT)/image && mkdir -p $(OUT)/image/bin
-	cp -a $$($(OUT)/cluster base-image) $(OUT)/image/base
 	for program in mailnode operator quorumail; do \
 	  objcopy --strip-debug $(BIN)/$$program $(OUT)/image/bin/$$program; done
 	$(OUT)/cluster image --name $(IMAGE) --containerfile Containerfile --context $(OUT)/image --out $(OUT)/quorumail.tar
