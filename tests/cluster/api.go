@@ -92,11 +92,11 @@ func (a *API) call(method, path string, body, out any) error {
 
 func (a *API) get(path string, out any) error { return a.call(http.MethodGet, path, nil, out) }
 
-// ensure creates an object unless it exists.
+// ensure creates an object unless it exists. path is that of its collection.
 func (a *API) ensure(path string, o object) error {
-	err := a.call(http.MethodPost, path, o, nil)
-	if isStatus(err, http.StatusConflict) {
-		return nil
+	err := a.get(fmt.Sprintf("%s/%s", path, o["metadata"].(object)["name"]), nil)
+	if isStatus(err, http.StatusNotFound) {
+		err = a.call(http.MethodPost, path, o, nil)
 	}
 	return err
 }

@@ -60,6 +60,25 @@ func startNode(s *State, name string) error {
 	return nil
 }
 
+// returnNode starts a node and waits until it is Ready.
+func returnNode(s *State, name string) error {
+	if err := startNode(s, name); err != nil {
+		return err
+	}
+	if err := s.save(); err != nil { // before the wait, which may be interrupted
+		return err
+	}
+	n, err := s.node(name)
+	if err != nil {
+		return err
+	}
+	api, err := newAPI(s)
+	if err != nil {
+		return err
+	}
+	return waitNodes(s, api, []*Node{n})
+}
+
 func execInNode(cluster, name string, args []string) error {
 	s, err := running(cluster)
 	if err != nil {

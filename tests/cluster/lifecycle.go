@@ -129,13 +129,22 @@ func makeUsable(s *State, cache string, booted []*Node) error {
 	if loadError != nil {
 		return loadError
 	}
+	return waitNodes(s, api, s.Nodes)
+}
+
+// waitNodes waits until nodes are Ready, but for those that are cut off.
+func waitNodes(s *State, api *API, nodes []*Node) error {
 	return wait("the nodes", func() error {
 		ready, err := api.nodeReady()
 		if err != nil {
 			return err
 		}
-		for _, n := range s.Nodes {
-			if !ready[n.Name] && len(n.CutFrom) == 0 {
+		for _, n := range nodes {
+			if len(n.CutFrom) > 0 {
+				continue
+			}
+			// The API server may not have noticed yet that the node was away.
+			if !ready[n.Name] || !answers("tcp:"+s.nodeIP(n)+":10250", time.Second) {
 				return fmt.Errorf("node %s is not Ready", n.Name)
 			}
 		}

@@ -176,7 +176,7 @@ func command(args []string) error {
 		if err := want(1, "the name of a node"); err != nil {
 			return err
 		}
-		return withCluster(o, func(s *State) error { return startNode(s, rest[0]) })
+		return withCluster(o, func(s *State) error { return returnNode(s, rest[0]) })
 	case "node exec":
 		if len(rest) < 2 {
 			return fmt.Errorf("`cluster node exec` needs the name of a node and a command")

@@ -34,6 +34,14 @@ func (s *State) server() string          { return "https://" + s.controlIP() + "
 func (s *State) dnsIP() string           { return s.serviceIP(10) }
 func (s *State) hostLink() string        { return s.Name + "0" }
 
+// mac gives every machine an address that stays. A bridge left to itself takes that of one of its ports, another one
+// whenever a node comes or goes, and all who know the old one lose the control machine for a while.
+func (s *State) mac(index int) string {
+	var a, b int
+	fmt.Sscanf(s.Network, "%d.%d", &a, &b)
+	return fmt.Sprintf("02:71:%02x:%02x:00:%02x", a, b, index)
+}
+
 // ip runs a batch of `ip` commands, on the host (pid 0) or in the network of a machine.
 func ip(pid int, commands ...string) error {
 	cmd := exec.Command("ip", "-batch", "-")
@@ -84,7 +92,7 @@ func connectControl(s *State) func(pid int) error {
 		}
 		if err := ip(pid, append([]string{
 			"link set lo up",
-			"link add br0 type bridge",
+			"link add br0 address " + s.mac(0) + " type bridge",
 			"link set host master br0 up",
 			"addr add " + s.controlIP() + "/24 dev br0",
 			"link set br0 up",
@@ -125,6 +133,7 @@ func connectNode(s *State, n *Node) func(pid int) error {
 		}
 		if err := ip(pid, append([]string{
 			"link set lo up",
+			"link set eth0 address " + s.mac(n.Index),
 			"addr add " + s.nodeIP(n) + "/24 dev eth0",
 			"link set eth0 up",
 			"route add default via " + s.controlIP(),

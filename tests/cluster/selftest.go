@@ -256,9 +256,14 @@ func (t *selftester) sourceAddresses() error {
 func (t *selftester) names() error {
 	for _, name := range []string{"front", "front." + selftestNamespace + ".svc.cluster.local"} {
 		for _, p := range t.pods {
+			url := "http://" + name + "/"
+			// The nodes hear of a new Service a moment after its pods are Ready.
+			if err := within(5*time.Second, func() error { _, err := p.reach(url); return err }); err != nil {
+				return err
+			}
 			// Enough times to be sent to each pod, the caller itself included.
 			for range 6 {
-				if _, err := p.reach("http://" + name + "/"); err != nil {
+				if _, err := p.reach(url); err != nil {
 					return err
 				}
 			}
@@ -356,6 +361,11 @@ func (t *selftester) missed(p testPod) error {
 		if err == nil && ready[p.node] {
 			err = fmt.Errorf("%s is still Ready", p.node)
 		}
+		for _, n := range t.state.Nodes {
+			if err == nil && n.Name != p.node && !ready[n.Name] {
+				err = fmt.Errorf("%s is lost, but %s is not Ready either", p.node, n.Name)
+			}
+		}
 		return err
 	}); err != nil {
 		return err
@@ -425,7 +435,7 @@ func (t *selftester) loss() error {
 	}
 	missed := t.missed(p)
 	begin := time.Now()
-	if err := t.change(func(s *State) error { return startNode(s, p.node) }); err != nil {
+	if err := t.change(func(s *State) error { return returnNode(s, p.node) }); err != nil {
 		return err
 	}
 	if missed != nil {

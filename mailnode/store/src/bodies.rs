@@ -1,7 +1,15 @@
-//! Where message bodies lie. The state machine keeps references; the bytes stay in the node's journal.
+//! Where message bodies lie. The index keeps references; the bytes stay in the node's journal.
+
+use std::sync::mpsc;
 
 use bytes::Bytes;
-use quorumail_journal::Position;
+use quorumail_journal::{Journal, Position, Record, StreamId};
+
+/// The stream of bodies that came in snapshots: they belong to no log, and whoever reads the journal for the logs
+/// passes over them.
+pub const KEPT_BODIES: StreamId = StreamId(u32::MAX);
+/// Longest body that is kept, in bytes; the longest record of a journal with the usual limits.
+const MAX_KEPT_BODY: usize = 96 << 20;
 
 /// Bytes inside a record of this node's journal. Local to a replica: never part of what replicas compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -22,6 +30,44 @@ pub trait Bodies: Send + Sync {
     /// Keeps bodies that arrived in a snapshot, and not in the log; they are durable on return. References are in the
     /// order of the bodies.
     fn keep(&self, bodies: Vec<Bytes>) -> Result<Vec<BodyRef>, String>;
+}
+
+/// Bodies in the node's journal.
+#[derive(Clone)]
+pub struct JournalBodies {
+    journal: Journal,
+}
+
+impl JournalBodies {
+    /// Bodies of the logs in this journal, and kept ones next to them in [`KEPT_BODIES`].
+    pub fn new(journal: Journal) -> Self {
+        Self { journal }
+    }
+}
+
+impl Bodies for JournalBodies {
+    fn read(&self, body: BodyRef, prefix: Option<u32>) -> Result<Bytes, String> {
+        let len = prefix.map_or(body.len, |prefix| prefix.min(body.len));
+        let bytes =
+            self.journal.read_range(body.record, body.offset, len).map_err(|error| error.to_string())?;
+        // A slice keeps its whole record in memory: not for the headers of large messages.
+        Ok(if len < body.record.len / 2 { Bytes::copy_from_slice(&bytes) } else { bytes })
+    }
+
+    fn keep(&self, bodies: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
+        if let Some(long) = bodies.iter().find(|body| body.len() > MAX_KEPT_BODY) {
+            return Err(format!("a body of {} bytes is longer than {MAX_KEPT_BODY}", long.len()));
+        }
+        let records =
+            bodies.into_iter().map(|body| Record { stream: KEPT_BODIES, payload: vec![body] }).collect();
+        let (tell, told) = mpsc::sync_channel(1);
+        let positions = self.journal.append(records, move || {
+            // The receiver waits below.
+            let _ = tell.send(());
+        });
+        told.recv().map_err(|_| "the journal ended before the bodies were on disk".to_owned())?;
+        Ok(positions.into_iter().map(|record| BodyRef { record, offset: 0, len: record.len }).collect())
+    }
 }
 
 impl BodyRef {

@@ -30,7 +30,7 @@ mod txn;
 use quorumail_message::{Address, Domain};
 
 pub use apply::REMEMBERED_COMMANDS;
-pub use bodies::{Bodies, BodyRef};
+pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
 pub use command::{Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome};
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
