@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
-use openraft::storage::{
-    ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine,
-};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use tokio::sync::watch;
 
 use crate::fatal::Fatal;
@@ -38,9 +36,8 @@ impl Applied {
     pub(crate) fn decode(group: GroupId, bytes: &[u8]) -> Result<Applied, MachineError> {
         let wrong = |reason: String| MachineError { group: group.0, reason };
         match bytes.split_first() {
-            Some((&POSITION_FORMAT, rest)) => {
-                postcard::from_bytes(rest).map_err(|error| wrong(format!("position cannot be decoded: {error}")))
-            }
+            Some((&POSITION_FORMAT, rest)) => postcard::from_bytes(rest)
+                .map_err(|error| wrong(format!("position cannot be decoded: {error}"))),
             _ => Err(wrong("position has an unknown format".into())),
         }
     }
@@ -141,7 +138,10 @@ impl Adapter {
         let started = std::time::Instant::now();
         let answers = tokio::task::spawn_blocking(move || machine.apply(group, commands, &position))
             .await
-            .map_err(|error| MachineError { group: group.0, reason: format!("apply did not finish: {error}") })
+            .map_err(|error| MachineError {
+                group: group.0,
+                reason: format!("apply did not finish: {error}"),
+            })
             .flatten()
             .map_err(|error| self.stop(error))?;
         self.counters.applied(count, started.elapsed());
@@ -167,13 +167,15 @@ impl RaftStateMachine<TypeConfig> for Adapter {
     {
         loop {
             let Some(first) = entries.next().await else { return Ok(()) };
-            let first = first.inspect_err(|error| self.fatal.report(format!("group {}: {error}", self.group.0)))?;
+            let first =
+                first.inspect_err(|error| self.fatal.report(format!("group {}: {error}", self.group.0)))?;
             let mut bytes = command_bytes(&first.0);
             let mut batch = vec![first];
             // Whatever is there without waiting goes into the same call.
             while batch.len() < MAX_APPLY_ENTRIES && bytes < BATCH_BYTES as usize {
                 let Some(Some(entry)) = entries.next().now_or_never() else { break };
-                let entry = entry.inspect_err(|error| self.fatal.report(format!("group {}: {error}", self.group.0)))?;
+                let entry = entry
+                    .inspect_err(|error| self.fatal.report(format!("group {}: {error}", self.group.0)))?;
                 bytes += command_bytes(&entry.0);
                 batch.push(entry);
             }
@@ -189,7 +191,11 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         ManifestBuilder(self.applied.meta())
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
         let SnapshotData::Received(writer) = snapshot else {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };
@@ -198,7 +204,10 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         let (group, position) = (self.group, installed.encode());
         tokio::task::spawn_blocking(move || writer.finish(&position))
             .await
-            .map_err(|error| MachineError { group: group.0, reason: format!("install did not finish: {error}") })
+            .map_err(|error| MachineError {
+                group: group.0,
+                reason: format!("install did not finish: {error}"),
+            })
             .flatten()
             .map_err(|error| self.stop(error))?;
         tracing::info!(group = group.0, last = ?meta.last_log_id, "installed a snapshot");
@@ -208,12 +217,12 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         Ok(())
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<Snapshot>, io::Error>
-    {
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         // The state machine is its own snapshot at all times; it is opened when it is sent.
-        Ok(self.applied.last.map(|_| Snapshot { meta: self.applied.meta(), snapshot: SnapshotData::OnDemand }))
+        Ok(self
+            .applied
+            .last
+            .map(|_| Snapshot { meta: self.applied.meta(), snapshot: SnapshotData::OnDemand }))
     }
 }
 
@@ -223,10 +232,7 @@ pub(crate) struct ManifestBuilder(SnapshotMeta);
 impl RaftSnapshotBuilder<TypeConfig> for ManifestBuilder {
     type SnapshotData = SnapshotData;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> Result<Snapshot, io::Error>
-    {
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         Ok(Snapshot { meta: self.0.clone(), snapshot: SnapshotData::OnDemand })
     }
 }

@@ -59,7 +59,13 @@ pub struct Config {
 
 impl Config {
     /// The defaults of production.
-    pub fn new(node: NodeId, cluster: impl Into<String>, peers: Vec<Peer>, partitions: u32, replicas: usize) -> Config {
+    pub fn new(
+        node: NodeId,
+        cluster: impl Into<String>,
+        peers: Vec<Peer>,
+        partitions: u32,
+        replicas: usize,
+    ) -> Config {
         Config {
             node,
             cluster: cluster.into(),

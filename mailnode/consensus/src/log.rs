@@ -122,8 +122,11 @@ impl Contents {
         match record::decode(payload)? {
             Decoded::Entry(id) => self.push(id, position).map_err(record::DecodeError)?,
             Decoded::Vote(vote) => {
-                if self.vote.is_some_and(|known| !(vote >= known)) {
-                    return Err(record::DecodeError(format!("vote goes back from {:?} to {vote}", self.vote)));
+                if self.vote.is_some_and(|known| vote < known) {
+                    return Err(record::DecodeError(format!(
+                        "vote goes back from {:?} to {vote}",
+                        self.vote
+                    )));
                 }
                 self.vote = Some(vote);
             }
@@ -141,7 +144,6 @@ fn cached_size(entry: &Entry) -> u64 {
     command_bytes(entry) as u64 + 128
 }
 
-#[derive(Debug)]
 struct Shared {
     group: GroupId,
     journal: Journal,
@@ -155,7 +157,7 @@ struct Shared {
 }
 
 /// The log of one group. Clones share it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct GroupLog(Arc<Shared>);
 
 /// An entry to hand out: at hand, or to be read.
@@ -181,15 +183,6 @@ impl GroupLog {
     /// Whether anything of the group has ever been stored here.
     pub(crate) fn is_initialised(&self) -> bool {
         self.0.contents.lock().last().is_some()
-    }
-
-    /// Whether a vote has been stored here: the replica has taken part in an election.
-    pub(crate) fn has_voted(&self) -> bool {
-        self.0.contents.lock().vote.is_some()
-    }
-
-    pub(crate) fn last(&self) -> Option<LogId> {
-        self.0.contents.lock().last()
     }
 
     /// Whether this replica may vote: it knows all that had been committed with its help before it lost its disk.
@@ -267,8 +260,11 @@ impl GroupLog {
         }
         self.0.disk_reads.fetch_add(on_disk.len() as u64, Ordering::Relaxed);
         let log = self.clone();
-        let read = move || on_disk.into_iter().map(|(id, position)| log.read_one(id, position)).collect();
-        let mut read: Vec<Entry> = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        let read = move || {
+            let read = on_disk.into_iter().map(|(id, position)| log.read_one(id, position));
+            read.collect::<io::Result<Vec<Entry>>>()
+        };
+        let mut read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
         // The cache holds the newest entries, so what came from disk comes first.
         read.append(&mut entries);
         Ok(read)

@@ -29,7 +29,7 @@ pub const COMMAND_OFFSET: u32 = 19;
 /// A record that cannot be understood.
 #[derive(Debug, thiserror::Error)]
 #[error("journal record of a group cannot be decoded: {0}")]
-pub struct DecodeError(pub(crate) String);
+pub(crate) struct DecodeError(pub(crate) String);
 
 /// What a record says.
 #[derive(Debug)]
@@ -179,7 +179,9 @@ mod tests {
         assert!(matches!(read.payload, Payload::Membership(found) if found == membership));
 
         let vote = Vote::new_committed(5, 2);
-        assert!(matches!(decode(&joined(encode_vote(&vote))).unwrap(), Decoded::Vote(found) if found == vote));
+        assert!(
+            matches!(decode(&joined(encode_vote(&vote))).unwrap(), Decoded::Vote(found) if found == vote)
+        );
         let id = log_id(5, 9);
         assert!(matches!(decode(&joined(encode_purge(&id))).unwrap(), Decoded::Purge(found) if found == id));
         assert!(matches!(decode(&joined(encode_truncate(&None))).unwrap(), Decoded::Truncate(None)));

@@ -6,7 +6,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::types::{
-    AppendRequest, AppendResult, Command, Entry, LogId, Membership, Payload, SnapshotMeta, Vote, log_id, term_of,
+    AppendRequest, AppendResult, Command, Entry, LogId, Membership, Payload, SnapshotMeta, Vote, log_id,
+    term_of,
 };
 
 /// Version of the encodings below.
@@ -157,7 +158,10 @@ mod tests {
         assert_eq!((frame.group, frame.session, bytes), (4, 9, 8));
         let received = decode_append(frame).unwrap();
         assert_eq!(received.entries, sent.entries);
-        assert_eq!((received.vote, received.prev_log_id, received.leader_commit), (sent.vote, sent.prev_log_id, sent.leader_commit));
+        assert_eq!(
+            (received.vote, received.prev_log_id, received.leader_commit),
+            (sent.vote, sent.prev_log_id, sent.leader_commit)
+        );
     }
 
     #[test]
