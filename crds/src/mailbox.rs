@@ -21,6 +21,7 @@ use crate::{ClusterRef, DeletionPolicy, SecretKeyRef, Size, Span};
     status = "MailboxStatus",
     derive = "PartialEq",
     doc = "An account: an address that receives mail, and a person or program that logs in with it.",
+    validation = Rule::new("self.metadata.name.size() <= 240").message("the name of a Mailbox may have at most 240 characters: the Secret <name>-credentials is named after it"),
     printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
     printcolumn(
         name = "Ready",

@@ -84,6 +84,7 @@ impl Credential {
         Ok(if is_hash(text) { Self::Hash(hidden) } else { Self::Password(hidden) })
     }
 
+    /// What goes into a revision.
     fn parts(&self) -> (&'static str, &str) {
         match self {
             Self::None => ("none", ""),
@@ -278,6 +279,8 @@ pub struct Desired {
     pub remove_mailboxes: BTreeMap<String, u64>,
     /// Domains to remove, after the mailboxes.
     pub remove_domains: BTreeSet<String>,
+    /// Domains that are neither put nor removed for now.
+    pub leave_domains: BTreeSet<String>,
 }
 
 /// What to do with entries that were put from resources which are not there any more.
@@ -378,7 +381,8 @@ pub fn diff(desired: &Desired, listing: &Listing, key: &FingerprintKey, orphans:
         staying.chain(desired.mailboxes.keys()).map(|address| domain_of(address)).collect();
     let gone = |domain: &String, revision: &str| {
         let orphan = revision.starts_with(REVISION_PREFIX) && !in_use.contains(domain.as_str());
-        !desired.domains.contains_key(domain) && (desired.remove_domains.contains(domain) || orphan)
+        let named = desired.domains.contains_key(domain) || desired.leave_domains.contains(domain);
+        !named && (desired.remove_domains.contains(domain) || orphan)
     };
     let going_domains: Vec<_> = listing
         .domains

@@ -84,6 +84,8 @@ fn removals_come_first_and_domains_after_their_mailboxes() {
 fn a_missing_resource_alone_takes_no_mailbox_away() {
     let before = listing(&desired(&["x.org", "empty.org"], &["a@x.org"]));
     assert_eq!(kept(&Desired::default(), &before), [Step::DeleteDomain("empty.org".into())]);
+    let left = Desired { leave_domains: ["empty.org".to_owned()].into(), ..Desired::default() };
+    assert!(kept(&left, &before).is_empty());
 }
 
 #[test]
