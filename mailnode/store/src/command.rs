@@ -163,6 +163,11 @@ pub enum Op {
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
 pub type Outcome = Result<Applied, Refusal>;
 
+/// The bytes that applying a command answers.
+pub fn encode_outcome(outcome: &Outcome) -> Bytes {
+    postcard::to_stdvec(outcome).expect("an outcome holds no type that postcard refuses").into()
+}
+
 /// Reads the encoded outcome of a command, as applying it answers; none for other bytes.
 pub fn decode_outcome(bytes: &[u8]) -> Option<Outcome> {
     postcard::from_bytes(bytes).ok()

@@ -9,7 +9,7 @@
 //! stays bounded, and readers see the old state or the new one.
 
 use bytes::{Buf, Bytes};
-use fjall::{Iter, PersistMode, Readable, Snapshot};
+use fjall::{Iter, Readable, Snapshot};
 
 use crate::{
     BodyRef, Store, StoreError, accounts, keys, records,
@@ -245,7 +245,8 @@ impl SnapshotWriter {
         }
         let old = std::mem::replace(&mut *space, self.space);
         self.finished = true;
-        inner.database.persist(PersistMode::SyncAll)?;
+        self.store.committed();
+        self.store.checkpoint()?;
         drop(space);
         self.store.announce(vec![Change::Group { group: self.group }]);
         self.store.clear_space(old)
