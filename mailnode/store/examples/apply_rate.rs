@@ -139,5 +139,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let store = Store::open(dir.path(), Arc::new(NoBodies))?;
     println!("restart: {:?}", started.elapsed());
     println!("{} mailboxes, memory {}", store.directory().mailboxes().len(), memory());
+    let purge = Command {
+        id: CommandId(u128::MAX),
+        at: Timestamp(1),
+        op: Op::PurgeMailbox(mailbox),
+        body: Bytes::new(),
+    };
+    let record = Position { segment: 1, offset: u64::MAX, len: 100 };
+    let started = Instant::now();
+    store.apply(1, vec![LogCommand { index: u64::MAX, command: purge.encode(), record, offset: 0 }], b"")?;
+    println!("purging {} messages: {:?}, memory {}", messages.len(), started.elapsed(), memory());
     Ok(())
 }

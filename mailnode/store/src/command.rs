@@ -198,7 +198,8 @@ pub enum Applied {
     Folder(FolderId),
     /// Of [`Op::StoreFlags`]: what was changed, and what was left alone because of `unchanged_since`.
     Stored {
-        /// UID, new MODSEQ and new flags.
+        /// UID, MODSEQ and flags as they are now, ascending by UID; with its old MODSEQ, a message that had the flags
+        /// already.
         changed: Vec<(Uid, ModSeq, Flags)>,
         /// RFC 7162 3.1.3 MODIFIED.
         modified: Vec<Uid>,

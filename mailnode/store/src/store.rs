@@ -165,7 +165,10 @@ impl Store {
         txn.put(vec![keys::POSITION], position.to_vec());
         let mut index = self.0.database.batch();
         let effects = txn.fill(&mut index);
-        {
+        if effects.queue.is_empty() {
+            // Readers of the queue need not wait, however long the index lets writers wait for its disk.
+            index.commit()?;
+        } else {
             let mut queue = group.queue.write();
             index.commit()?;
             queue.apply(&effects.queue);
@@ -372,7 +375,7 @@ impl Store {
     }
 
     /// Spaces in which there is a key.
-    fn spaces(&self) -> Result<BTreeSet<u32>, StoreError> {
+    pub(crate) fn spaces(&self) -> Result<BTreeSet<u32>, StoreError> {
         let mut found = BTreeSet::new();
         let mut next = keys::ROOT + 1;
         while let Some(guard) = self.0.keyspace.range(next.to_be_bytes()..).next() {
