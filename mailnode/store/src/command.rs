@@ -5,8 +5,8 @@ use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry, QueueId,
-    QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
+    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry,
+    QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
 };
 
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command.
@@ -163,6 +163,11 @@ pub enum Op {
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
 pub type Outcome = Result<Applied, Refusal>;
 
+/// Reads the encoded outcome of a command, as applying it answers; none for other bytes.
+pub fn decode_outcome(bytes: &[u8]) -> Option<Outcome> {
+    postcard::from_bytes(bytes).ok()
+}
+
 /// The answer of a command that took effect (or had already).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
@@ -247,7 +252,9 @@ impl Command {
             .expect("a command head always encodes: it holds no type that postcard refuses");
         let mut out = Vec::with_capacity(5 + head.len() + self.body.len());
         out.push(COMMAND_FORMAT);
-        out.extend_from_slice(&(u32::try_from(head.len()).expect("a command head is far below 4 GiB")).to_le_bytes());
+        out.extend_from_slice(
+            &(u32::try_from(head.len()).expect("a command head is far below 4 GiB")).to_le_bytes(),
+        );
         out.extend_from_slice(&head);
         out.extend_from_slice(&self.body);
         out.into()

@@ -1,0 +1,12 @@
+//! The store's promises, tested from outside on real indexes.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod crashes;
+mod determinism;
+mod directory;
+mod mailboxes;
+mod model;
+mod queue;
+mod snapshots;
+mod world;
