@@ -208,7 +208,10 @@ async fn nothing_acknowledged_is_lost_while_nodes_crash_at_random() {
         writer.await.expect("the writer ends");
     }
     let cluster = cluster.read().await;
-    cluster.node(0).propose(1, u64::MAX, b"end", PATIENCE).await.expect("acknowledged");
+    for group in 0..=GROUPS {
+        let outcome = cluster.node(0).propose(group, u64::MAX, b"end", PATIENCE).await;
+        assert!(outcome.is_ok(), "group {group} is stuck, SEED={seed}: {}", cluster.explain(group));
+    }
     cluster.settled().await;
     let acknowledged = acknowledged.lock().clone();
     println!("{} of {} commands acknowledged", acknowledged.len(), next.load(Ordering::Relaxed));

@@ -178,6 +178,16 @@ impl Cluster {
         }
     }
 
+    /// What every node thinks of the group, for a failed test.
+    pub fn explain(&self, group: u32) -> String {
+        let describe = |(id, node): (&NodeId, &Node)| {
+            let status = node.consensus.status().into_iter().find(|status| status.group.0 == group);
+            let fatal = futures::FutureExt::now_or_never(node.consensus.fatal());
+            format!("node {id}: {status:?}, fatal {fatal:?}\n")
+        };
+        self.nodes.iter().map(describe).collect()
+    }
+
     pub async fn ready(&self) {
         until("all nodes to be ready", || {
             self.nodes.values().all(|node| node.consensus.ready().is_ok()).then_some(())
@@ -188,11 +198,24 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        for node in self.nodes.values_mut() {
-            if let Some(runtime) = node.runtime.take() {
-                runtime.shutdown_background();
+        // A journal whose directory goes away under it ends the process, so all must be closed before that. Runtimes
+        // may only be waited for outside of the test's own.
+        let nodes = std::mem::take(&mut self.nodes);
+        let journals: Vec<PathBuf> =
+            (0..self.peers.len()).map(|id| self.dir(id as NodeId).join("journal")).collect();
+        let close = move || {
+            for mut node in nodes.into_values() {
+                node.runtime.take().expect("the node runs").shutdown_timeout(PATIENCE);
             }
-        }
+            let deadline = Instant::now() + PATIENCE;
+            for journal in journals.into_iter().filter(|journal| journal.exists()) {
+                while open_log(Options::new(&journal)).is_err() && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        };
+        // A panic in there has been reported already.
+        let _ = std::thread::spawn(close).join();
     }
 }
 
