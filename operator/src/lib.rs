@@ -1,1 +1,22 @@
-//! quorumail-operator
+//! The operator and the command line: what turns resources into a running, truthful mail cluster.
+//!
+//! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
+//! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
+//! [`admin`] speaks to the mailnodes. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
+//! watches, [`mailcluster`] and [`accounts`] reconcile, [`lease`] elects.
+
+pub mod accounts;
+pub mod admin;
+pub mod directory;
+pub mod events;
+pub mod http;
+pub mod lease;
+pub mod mailbox;
+pub mod mailcluster;
+pub mod maildomain;
+pub mod mailnode_config;
+pub mod metrics;
+pub mod pki;
+pub mod settings;
+pub mod status;
+pub mod stores;

@@ -1,2 +1,115 @@
-//! Placeholder until the room is built.
-fn main() {}
+//! The operator: waits for the Lease, then reconciles until it is told to stop or loses the Lease.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use quorumail_operator::{
+    accounts::{self, clients::Clients},
+    events::Events,
+    http::{self, Probes},
+    lease::Election,
+    mailcluster::{self, Context},
+    metrics::Metrics,
+    settings::Settings,
+    stores::Stores,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let settings = Settings::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        anyhow::bail!("a TLS provider is installed already");
+    }
+    let metrics = Metrics::new().context("failed to register metrics")?;
+    let probes = Probes { ready: Arc::new(AtomicBool::new(false)), metrics: metrics.clone() };
+    let listener = tokio::net::TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("failed to listen on {}", settings.listen))?;
+    let ready = probes.ready.clone();
+    tokio::spawn(http::serve(listener, probes));
+
+    let client = kube::Client::try_default().await.context("failed to set up the API client")?;
+    let mut stop = stop_signal()?;
+    let identity = settings.identity.clone().unwrap_or_else(|| format!("operator-{}", std::process::id()));
+    let mut election = Election::new(client.clone(), &settings.namespace, &identity);
+    let stores = Stores::start(&client, &settings.watch_namespace);
+    tokio::select! {
+        () = stores.wait_until_ready() => ready.store(true, Ordering::Relaxed),
+        _ = stop.wait_for(|stop| *stop) => return Ok(()),
+    }
+    if !settings.no_leader_election {
+        tracing::info!(identity, "waiting for the Lease");
+        tokio::select! {
+            () = election.acquire() => {}
+            _ = stop.wait_for(|stop| *stop) => return Ok(()),
+        }
+    }
+    tracing::info!(identity, "reconciling");
+    metrics.leader.set(1);
+    let elected = !settings.no_leader_election;
+    let context = Arc::new(Context {
+        clients: Clients::new(client.clone(), stores.clone()),
+        events: Events::new(client.clone(), &identity),
+        client,
+        settings,
+        stores,
+        metrics,
+        failures: parking_lot::Mutex::new(HashMap::new()),
+    });
+    work(context, &mut election, elected, stop).await
+}
+
+/// Reconciles until the end.
+async fn work(
+    context: Arc<Context>,
+    election: &mut Election,
+    elected: bool,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+) -> anyhow::Result<()> {
+    let mut ending = stop.clone();
+    let controller = mailcluster::run(context.clone(), async move {
+        let _ = ending.wait_for(|stop| *stop).await;
+    });
+    let lost = async {
+        match elected {
+            true => election.hold().await,
+            false => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        // Ends once it is told to stop and what it was doing is done.
+        () = controller => {}
+        () = accounts::run(context) => {}
+        () = lost => anyhow::bail!("the Lease was lost; another operator works now"),
+    }
+    let _ = stop.wait_for(|stop| *stop).await;
+    if elected {
+        election.release().await.context("failed to release the Lease")?;
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Becomes true at SIGTERM or SIGINT.
+fn stop_signal() -> anyhow::Result<tokio::sync::watch::Receiver<bool>> {
+    let mut terminate = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
+    let (sender, receiver) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        sender.send_replace(true);
+        // Held: a closed channel would end waits that have not been told.
+        std::future::pending::<()>().await;
+    });
+    Ok(receiver)
+}

@@ -1,0 +1,160 @@
+//! Condition types and reasons: the only place where they are spelled out.
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff::Timestamp,
+};
+
+/// Types of conditions. Every kind has [`READY`]; the others are named at the kind that has them.
+pub mod kind {
+    /// The object does what its spec asks, as confirmed by the mailnodes.
+    pub const READY: &str = "Ready";
+    /// Something that was asked is still being brought about.
+    pub const PROGRESSING: &str = "Progressing";
+    /// It works, but with less redundancy or fewer functions than asked.
+    pub const DEGRADED: &str = "Degraded";
+    /// Reconciliation is stopped by annotation.
+    pub const PAUSED: &str = "Paused";
+    /// A mailbox uses more than nine tenths of its quota.
+    pub const NEAR_QUOTA: &str = "NearQuota";
+}
+
+/// Reasons: why a condition has the status that it has.
+pub mod reason {
+    /// All is well: every node and every replica.
+    pub const ALL_HEALTHY: &str = "AllHealthy";
+    /// A majority of mailnodes answers and every partition has a leader.
+    pub const QUORUM: &str = "Quorum";
+    /// Fewer than a majority of mailnodes answer.
+    pub const NO_QUORUM: &str = "NoQuorum";
+    /// No mailnode could be asked.
+    pub const NOT_REACHABLE: &str = "MailnodesNotReachable";
+    /// Partitions without a leader.
+    pub const LEADERLESS: &str = "PartitionsLeaderless";
+    /// Replicas are missing or behind.
+    pub const UNDER_REPLICATED: &str = "UnderReplicated";
+    /// Not all mailnodes are ready.
+    pub const NODES_NOT_READY: &str = "NodesNotReady";
+    /// Nothing is under way.
+    pub const SETTLED: &str = "Settled";
+    /// Pods are being created or replaced.
+    pub const ROLLING_OUT: &str = "RollingOut";
+    /// Objects could not be written.
+    pub const APPLY_FAILED: &str = "ApplyFailed";
+    /// The mailnodes hold what the object asks.
+    pub const SYNCED: &str = "Synced";
+    /// Waiting to be sent to the mailnodes.
+    pub const PENDING: &str = "Pending";
+    /// The mailnodes refused it as wrong.
+    pub const REFUSED: &str = "Refused";
+    /// The address or domain belongs to another object.
+    pub const CONFLICT: &str = "Conflict";
+    /// The domain of the address is not served by the cluster.
+    pub const DOMAIN_NOT_FOUND: &str = "DomainNotFound";
+    /// The MailCluster does not exist, or several could be meant.
+    pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
+    /// A referenced Secret, or the key in it, does not exist.
+    pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
+    /// A referenced Secret exists and cannot be used.
+    pub const SECRET_INVALID: &str = "SecretInvalid";
+    /// The spec cannot be served.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
+    /// By annotation.
+    pub const BY_ANNOTATION: &str = "Annotation";
+    /// The annotation is not there.
+    pub const NOT_PAUSED: &str = "NotPaused";
+    /// More than nine tenths of the quota are used.
+    pub const ABOVE_THRESHOLD: &str = "AboveThreshold";
+    /// Less than nine tenths of the quota are used, or there is none.
+    pub const BELOW_THRESHOLD: &str = "BelowThreshold";
+    /// Deletion waits for something; the message says what.
+    pub const DELETING: &str = "Deleting";
+}
+
+/// What was observed, before it is merged into the conditions of a status.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observed {
+    /// One of [`kind`].
+    pub kind: &'static str,
+    /// `None`: cannot be told (`Unknown`).
+    pub status: Option<bool>,
+    /// One of [`reason`].
+    pub reason: &'static str,
+    /// For people: what happened, to what, what to do.
+    pub message: String,
+}
+
+impl Observed {
+    /// A condition that holds.
+    pub fn yes(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, status: Some(true), reason, message: message.into() }
+    }
+
+    /// A condition that does not hold.
+    pub fn no(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, status: Some(false), reason, message: message.into() }
+    }
+
+    /// A condition of which nothing is known.
+    pub fn unknown(kind: &'static str, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { kind, status: None, reason, message: message.into() }
+    }
+
+    /// The status as the API spells it.
+    pub fn status_text(&self) -> &'static str {
+        match self.status {
+            Some(true) => "True",
+            Some(false) => "False",
+            None => "Unknown",
+        }
+    }
+}
+
+/// The new list of conditions: exactly what was observed, in that order. `lastTransitionTime` is taken over from
+/// `old` where the status is the same.
+pub fn merge(
+    old: &[Condition],
+    observed: &[Observed],
+    generation: Option<i64>,
+    now: Timestamp,
+) -> Vec<Condition> {
+    let entry = |new: &Observed| {
+        let before = old.iter().find(|c| c.type_ == new.kind && c.status == new.status_text());
+        Condition {
+            type_: new.kind.to_owned(),
+            status: new.status_text().to_owned(),
+            reason: new.reason.to_owned(),
+            message: new.message.clone(),
+            observed_generation: generation,
+            last_transition_time: before
+                .map_or_else(|| Time(truncate(now)), |c| c.last_transition_time.clone()),
+        }
+    };
+    observed.iter().map(entry).collect()
+}
+
+/// The API keeps whole seconds; a time that it would change on the way would look like a change.
+fn truncate(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// The condition of this type.
+pub fn find<'a>(conditions: &'a [Condition], kind: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|c| c.type_ == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn transition_time_moves_only_with_the_status() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let first = merge(&[], &[Observed::no(kind::READY, reason::PENDING, "waiting")], Some(1), at(100));
+        let second = merge(&first, &[Observed::no(kind::READY, reason::REFUSED, "bad")], Some(2), at(200));
+        assert_eq!(second[0].last_transition_time, first[0].last_transition_time);
+        assert_eq!((second[0].reason.as_str(), second[0].observed_generation), (reason::REFUSED, Some(2)));
+        let third = merge(&second, &[Observed::yes(kind::READY, reason::SYNCED, "")], Some(2), at(300));
+        assert_eq!(third[0].last_transition_time.0, at(300));
+    }
+}

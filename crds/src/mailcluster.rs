@@ -1,0 +1,399 @@
+//! MailCluster: the mailnodes, their storage, and how the world reaches them.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    api::core::v1::{ResourceRequirements, Toleration},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{DeletionPolicy, SecretRef, Size, Span};
+
+/// A cluster of mailnodes that replicate the mail of its domains among themselves.
+#[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "quorumail.io",
+    version = "v1alpha1",
+    kind = "MailCluster",
+    namespaced,
+    plural = "mailclusters",
+    shortname = "mc",
+    category = "quorumail",
+    status = "MailClusterStatus",
+    derive = "PartialEq",
+    doc = "A cluster of mailnodes that replicate the mail of its domains among themselves.",
+    validation = Rule::new("self.metadata.name.size() <= 40 && self.metadata.name.matches('^[a-z]([a-z0-9-]*[a-z0-9])?$')")
+        .message("the name of a MailCluster becomes the name of Services: at most 40 lower-case letters, digits and hyphens, starting with a letter"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(name = "Nodes", type_ = "integer", json_path = ".spec.nodes"),
+    printcolumn(name = "Nodes-Ready", type_ = "integer", json_path = ".status.readyNodes"),
+    printcolumn(name = "Partitions", type_ = "integer", json_path = ".status.partitions.total"),
+    printcolumn(name = "Available", type_ = "integer", json_path = ".status.partitions.available"),
+    printcolumn(name = "Under-Replicated", type_ = "integer", json_path = ".status.partitions.underReplicated"),
+    printcolumn(name = "Version", type_ = "string", json_path = ".status.version"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Message", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].message", priority = 1)
+)]
+#[serde(rename_all = "camelCase")]
+pub struct MailClusterSpec {
+    /// Number of mailnodes: 1, 3 or 5. Every message is on a majority of the replicas of its partition before it is
+    /// acknowledged; one lost node of three, or two of five, are survived. Cannot be changed yet.
+    #[serde(default = "default_nodes")]
+    #[x_kube(
+        validation = Rule::new("self in [1, 3, 5]").message("nodes must be 1, 3 or 5: an even number survives no more losses than the odd number below it"),
+        validation = Rule::new("self == oldSelf").message("nodes cannot be changed yet: make a new MailCluster with the other number"),
+    )]
+    pub nodes: u32,
+
+    /// Number of partitions that mailboxes and queues are spread over, 1 to 256. Cannot be changed yet.
+    #[serde(default = "default_partitions")]
+    #[x_kube(
+        validation = Rule::new("self >= 1 && self <= 256").message("partitions must be between 1 and 256"),
+        validation = Rule::new("self == oldSelf").message("partitions cannot be changed yet: make a new MailCluster with the other number"),
+    )]
+    pub partitions: u32,
+
+    /// Container image of the mailnodes. Without it the operator's own version is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub image: Option<String>,
+
+    /// Volumes of the mailnodes.
+    #[serde(default)]
+    pub storage: Storage,
+
+    /// CPU and memory of each mailnode. Without requests, 100m CPU and 256Mi memory are requested.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::resources")]
+    pub resources: Option<ResourceRequirements>,
+
+    /// Where mailnodes run.
+    #[serde(default)]
+    pub scheduling: Scheduling,
+
+    /// The name that the mailnodes greet with and that clients connect to, as in `mail.example.org`. Without it:
+    /// `<name>.<namespace>.svc`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(crate::host_name_rule("self")).message("hostname must be a host name in lower case, as in mail.example.org"))]
+    pub hostname: Option<String>,
+
+    /// The certificate for SMTP and IMAP clients.
+    #[serde(default)]
+    pub tls: Tls,
+
+    /// The Service that clients and other mail servers connect to.
+    #[serde(default)]
+    pub service: ServiceSpec,
+
+    /// How mail is accepted and sent on.
+    #[serde(default)]
+    pub smtp: Smtp,
+}
+
+fn default_nodes() -> u32 {
+    3
+}
+
+fn default_partitions() -> u32 {
+    16
+}
+
+/// Volumes of the mailnodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName)")
+        .message("storageClassName cannot be changed: Kubernetes does not move volumes between classes"),
+)]
+pub struct Storage {
+    /// Size of each node's volume. Cannot be changed yet.
+    #[serde(default = "default_storage_size")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("storage.size cannot be changed yet"))]
+    pub size: Size,
+
+    /// StorageClass of the volumes; without it the cluster's default. Cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("storageClassName cannot be changed: Kubernetes does not move volumes between classes"))]
+    pub storage_class_name: Option<String>,
+
+    /// Whether the volumes outlive the MailCluster (Retain) or go with it, and all mail with them (Delete).
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+}
+
+fn default_storage_size() -> Size {
+    "10Gi".parse().expect("the default size is a size")
+}
+
+impl Default for Storage {
+    fn default() -> Self {
+        Self {
+            size: default_storage_size(),
+            storage_class_name: None,
+            deletion_policy: DeletionPolicy::Retain,
+        }
+    }
+}
+
+/// Where mailnodes run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Scheduling {
+    /// Labels that a Kubernetes node must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub node_selector: BTreeMap<String, String>,
+
+    /// Taints of Kubernetes nodes that mailnodes tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::tolerations")]
+    pub tolerations: Vec<Toleration>,
+
+    /// Label of Kubernetes nodes, as `kubernetes.io/hostname`, over whose values mailnodes must be spread evenly: a pod
+    /// that cannot be placed so waits. Without it they are spread over hosts and zones as well as it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 317))]
+    pub spread: Option<String>,
+}
+
+/// The certificate for SMTP and IMAP clients: exactly one of the fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.secretName) != has(self.selfSigned)")
+        .message("tls needs exactly one of secretName and selfSigned"),
+)]
+pub struct Tls {
+    /// A Secret of type kubernetes.io/tls in the same namespace. A renewed certificate is taken up without a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub secret_name: Option<String>,
+
+    /// The operator makes and renews a self-signed certificate for the hostname in Secret `<name>-tls`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_signed: Option<SelfSigned>,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self { secret_name: None, self_signed: Some(SelfSigned {}) }
+    }
+}
+
+/// A certificate that the operator signs itself.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SelfSigned {}
+
+/// The Service that clients and other mail servers connect to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.externalTrafficPolicy) || self.type != 'ClusterIP'")
+        .message("service.externalTrafficPolicy needs service.type NodePort or LoadBalancer"),
+)]
+pub struct ServiceSpec {
+    /// ClusterIP, NodePort or LoadBalancer.
+    #[serde(default, rename = "type")]
+    pub type_: ServiceType,
+
+    /// Annotations of the Service, for load balancers and DNS controllers.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+
+    /// Local keeps the address of the client, which block lists and SPF need.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external_traffic_policy: Option<TrafficPolicy>,
+}
+
+/// Type of a Service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ServiceType {
+    /// Reached from within the Kubernetes cluster.
+    #[default]
+    #[serde(rename = "ClusterIP")]
+    ClusterIp,
+    /// Reached through a port of every Kubernetes node.
+    NodePort,
+    /// Reached through a load balancer of the surroundings.
+    LoadBalancer,
+}
+
+/// Where traffic from outside may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TrafficPolicy {
+    /// To any mailnode.
+    Cluster,
+    /// To a mailnode on the Kubernetes node where it arrived.
+    Local,
+}
+
+/// How mail is accepted and sent on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Smtp {
+    /// Larger messages are refused.
+    #[serde(default = "default_message_size")]
+    pub max_message_size: Size,
+
+    /// Sends all mail for other systems through this server. Without it mail goes to the recipients' MX hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<Relay>,
+
+    /// How long and how often delivery is tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+}
+
+fn default_message_size() -> Size {
+    "25Mi".parse().expect("the default message size is a size")
+}
+
+impl Default for Smtp {
+    fn default() -> Self {
+        Self { max_message_size: default_message_size(), relay: None, retry: None }
+    }
+}
+
+/// A server that takes all mail for other systems.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.secretRef) || self.tls != 'None'")
+        .message("smtp.relay.secretRef needs tls Opportunistic or Required: a password is never sent in the clear"),
+)]
+pub struct Relay {
+    /// Host name or IP address.
+    #[schemars(length(min = 1, max = 253))]
+    pub host: String,
+
+    /// Port.
+    #[serde(default = "default_relay_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+
+    /// Whether STARTTLS is used. With secretRef, the password is sent only once TLS is on.
+    #[serde(default)]
+    pub tls: RelayTls,
+
+    /// Secret with keys `username` and `password` to log in to the relay with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretRef>,
+}
+
+fn default_relay_port() -> u16 {
+    25
+}
+
+/// Whether STARTTLS is used towards a relay.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RelayTls {
+    /// When it is offered.
+    #[default]
+    Opportunistic,
+    /// Always; without it nothing is sent.
+    Required,
+    /// Never.
+    None,
+}
+
+/// How long and how often delivery is tried.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Retry {
+    /// Time until the second attempt; later waits double.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<Span>,
+
+    /// Longest wait between attempts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Span>,
+
+    /// A message that could not be delivered for this long is returned to its sender.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub give_up_after: Option<Span>,
+}
+
+/// What was observed of a MailCluster.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MailClusterStatus {
+    /// The metadata.generation that the status was observed for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Ready: a majority of mailnodes answers and every partition has a leader. Progressing: pods are being made or
+    /// replaced. Degraded: less redundancy than asked. Paused: by annotation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+
+    /// Number of mailnodes that say they are ready.
+    #[serde(default)]
+    pub ready_nodes: u32,
+
+    /// Each mailnode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeStatus>,
+
+    /// The partitions, as told by the mailnodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<PartitionsStatus>,
+
+    /// Version of the mailnodes; the lowest where they differ.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+
+    /// Where clients connect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<Endpoints>,
+}
+
+/// One mailnode.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeStatus {
+    /// Name of its pod.
+    pub name: String,
+    /// Whether the mailnode says that it is ready.
+    pub ready: bool,
+    /// Kubernetes node that it runs on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// Counts of partitions.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionsStatus {
+    /// All of them.
+    pub total: u32,
+    /// With a leader: mail can be read and written.
+    pub available: u32,
+    /// With fewer replicas in step than they should have.
+    pub under_replicated: u32,
+    /// Without a leader: mail in them can be neither read nor written for now.
+    pub leaderless: u32,
+}
+
+/// Where clients connect: `host:port` each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoints {
+    /// SMTP for other mail servers.
+    pub smtp: String,
+    /// Submission with TLS from the start.
+    pub submissions: String,
+    /// IMAP with TLS from the start.
+    pub imaps: String,
+    /// Addresses that a load balancer gave to the Service.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<String>,
+}

@@ -1,0 +1,540 @@
+//! The worker of one MailCluster: gathers, plans, tells the mailnodes, reports.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
+use quorumail_crds::{
+    MailCluster, MailDomain, MailDomainStatus, Mailbox, MailboxStatus,
+    condition::{Observed, find, kind, reason},
+    is_paused,
+    mailbox::Usage,
+};
+use quorumail_proto::admin::{
+    DirectoryChange, DirectoryResult, DomainEntry, MailboxEntry, directory_change::Change,
+    directory_result::Code,
+};
+use tokio::sync::Notify;
+
+use super::{
+    CONCURRENCY, DEBOUNCE,
+    clients::{ClientError, Connection},
+    conditions, members,
+    plan::{Plan, Verdict, plan},
+    secrets::Secrets,
+};
+use crate::{
+    admin::{AdminError, Listing},
+    directory::{BATCH, Credential, Orphans, Step, diff},
+    mailbox::{self, Facts},
+    mailcluster::Context,
+    maildomain,
+    status::{Ours, has_finalizer, set_finalizer, write},
+    stores::Key,
+};
+
+/// How often everything is compared with a full listing.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Longest wait after errors, which double it from half a second.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Addresses in one question for usage.
+const USAGE_BATCH: usize = 1_000;
+/// Statuses that are written in one round only because the usage changed; the others follow in the next round.
+const MAX_USAGE_WRITES: usize = 500;
+
+/// Why a round did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// The API server.
+    #[error("failed to {0}: {1}")]
+    Api(&'static str, Box<kube::Error>),
+    /// No connection to the mailnodes.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The mailnodes could not be reached, or gave a wrong answer.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// A password could not be hashed.
+    #[error("failed to hash a password: {0}")]
+    Hash(String),
+    /// Some changes did not reach a majority.
+    #[error("{0} changes were not taken yet")]
+    Unfinished(usize),
+}
+
+fn api(action: &'static str) -> impl Fn(kube::Error) -> SyncError {
+    move |error| SyncError::Api(action, Box::new(error))
+}
+
+/// What belongs to the cluster in this round.
+struct Members {
+    domains: Vec<Arc<MailDomain>>,
+    mailboxes: Vec<Arc<Mailbox>>,
+}
+
+/// One per MailCluster.
+pub struct Worker {
+    context: Arc<Context>,
+    secrets: Arc<Secrets>,
+    cluster: Key,
+    /// What the mailnodes held when they were last asked, and what they took since.
+    listing: Option<(Instant, Listing)>,
+    /// What the mailnodes refused since the last full listing, by name: the revision, and why.
+    refused: HashMap<String, (String, Observed)>,
+    usage: HashMap<String, Usage>,
+    /// Statuses written since the last full listing, by uid: the watch may not have brought them back yet.
+    written_domains: HashMap<String, MailDomainStatus>,
+    written_mailboxes: HashMap<String, MailboxStatus>,
+    usage_writes: usize,
+}
+
+impl Worker {
+    /// A worker that knows nothing yet.
+    pub fn new(context: Arc<Context>, secrets: Arc<Secrets>, cluster: Key) -> Self {
+        Self {
+            context,
+            secrets,
+            cluster,
+            listing: None,
+            refused: HashMap::new(),
+            usage: HashMap::new(),
+            written_domains: HashMap::new(),
+            written_mailboxes: HashMap::new(),
+            usage_writes: 0,
+        }
+    }
+
+    /// Works whenever it is woken, and every [`RESYNC`].
+    pub async fn run(mut self, wake: Arc<Notify>) {
+        let mut failures = 0u32;
+        loop {
+            let started = Instant::now();
+            let result = self.sync().await;
+            self.context.metrics.observe("accounts", started, result.is_ok());
+            let wait = match result {
+                Ok(()) => {
+                    failures = 0;
+                    RESYNC
+                }
+                Err(error) => {
+                    tracing::warn!(%error, namespace = self.cluster.0, cluster = self.cluster.1, "accounts are not in step");
+                    self.listing = None;
+                    failures = (failures + 1).min(16);
+                    (Duration::from_millis(250) * (1 << failures.min(8))).min(MAX_BACKOFF)
+                }
+            };
+            if tokio::time::timeout(wait, wake.notified()).await.is_ok() {
+                tokio::time::sleep(DEBOUNCE).await;
+            }
+        }
+    }
+
+    async fn sync(&mut self) -> Result<(), SyncError> {
+        let (namespace, name) = &self.cluster;
+        let Some(cluster) = self.context.stores.clusters.get(&ObjectRef::new(name).within(namespace)) else {
+            return Ok(());
+        };
+        let (domains, mailboxes) = members(&self.context, &self.cluster);
+        let members = Members { domains, mailboxes };
+        self.finalizers(&members).await?;
+        let credentials = self.credentials(&members.mailboxes).await?;
+        let (connection, listing) = match self.listing(&cluster, &members).await {
+            Ok(known) => known,
+            Err(error) => {
+                self.unreachable(&members, &cluster, &error).await?;
+                return Err(error);
+            }
+        };
+        let plan = plan(&members.domains, &members.mailboxes, &credentials, &listing);
+        let steps = diff(&plan.desired, &listing, &connection.fingerprints, Orphans::RemoveEmptyDomains);
+        let steps: Vec<Step> =
+            steps.into_iter().filter(|step| !self.was_refused(step, &connection)).collect();
+        self.carry_out(&members, &plan, &connection, steps, listing).await
+    }
+
+    /// Adds the finalizer to what has none yet: before the mailnodes hear of it.
+    async fn finalizers(&self, members: &Members) -> Result<(), SyncError> {
+        let client = &self.context.client;
+        let add = async |object: Missing| match object {
+            Missing::Domain(domain) => set_finalizer(client, &*domain, true).await,
+            Missing::Mailbox(mailbox) => set_finalizer(client, &*mailbox, true).await,
+        };
+        let domains = members.domains.iter().filter(|d| needs_finalizer(&***d)).cloned().map(Missing::Domain);
+        let mailboxes =
+            members.mailboxes.iter().filter(|m| needs_finalizer(&***m)).cloned().map(Missing::Mailbox);
+        let all: Vec<_> = domains.chain(mailboxes).collect();
+        let mut all = futures::stream::iter(all).map(add).buffer_unordered(CONCURRENCY);
+        while let Some(added) = all.next().await {
+            match added {
+                // Somebody wrote in between; the watch brings the new version and wakes us.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                other => other.map_err(api("add the finalizer"))?,
+            }
+        }
+        Ok(())
+    }
+
+    async fn credentials(
+        &self,
+        mailboxes: &[Arc<Mailbox>],
+    ) -> Result<BTreeMap<String, Result<Credential, Observed>>, SyncError> {
+        let alive = |m: &&Arc<Mailbox>| m.metadata.deletion_timestamp.is_none() && !is_paused(&***m);
+        let all: Vec<_> = mailboxes.iter().filter(alive).cloned().collect();
+        let read = async |mailbox: Arc<Mailbox>| {
+            if mailbox.spec.password_secret_ref.is_some()
+                && mailbox.status.as_ref().is_some_and(|s| s.credentials_secret.is_some())
+            {
+                self.secrets.discard(&mailbox).await?;
+            }
+            let credential = self.secrets.credential(&mailbox).await?;
+            Ok((mailbox.uid().unwrap_or_default(), credential))
+        };
+        let read = futures::stream::iter(all).map(read).buffer_unordered(CONCURRENCY);
+        read.try_collect().await.map_err(api("read Secrets"))
+    }
+
+    /// What the mailnodes hold: asked for when it was not for [`RESYNC`], or after an error.
+    async fn listing(
+        &mut self,
+        cluster: &MailCluster,
+        members: &Members,
+    ) -> Result<(Arc<Connection>, Listing), SyncError> {
+        let connection = self.context.clients.get(cluster).await?;
+        if let Some((at, listing)) = &self.listing
+            && at.elapsed() < RESYNC
+        {
+            return Ok((connection, listing.clone()));
+        }
+        let listing = connection.admin.list_directory().await?;
+        self.refused.clear();
+        self.written_domains.clear();
+        self.written_mailboxes.clear();
+        self.usage_writes = 0;
+        self.usage.clear();
+        let addresses: Vec<_> = members.mailboxes.iter().map(|m| m.spec.address.to_lowercase()).collect();
+        for chunk in addresses.chunks(USAGE_BATCH) {
+            for usage in connection.admin.usage(chunk.to_vec()).await? {
+                let used = Usage { bytes: usage.bytes, messages: usage.messages };
+                self.usage.insert(usage.address.to_lowercase(), used);
+            }
+        }
+        self.listing = Some((Instant::now(), listing.clone()));
+        Ok((connection, listing))
+    }
+
+    fn was_refused(&self, step: &Step, connection: &Connection) -> bool {
+        let refused = self.refused.get(step.subject());
+        refused.is_some_and(|(revision, _)| *revision == revision_of(step, connection))
+    }
+
+    /// Tells the mailnodes batch by batch, and reports after each on what it was about.
+    async fn carry_out(
+        &mut self,
+        members: &Members,
+        plan: &Plan,
+        connection: &Arc<Connection>,
+        steps: Vec<Step>,
+        mut listing: Listing,
+    ) -> Result<(), SyncError> {
+        let mut waiting: HashMap<String, bool> =
+            steps.iter().map(|s| (s.subject().to_owned(), true)).collect();
+        self.report(members, plan, &listing, |name| !waiting.contains_key(name)).await?;
+        let mut unfinished = 0;
+        for batch in steps.chunks(BATCH) {
+            let changes = hash(batch.to_vec(), connection.clone()).await?;
+            let results = connection.admin.apply_directory(changes.clone()).await?;
+            for ((step, change), result) in batch.iter().zip(&changes).zip(&results) {
+                waiting.insert(step.subject().to_owned(), false);
+                unfinished += usize::from(!self.take(step, change, result, &mut listing, connection));
+            }
+            if let Some((_, known)) = &mut self.listing {
+                known.clone_from(&listing);
+            }
+            let just_now: Vec<&str> = batch.iter().map(Step::subject).collect();
+            self.report(members, plan, &listing, |name| just_now.contains(&name)).await?;
+        }
+        if unfinished > 0 {
+            return Err(SyncError::Unfinished(unfinished));
+        }
+        Ok(())
+    }
+
+    /// Takes in one result; answers whether there is nothing more to do about it.
+    fn take(
+        &mut self,
+        step: &Step,
+        change: &DirectoryChange,
+        result: &DirectoryResult,
+        listing: &mut Listing,
+        connection: &Connection,
+    ) -> bool {
+        let (label, done) = match result.code() {
+            Code::Ok => ("ok", true),
+            Code::Invalid => ("refused", true),
+            Code::Conflict => ("refused", false),
+            Code::Unavailable | Code::Unspecified => ("unavailable", false),
+        };
+        self.context.metrics.changes.with_label_values(&[label]).inc();
+        let name = step.subject().to_owned();
+        if result.code() == Code::Ok {
+            self.refused.remove(&name);
+            record(listing, change, result.partition);
+            return true;
+        }
+        let reason = match result.code() {
+            Code::Invalid => reason::REFUSED,
+            Code::Conflict => reason::CONFLICT,
+            _ => reason::PENDING,
+        };
+        let observed =
+            Observed::no(kind::READY, reason, format!("the mailnodes answered: {}", result.message));
+        self.refused.insert(name, (revision_of(step, connection), observed));
+        done
+    }
+
+    /// Writes statuses, and takes finalizers off, of the resources whose name is to be reported on.
+    async fn report(
+        &mut self,
+        members: &Members,
+        plan: &Plan,
+        listing: &Listing,
+        about: impl Fn(&str) -> bool,
+    ) -> Result<(), SyncError> {
+        let now = Timestamp::now();
+        let mut work = Vec::new();
+        for domain in members.domains.iter().filter(|d| about(&d.spec.domain.to_lowercase())) {
+            let name = domain.spec.domain.to_lowercase();
+            let held = listing.domains.get(&name);
+            match self.outcome(plan, domain.metadata.uid.as_deref(), &name, held.is_some()) {
+                Outcome::Release => work.push(Work::ReleaseDomain(domain.clone())),
+                Outcome::Show(observed) => {
+                    let base = with_written(domain, &self.written_domains);
+                    let status = maildomain::status(&base, &observed, held.map(|d| d.mailboxes), now);
+                    if base.status.as_ref() != Some(&status) {
+                        self.written_domains.insert(domain.uid().unwrap_or_default(), status.clone());
+                        work.push(Work::Domain(base, status));
+                    }
+                }
+            }
+        }
+        for mailbox in members.mailboxes.iter().filter(|m| about(&m.spec.address.to_lowercase())) {
+            let name = mailbox.spec.address.to_lowercase();
+            let held = listing.mailboxes.get(&name);
+            match self.outcome(plan, mailbox.metadata.uid.as_deref(), &name, held.is_some()) {
+                Outcome::Release => work.push(Work::ReleaseMailbox(mailbox.clone())),
+                Outcome::Show(observed) => {
+                    let facts =
+                        Facts { partition: held.map(|m| m.partition), usage: self.usage.get(&name).copied() };
+                    work.extend(self.mailbox_work(mailbox, &observed, facts, now));
+                }
+            }
+        }
+        let context = &self.context;
+        let done =
+            futures::stream::iter(work).map(|work| work.carry_out(context)).buffer_unordered(CONCURRENCY);
+        done.try_collect::<()>().await.map_err(api("write a status"))
+    }
+
+    fn mailbox_work(
+        &mut self,
+        mailbox: &Arc<Mailbox>,
+        observed: &[Observed],
+        facts: Facts,
+        now: Timestamp,
+    ) -> Option<Work> {
+        let base = match self.written_mailboxes.get(mailbox.metadata.uid.as_deref().unwrap_or_default()) {
+            Some(written) => Arc::new(Mailbox { status: Some(written.clone()), ..(**mailbox).clone() }),
+            None => mailbox.clone(),
+        };
+        let status = mailbox::status(&base, observed, facts, now);
+        let old = base.status.clone().unwrap_or_default();
+        if base.status.is_some() && old == status {
+            return None;
+        }
+        let only_usage = base.status.is_some() && MailboxStatus { usage: old.usage, ..status.clone() } == old;
+        if only_usage {
+            if self.usage_writes >= MAX_USAGE_WRITES {
+                return None;
+            }
+            self.usage_writes += 1;
+        }
+        self.written_mailboxes.insert(mailbox.uid().unwrap_or_default(), status.clone());
+        Some(Work::Mailbox(base, status))
+    }
+
+    /// What is to be said of a resource now.
+    fn outcome(&self, plan: &Plan, uid: Option<&str>, name: &str, held: bool) -> Outcome {
+        let refused = self.refused.get(name).map(|(_, observed)| observed.clone());
+        match uid.and_then(|uid| plan.verdicts.get(uid)) {
+            Some(Verdict::Released) => Outcome::Release,
+            Some(Verdict::Leaving) => match refused {
+                // Refused for good: the resource must not hang on it.
+                Some(observed) if held && observed.reason == reason::PENDING => {
+                    Outcome::Show(conditions(observed))
+                }
+                _ if held && refused.is_none() => {
+                    let text = "waiting for the mailnodes to remove it";
+                    Outcome::Show(conditions(Observed::no(kind::READY, reason::DELETING, text)))
+                }
+                _ => Outcome::Release,
+            },
+            Some(Verdict::Blocked(observed)) => Outcome::Show(conditions(observed.clone())),
+            Some(Verdict::Paused) => Outcome::Show(vec![
+                Observed::unknown(kind::READY, reason::BY_ANNOTATION, "not looked at while it is paused"),
+                Observed::yes(
+                    kind::PAUSED,
+                    reason::BY_ANNOTATION,
+                    "reconciliation is stopped by the annotation quorumail.io/paused; take it away to go on",
+                ),
+            ]),
+            Some(Verdict::Wanted) => match refused {
+                Some(observed) => Outcome::Show(conditions(observed)),
+                None => {
+                    let text = "the mailnodes confirmed it as asked";
+                    Outcome::Show(conditions(Observed::yes(kind::READY, reason::SYNCED, text)))
+                }
+            },
+            None => {
+                Outcome::Show(conditions(Observed::no(kind::READY, reason::PENDING, "not looked at yet")))
+            }
+        }
+    }
+
+    /// The mailnodes cannot be asked: what was confirmed stays so, the rest says what it waits for.
+    async fn unreachable(
+        &mut self,
+        members: &Members,
+        cluster: &MailCluster,
+        error: &SyncError,
+    ) -> Result<(), SyncError> {
+        let text = format!("waiting for the mailnodes of MailCluster {}: {error}", cluster.name_any());
+        let observed = conditions(Observed::no(kind::READY, reason::PENDING, text));
+        let now = Timestamp::now();
+        let mut work = Vec::new();
+        for domain in members.domains.iter().filter(|d| !is_paused(&***d)) {
+            let known = domain.status.as_ref().map(|s| (s.observed_generation, &s.conditions));
+            let confirmed =
+                known.is_some_and(|(g, c)| g == domain.metadata.generation && find(c, kind::READY).is_some());
+            if !confirmed {
+                work.push(Work::Domain(domain.clone(), maildomain::status(domain, &observed, None, now)));
+            }
+        }
+        for mailbox in members.mailboxes.iter().filter(|m| !is_paused(&***m)) {
+            let known = mailbox.status.as_ref().map(|s| (s.observed_generation, &s.conditions));
+            let confirmed = known
+                .is_some_and(|(g, c)| g == mailbox.metadata.generation && find(c, kind::READY).is_some());
+            if !confirmed {
+                work.extend(self.mailbox_work(mailbox, &observed, Facts::default(), now));
+            }
+        }
+        let context = &self.context;
+        let done =
+            futures::stream::iter(work).map(|work| work.carry_out(context)).buffer_unordered(CONCURRENCY);
+        done.try_collect::<()>().await.map_err(api("write a status"))
+    }
+}
+
+enum Missing {
+    Domain(Arc<MailDomain>),
+    Mailbox(Arc<Mailbox>),
+}
+
+enum Outcome {
+    Show(Vec<Observed>),
+    Release,
+}
+
+enum Work {
+    Domain(Arc<MailDomain>, MailDomainStatus),
+    Mailbox(Arc<Mailbox>, MailboxStatus),
+    ReleaseDomain(Arc<MailDomain>),
+    ReleaseMailbox(Arc<Mailbox>),
+}
+
+impl Work {
+    async fn carry_out(self, context: &Context) -> Result<(), kube::Error> {
+        match self {
+            Self::Domain(domain, status) => {
+                write(&context.client, &*domain, &status).await?;
+                let old = domain.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+                context.events.transition(&*domain, old, &status.conditions).await;
+            }
+            Self::Mailbox(mailbox, status) => {
+                write(&context.client, &*mailbox, &status).await?;
+                let old = mailbox.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+                context.events.transition(&*mailbox, old, &status.conditions).await;
+            }
+            Self::ReleaseDomain(domain) => release(context, &*domain).await?,
+            Self::ReleaseMailbox(mailbox) => release(context, &*mailbox).await?,
+        }
+        Ok(())
+    }
+}
+
+async fn release<K: Ours>(context: &Context, object: &K) -> Result<(), kube::Error> {
+    match set_finalizer(&context.client, object, false).await {
+        // Somebody wrote in between; the watch brings the new version, and the resync the next try.
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        other => other,
+    }
+}
+
+fn needs_finalizer<K: Ours>(object: &K) -> bool {
+    object.meta().deletion_timestamp.is_none() && !is_paused(object) && !has_finalizer(object)
+}
+
+fn with_written(domain: &Arc<MailDomain>, written: &HashMap<String, MailDomainStatus>) -> Arc<MailDomain> {
+    match written.get(domain.metadata.uid.as_deref().unwrap_or_default()) {
+        Some(status) => Arc::new(MailDomain { status: Some(status.clone()), ..(**domain).clone() }),
+        None => domain.clone(),
+    }
+}
+
+/// The revision that a step would put; a removal has none.
+fn revision_of(step: &Step, connection: &Connection) -> String {
+    match step {
+        Step::PutDomain(domain) => connection.fingerprints.domain(domain),
+        Step::PutMailbox(mailbox) => connection.fingerprints.mailbox(mailbox),
+        Step::DeleteMailbox { .. } | Step::DeleteDomain(_) => String::new(),
+    }
+}
+
+/// Writes down what the mailnodes hold after a change that they took.
+fn record(listing: &mut Listing, change: &DirectoryChange, partition: u32) {
+    match &change.change {
+        Some(Change::PutDomain(domain)) => {
+            let mailboxes = listing.domains.get(&domain.domain).map_or(0, |d| d.mailboxes);
+            let entry =
+                DomainEntry { domain: domain.domain.clone(), revision: domain.revision.clone(), mailboxes };
+            listing.domains.insert(domain.domain.clone(), entry);
+        }
+        Some(Change::PutMailbox(mailbox)) => {
+            let entry = MailboxEntry {
+                address: mailbox.address.clone(),
+                revision: mailbox.revision.clone(),
+                partition,
+            };
+            listing.mailboxes.insert(mailbox.address.clone(), entry);
+        }
+        Some(Change::DeleteMailbox(mailbox)) => drop(listing.mailboxes.remove(&mailbox.address)),
+        Some(Change::DeleteDomain(domain)) => drop(listing.domains.remove(&domain.domain)),
+        None => {}
+    }
+}
+
+/// Makes the changes off the async threads: passwords are hashed on the way.
+async fn hash(steps: Vec<Step>, connection: Arc<Connection>) -> Result<Vec<DirectoryChange>, SyncError> {
+    let hashed = tokio::task::spawn_blocking(move || {
+        steps.iter().map(|step| step.to_change(&connection.fingerprints)).collect::<Result<Vec<_>, _>>()
+    });
+    match hashed.await {
+        Ok(Ok(changes)) => Ok(changes),
+        Ok(Err(error)) => Err(SyncError::Hash(error.to_string())),
+        Err(error) => Err(SyncError::Hash(error.to_string())),
+    }
+}

@@ -1,0 +1,413 @@
+//! Accounts: from what resources ask to what the mailnodes are told.
+//!
+//! Pure but for the salt of a password hash. [`Desired`] is compared with a [`Listing`] of what the mailnodes hold by
+//! revision, an opaque fingerprint that is put with every entry and listed back: equal revisions mean that nothing has
+//! to be said, so that a resynchronisation of many accounts hashes no password twice.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
+
+use argon2::{Algorithm, Argon2, Params, PasswordHasher as _, Version, password_hash::SaltString};
+use quorumail_crds::{MailDomainSpec, MailboxSpec};
+use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
+
+pub use crate::admin::Listing;
+
+/// Changes that are sent in one call.
+pub const BATCH: usize = 200;
+/// Longest password or hash that is taken from a Secret, in bytes.
+pub const MAX_CREDENTIAL: usize = 1024;
+/// What every revision that is put from resources starts with; entries put by others are left alone.
+const REVISION_PREFIX: &str = "r1-";
+/// RFC 9106 4 leaves the cost to the application; this is the least that OWASP's password storage guide recommends, since
+/// mail programs log in often: 19 MiB, two passes, one lane.
+const ARGON2: (u32, u32, u32) = (19_456, 2, 1);
+
+/// Text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+impl From<String> for Hidden {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+/// How a person proves to own a mailbox.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credential {
+    /// Nobody can log in.
+    None,
+    /// A password, hashed before it is sent.
+    Password(Hidden),
+    /// A hash in a format that the mailnodes check; passed on as it is.
+    Hash(Hidden),
+}
+
+/// Why the value of a Secret cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CredentialError {
+    /// Nothing but line ends.
+    #[error("is empty")]
+    Empty,
+    /// More than [`MAX_CREDENTIAL`].
+    #[error("is longer than {MAX_CREDENTIAL} bytes")]
+    TooLong,
+    /// A password that nobody can type.
+    #[error("is not UTF-8 text, or has control characters")]
+    NotText,
+}
+
+impl Credential {
+    /// From the value of a Secret. Line ends at its end are not part of it: `--from-file` brings them in.
+    pub fn from_secret(value: &[u8]) -> Result<Self, CredentialError> {
+        let text = std::str::from_utf8(value).map_err(|_| CredentialError::NotText)?;
+        let text = text.trim_end_matches(['\r', '\n']);
+        if text.is_empty() {
+            return Err(CredentialError::Empty);
+        }
+        if text.len() > MAX_CREDENTIAL {
+            return Err(CredentialError::TooLong);
+        }
+        if text.chars().any(char::is_control) {
+            return Err(CredentialError::NotText);
+        }
+        let hidden = Hidden(text.to_owned());
+        Ok(if is_hash(text) { Self::Hash(hidden) } else { Self::Password(hidden) })
+    }
+
+    /// What goes into a revision.
+    fn parts(&self) -> (&'static str, &str) {
+        match self {
+            Self::None => ("none", ""),
+            Self::Password(password) => ("password", &password.0),
+            Self::Hash(hash) => ("hash", &hash.0),
+        }
+    }
+
+    /// What the mailnodes are told. Costs tens of milliseconds for a password.
+    fn hashed(&self) -> Result<String, argon2::password_hash::Error> {
+        match self {
+            Self::None => Ok(String::new()),
+            Self::Hash(hash) => Ok(hash.0.clone()),
+            Self::Password(password) => {
+                let (memory, passes, lanes) = ARGON2;
+                let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>())?;
+                let argon2 = Argon2::new(
+                    Algorithm::Argon2id,
+                    Version::V0x13,
+                    Params::new(memory, passes, lanes, None)?,
+                );
+                Ok(argon2.hash_password(password.0.as_bytes(), &salt)?.to_string())
+            }
+        }
+    }
+}
+
+/// argon2 (PHC string), sha512-crypt, bcrypt.
+fn is_hash(text: &str) -> bool {
+    let fields = text.split('$').count();
+    let starts = |prefixes: &[&str]| prefixes.iter().any(|p| text.starts_with(p));
+    (starts(&["$argon2id$", "$argon2i$", "$argon2d$"]) && fields >= 5)
+        || (starts(&["$6$"]) && fields >= 4)
+        || (starts(&["$2a$", "$2b$", "$2y$"]) && text.len() == 60)
+}
+
+/// A domain as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredDomain {
+    /// In lower case.
+    pub domain: String,
+    /// In lower case.
+    pub aliases: Vec<String>,
+    /// Takes mail for unknown addresses.
+    pub catch_all: Option<String>,
+}
+
+impl DesiredDomain {
+    /// From a resource.
+    pub fn new(spec: &MailDomainSpec) -> Self {
+        Self {
+            domain: spec.domain.to_lowercase(),
+            aliases: sorted(&spec.aliases),
+            catch_all: spec.catch_all.as_ref().map(|a| a.to_lowercase()),
+        }
+    }
+}
+
+/// A mailbox as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredMailbox {
+    /// In lower case.
+    pub address: String,
+    /// May be empty.
+    pub display_name: String,
+    /// In lower case.
+    pub aliases: Vec<String>,
+    /// For logging in.
+    pub credential: Credential,
+    /// Zero: no limit.
+    pub quota_bytes: u64,
+    /// Zero: no limit.
+    pub quota_messages: u64,
+    /// Nobody can log in or send.
+    pub suspended: bool,
+    /// May submit mail.
+    pub may_send: bool,
+    /// Mail for it is accepted.
+    pub may_receive: bool,
+    /// May read.
+    pub may_login: bool,
+}
+
+impl DesiredMailbox {
+    /// From a resource and the Secret it refers to.
+    pub fn new(spec: &MailboxSpec, credential: Credential) -> Self {
+        let quota = spec.quota.as_ref();
+        Self {
+            address: spec.address.to_lowercase(),
+            display_name: spec.display_name.clone().unwrap_or_default(),
+            aliases: sorted(&spec.aliases),
+            credential,
+            quota_bytes: quota.and_then(|q| q.storage.as_ref()).map_or(0, |s| s.bytes()),
+            quota_messages: quota.and_then(|q| q.messages).map_or(0, u64::from),
+            suspended: spec.suspended,
+            may_send: spec.permissions.send,
+            may_receive: spec.permissions.receive,
+            may_login: spec.permissions.login,
+        }
+    }
+}
+
+fn sorted(names: &[String]) -> Vec<String> {
+    names.iter().map(|n| n.to_lowercase()).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
+/// The domain of an address; empty when there is none.
+pub fn domain_of(address: &str) -> &str {
+    address.rsplit_once('@').map_or("", |(_, domain)| domain)
+}
+
+/// Makes revisions. Keyed, so that a revision tells nothing about the password that went into it.
+#[derive(Clone)]
+pub struct FingerprintKey([u8; 32]);
+
+impl fmt::Debug for FingerprintKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FingerprintKey")
+    }
+}
+
+impl FingerprintKey {
+    /// From a secret of the cluster that stays the same, such as the private key of its authority.
+    pub fn derive(secret: &str) -> Self {
+        Self(blake3::derive_key("quorumail.io directory revision v1", secret.as_bytes()))
+    }
+
+    /// The revision of a domain.
+    pub fn domain(&self, domain: &DesiredDomain) -> String {
+        let mut hash = Fields::new(self, "domain");
+        hash.text(&domain.domain);
+        hash.list(&domain.aliases);
+        hash.text(domain.catch_all.as_deref().unwrap_or_default());
+        hash.finish()
+    }
+
+    /// The revision of a mailbox.
+    pub fn mailbox(&self, mailbox: &DesiredMailbox) -> String {
+        let mut hash = Fields::new(self, "mailbox");
+        hash.text(&mailbox.address);
+        hash.text(&mailbox.display_name);
+        hash.list(&mailbox.aliases);
+        let (kind, value) = mailbox.credential.parts();
+        hash.text(kind);
+        hash.text(value);
+        hash.number(mailbox.quota_bytes);
+        hash.number(mailbox.quota_messages);
+        for flag in [mailbox.suspended, mailbox.may_send, mailbox.may_receive, mailbox.may_login] {
+            hash.number(u64::from(flag));
+        }
+        hash.finish()
+    }
+}
+
+/// Hashes fields with their lengths, so that no two different lists of fields look alike.
+struct Fields(blake3::Hasher);
+
+impl Fields {
+    fn new(key: &FingerprintKey, kind: &str) -> Self {
+        let mut fields = Self(blake3::Hasher::new_keyed(&key.0));
+        fields.text(kind);
+        fields
+    }
+
+    fn number(&mut self, number: u64) {
+        self.0.update(&number.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.0.update(text.as_bytes());
+    }
+
+    fn list(&mut self, list: &[String]) {
+        self.number(list.len() as u64);
+        list.iter().for_each(|item| self.text(item));
+    }
+
+    fn finish(self) -> String {
+        format!("{REVISION_PREFIX}{}", self.0.finalize().to_hex())
+    }
+}
+
+/// What the directory should hold, and what should go from it. Keys are domains and addresses in lower case.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    /// Domains to serve.
+    pub domains: BTreeMap<String, DesiredDomain>,
+    /// Mailboxes to have.
+    pub mailboxes: BTreeMap<String, DesiredMailbox>,
+    /// Mailboxes to remove, with the seconds for which their mail is kept.
+    pub remove_mailboxes: BTreeMap<String, u64>,
+    /// Domains to remove, after the mailboxes.
+    pub remove_domains: BTreeSet<String>,
+    /// Domains that are neither put nor removed for now.
+    pub leave_domains: BTreeSet<String>,
+}
+
+/// What to do with entries that were put from resources which are not there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orphans {
+    /// Removes domains that have no mailbox; mailboxes stay. The operator's choice: deletion of a Mailbox comes through
+    /// its finalizer, and a missing object alone never takes an account away.
+    RemoveEmptyDomains,
+    /// Removes both; mail of mailboxes is kept for this many seconds. For `quorumail dev`, where files are all there is.
+    RemoveAll {
+        /// Seconds for which the mail is kept.
+        keep_seconds: u64,
+    },
+}
+
+/// One thing to tell the mailnodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Makes or changes a domain.
+    PutDomain(DesiredDomain),
+    /// Makes or changes a mailbox.
+    PutMailbox(Box<DesiredMailbox>),
+    /// Removes a mailbox.
+    DeleteMailbox {
+        /// Its address.
+        address: String,
+        /// Seconds for which its mail is kept.
+        keep_seconds: u64,
+    },
+    /// Removes a domain.
+    DeleteDomain(String),
+}
+
+impl Step {
+    /// The domain or address that it is about.
+    pub fn subject(&self) -> &str {
+        match self {
+            Self::PutDomain(domain) => &domain.domain,
+            Self::PutMailbox(mailbox) => &mailbox.address,
+            Self::DeleteMailbox { address, .. } => address,
+            Self::DeleteDomain(domain) => domain,
+        }
+    }
+
+    /// What is sent. Hashes the password where there is one: call it off the async threads.
+    pub fn to_change(&self, key: &FingerprintKey) -> Result<DirectoryChange, argon2::password_hash::Error> {
+        let change = match self {
+            Self::PutDomain(domain) => Change::PutDomain(admin::Domain {
+                domain: domain.domain.clone(),
+                aliases: domain.aliases.clone(),
+                catch_all: domain.catch_all.clone().unwrap_or_default(),
+                revision: key.domain(domain),
+            }),
+            Self::PutMailbox(mailbox) => Change::PutMailbox(admin::Mailbox {
+                address: mailbox.address.clone(),
+                display_name: mailbox.display_name.clone(),
+                aliases: mailbox.aliases.clone(),
+                password_hash: mailbox.credential.hashed()?,
+                quota_bytes: mailbox.quota_bytes,
+                quota_messages: mailbox.quota_messages,
+                suspended: mailbox.suspended,
+                may_send: mailbox.may_send,
+                may_receive: mailbox.may_receive,
+                may_login: mailbox.may_login,
+                revision: key.mailbox(mailbox),
+            }),
+            Self::DeleteMailbox { address, keep_seconds } => Change::DeleteMailbox(admin::DeleteMailbox {
+                address: address.clone(),
+                keep_seconds: *keep_seconds,
+            }),
+            Self::DeleteDomain(domain) => {
+                Change::DeleteDomain(admin::DeleteDomain { domain: domain.clone() })
+            }
+        };
+        Ok(DirectoryChange { change: Some(change) })
+    }
+}
+
+/// What has to be said so that the directory holds what is desired, in the order in which it has to be said: removals
+/// free names that others may take, and a domain comes before its mailboxes.
+pub fn diff(desired: &Desired, listing: &Listing, key: &FingerprintKey, orphans: Orphans) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let mut going = BTreeMap::new();
+    for (address, keep_seconds) in &desired.remove_mailboxes {
+        if listing.mailboxes.contains_key(address) && !desired.mailboxes.contains_key(address) {
+            going.insert(address, *keep_seconds);
+        }
+    }
+    if let Orphans::RemoveAll { keep_seconds } = orphans {
+        for (address, entry) in &listing.mailboxes {
+            if entry.revision.starts_with(REVISION_PREFIX) && !desired.mailboxes.contains_key(address) {
+                going.entry(address).or_insert(keep_seconds);
+            }
+        }
+    }
+    let staying = listing.mailboxes.keys().filter(|address| !going.contains_key(address));
+    let in_use: BTreeSet<&str> =
+        staying.chain(desired.mailboxes.keys()).map(|address| domain_of(address)).collect();
+    let gone = |domain: &String, revision: &str| {
+        let orphan = revision.starts_with(REVISION_PREFIX) && !in_use.contains(domain.as_str());
+        let named = desired.domains.contains_key(domain) || desired.leave_domains.contains(domain);
+        !named && (desired.remove_domains.contains(domain) || orphan)
+    };
+    let going_domains: Vec<_> = listing
+        .domains
+        .iter()
+        .filter(|(domain, entry)| gone(domain, &entry.revision))
+        .map(|(d, _)| d.clone())
+        .collect();
+
+    for (address, keep_seconds) in going {
+        steps.push(Step::DeleteMailbox { address: address.clone(), keep_seconds });
+    }
+    steps.extend(going_domains.into_iter().map(Step::DeleteDomain));
+    for (name, domain) in &desired.domains {
+        if listing.domains.get(name).is_none_or(|entry| entry.revision != key.domain(domain)) {
+            steps.push(Step::PutDomain(domain.clone()));
+        }
+    }
+    for (address, mailbox) in &desired.mailboxes {
+        if listing.mailboxes.get(address).is_none_or(|entry| entry.revision != key.mailbox(mailbox)) {
+            steps.push(Step::PutMailbox(Box::new(mailbox.clone())));
+        }
+    }
+    steps
+}
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

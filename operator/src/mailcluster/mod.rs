@@ -1,0 +1,311 @@
+//! The MailCluster controller: reads, decides, applies, reports.
+
+pub mod certificates;
+pub mod objects;
+pub mod pod;
+pub mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    runtime::{
+        Controller,
+        controller::Action,
+        reflector::ObjectRef,
+        watcher::{self, Config},
+    },
+};
+use quorumail_crds::{
+    MailCluster,
+    condition::{Observed, kind, reason},
+    is_paused,
+};
+use serde::Serialize;
+
+use self::{
+    certificates::Stored,
+    objects::{CLUSTER_LABEL, Names, Objects, Surroundings},
+    status::Observation,
+};
+use crate::{
+    accounts::clients::Clients,
+    events::Events,
+    metrics::Metrics,
+    pki::PkiError,
+    settings::{FIELD_MANAGER, Settings},
+    status::{Ours, write},
+    stores::{Stores, api},
+};
+
+/// How often a healthy cluster is asked how it is.
+const POLL: Duration = Duration::from_secs(15);
+/// How often a cluster that is not Ready is asked.
+const POLL_UNREADY: Duration = Duration::from_secs(3);
+/// Longest wait after errors, which double it from one second.
+const MAX_BACKOFF: Duration = Duration::from_secs(60);
+/// Clusters that are worked on at the same time.
+const CONCURRENCY: u16 = 8;
+
+/// Everything that reconciliation needs.
+pub struct Context {
+    /// For the API server.
+    pub client: kube::Client,
+    /// Flags.
+    pub settings: Settings,
+    /// What is watched.
+    pub stores: Arc<Stores>,
+    /// Connections to mailnodes.
+    pub clients: Clients,
+    /// For people.
+    pub events: Events,
+    /// For Prometheus.
+    pub metrics: Metrics,
+    /// Consecutive errors by cluster.
+    pub failures: parking_lot::Mutex<std::collections::HashMap<crate::stores::Key, u32>>,
+}
+
+/// Why a reconciliation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or could not be reached.
+    #[error("failed to {action} {what}: {source}")]
+    Api {
+        /// What was attempted.
+        action: &'static str,
+        /// On which object.
+        what: String,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// A certificate could not be made.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+}
+
+fn failed(action: &'static str, what: impl Into<String>) -> impl FnOnce(kube::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Api { action, what, source: Box::new(source) }
+}
+
+/// Runs until `stop` completes.
+pub async fn run(context: Arc<Context>, stop: impl Future<Output = ()> + Send + Sync + 'static) {
+    let (client, namespace) = (context.client.clone(), context.settings.watch_namespace.clone());
+    let ours = || Config::default().labels(CLUSTER_LABEL);
+    let of_pod = |pod: Pod| {
+        let cluster = pod.labels().get(CLUSTER_LABEL).cloned();
+        cluster.map(|name| ObjectRef::new(&name).within(&pod.namespace().unwrap_or_default()))
+    };
+    let config = kube::runtime::controller::Config::default()
+        .debounce(Duration::from_millis(100))
+        .concurrency(CONCURRENCY);
+    Controller::new(api::<MailCluster>(&client, &namespace), watcher::Config::default())
+        .owns(api::<StatefulSet>(&client, &namespace), ours())
+        .owns(api::<Service>(&client, &namespace), ours())
+        .owns(api::<ConfigMap>(&client, &namespace), ours())
+        .owns(api::<Secret>(&client, &namespace), ours())
+        .owns(api::<PodDisruptionBudget>(&client, &namespace), ours())
+        .owns(api::<ServiceAccount>(&client, &namespace), ours())
+        .watches(api::<Pod>(&client, &namespace), ours(), of_pod)
+        .with_config(config)
+        .graceful_shutdown_on(stop)
+        .run(reconcile, on_error, context)
+        .for_each(|_| async {})
+        .await;
+}
+
+fn on_error(cluster: Arc<MailCluster>, error: &Error, context: Arc<Context>) -> Action {
+    let mut failures = context.failures.lock();
+    let count = failures.entry(crate::stores::key(&*cluster)).or_default();
+    *count = count.saturating_add(1);
+    tracing::warn!(%error, cluster = cluster.name_any(), namespace = cluster.namespace(), "failed to reconcile");
+    Action::requeue(Duration::from_secs(1u64 << (*count - 1).min(6)).min(MAX_BACKOFF))
+}
+
+async fn reconcile(cluster: Arc<MailCluster>, context: Arc<Context>) -> Result<Action, Error> {
+    let started = std::time::Instant::now();
+    let result = step(&cluster, &context).await;
+    context.metrics.observe("mailcluster", started, result.is_ok());
+    if result.is_ok() {
+        context.failures.lock().remove(&crate::stores::key(&*cluster));
+    }
+    result
+}
+
+async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error> {
+    if cluster.metadata.deletion_timestamp.is_some() {
+        // What it owns goes with it by owner references.
+        return Ok(Action::await_change());
+    }
+    if is_paused(cluster) {
+        report(cluster, context, &status::paused(cluster, Timestamp::now())).await?;
+        return Ok(Action::await_change());
+    }
+    let now = Timestamp::now();
+    let stored = stored(cluster, context).await?;
+    let certificates =
+        certificates::current(&stored, &cluster.name_any(), &objects::public_names(cluster), now)?;
+    let (relay_username, problem) = references(cluster, context).await?;
+    let surroundings = Surroundings {
+        image: context.settings.mailnode_image.clone(),
+        pull_policy: context.settings.image_pull_policy.clone(),
+        relay_username,
+    };
+    let objects = objects::build(cluster, &certificates, &surroundings);
+    let mut seen = match problem {
+        // Without what it refers to the mailnodes could not start; those that run are left running.
+        Some(problem) => Observation { problem: Some(problem), ..Observation::default() },
+        None => apply(cluster, context, &objects, stored.authority.is_none()).await?,
+    };
+    observe(cluster, context, &mut seen).await?;
+    let status = status::status(cluster, &seen, now);
+    let ready = status.conditions.iter().any(|c| c.type_ == kind::READY && c.status == "True");
+    report(cluster, context, &status).await?;
+    Ok(Action::requeue(if ready { POLL } else { POLL_UNREADY }))
+}
+
+async fn stored(cluster: &MailCluster, context: &Context) -> Result<Stored, Error> {
+    let names = Names::new(&cluster.name_any());
+    let secrets: Api<Secret> =
+        Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let get = async |name: &str| secrets.get_opt(name).await.map_err(failed("read Secret", name));
+    Ok(Stored {
+        authority: get(&names.authority).await?,
+        node: get(&names.internal_tls).await?,
+        operator: get(&names.operator_tls).await?,
+        public: match cluster.spec.tls.secret_name {
+            Some(_) => None,
+            None => get(&names.public_tls).await?,
+        },
+    })
+}
+
+/// Looks at the Secrets that the spec refers to: the relay's user name, and what is missing.
+async fn references(
+    cluster: &MailCluster,
+    context: &Context,
+) -> Result<(Option<String>, Option<Observed>), Error> {
+    let secrets: Api<Secret> =
+        Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let relay = cluster.spec.smtp.relay.as_ref().and_then(|r| r.secret_ref.as_ref()).map(|s| s.name.as_str());
+    let wanted = [
+        ("spec.tls.secretName", cluster.spec.tls.secret_name.as_deref(), ["tls.crt", "tls.key"]),
+        ("spec.smtp.relay.secretRef", relay, ["username", "password"]),
+    ];
+    let mut username = None;
+    for (field, name, keys) in wanted {
+        let Some(name) = name else { continue };
+        let no = |message| Observed::no(kind::READY, reason::SECRET_NOT_FOUND, message);
+        let Some(secret) = secrets.get_opt(name).await.map_err(failed("read Secret", name))? else {
+            return Ok((
+                None,
+                Some(no(format!("{field} names Secret {name}, which does not exist; make it"))),
+            ));
+        };
+        if let Some(key) = keys.iter().find(|key| certificates::text(&secret, key).is_none()) {
+            return Ok((None, Some(no(format!("Secret {name} of {field} has no key `{key}`; add it")))));
+        }
+        if Some(name) == relay {
+            username = certificates::text(&secret, "username").map(|u| u.trim_end().to_owned());
+        }
+    }
+    Ok((username, None))
+}
+
+async fn apply(
+    cluster: &MailCluster,
+    context: &Context,
+    objects: &Objects,
+    new_authority: bool,
+) -> Result<Observation, Error> {
+    if new_authority && let Some(authority) = objects.secrets.first() {
+        // Made, not applied: of two operators that find none, one must lose before anything is signed with it.
+        let namespace = cluster.namespace().unwrap_or_default();
+        let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        secrets.create(&params, authority).await.map_err(failed("create Secret", authority.name_any()))?;
+    }
+    for secret in &objects.secrets {
+        apply_one(context, secret).await?;
+    }
+    apply_one(context, &objects.config).await?;
+    apply_one(context, &objects.account).await?;
+    let mut service = None;
+    for each in &objects.services {
+        service = Some(apply_one(context, each).await?);
+    }
+    if let Some(budget) = &objects.budget {
+        apply_one(context, budget).await?;
+    }
+    let nodes = apply_one(context, &objects.nodes).await?;
+    remove_orphans(cluster, context, &objects.secrets).await?;
+    Ok(Observation { nodes: Some(nodes), service, ..Observation::default() })
+}
+
+async fn apply_one<K: Ours + Serialize>(context: &Context, object: &K) -> Result<K, Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let name = object.name_any();
+    let patched = Api::namespaced(context.client.clone(), &namespace)
+        .patch(&name, &params, &Patch::Apply(object))
+        .await;
+    patched.map_err(failed("apply", format!("{} {name}", K::kind(&()))))
+}
+
+/// Deletes Secrets of the cluster that it no longer has: the only objects that depend on the spec and can go.
+async fn remove_orphans(cluster: &MailCluster, context: &Context, wanted: &[Secret]) -> Result<(), Error> {
+    let names = Names::new(&cluster.name_any());
+    let namespace = cluster.namespace().unwrap_or_default();
+    if wanted.iter().any(|s| s.name_any() == names.public_tls)
+        || context.stores.secret_version(&(namespace.clone(), names.public_tls.clone())).is_none()
+    {
+        return Ok(());
+    }
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
+    let found = secrets.get_metadata_opt(&names.public_tls).await;
+    let Some(found) = found.map_err(failed("read Secret", &names.public_tls))? else { return Ok(()) };
+    if !found.owner_references().iter().any(|o| Some(&o.uid) == cluster.metadata.uid.as_ref()) {
+        return Ok(());
+    }
+    let exactly = Preconditions { uid: found.uid(), resource_version: found.resource_version() };
+    let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() };
+    secrets.delete(&names.public_tls, &params).await.map_err(failed("delete Secret", &names.public_tls))?;
+    Ok(())
+}
+
+async fn observe(cluster: &MailCluster, context: &Context, seen: &mut Observation) -> Result<(), Error> {
+    let namespace = cluster.namespace().unwrap_or_default();
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+    let params = ListParams::default().labels(&format!("{CLUSTER_LABEL}={}", cluster.name_any()));
+    seen.pods = pods.list(&params).await.map_err(failed("list pods of", cluster.name_any()))?.items;
+    let asked = match context.clients.get(cluster).await {
+        Ok(client) => client.admin.cluster_status().await.map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    seen.told = Some(asked);
+    Ok(())
+}
+
+async fn report(
+    cluster: &MailCluster,
+    context: &Context,
+    status: &quorumail_crds::MailClusterStatus,
+) -> Result<(), Error> {
+    if cluster.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    write(&context.client, cluster, status)
+        .await
+        .map_err(failed("write the status of", cluster.name_any()))?;
+    let old = cluster.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    context.events.transition(cluster, old, &status.conditions).await;
+    Ok(())
+}

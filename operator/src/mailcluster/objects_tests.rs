@@ -1,0 +1,149 @@
+use jiff::Timestamp;
+
+use super::*;
+use crate::mailcluster::certificates::{Stored, current};
+
+fn cluster(spec: &str) -> MailCluster {
+    let text = format!(
+        "{{apiVersion: quorumail.io/v1alpha1, kind: MailCluster, metadata: {{name: mc, namespace: ns, uid: u1}}, spec: {spec}}}"
+    );
+    serde_yaml::from_str(&text).unwrap()
+}
+
+fn objects(spec: &str) -> Objects {
+    let cluster = cluster(spec);
+    let certificates = current(&Stored::default(), "mc", &public_names(&cluster), Timestamp::now()).unwrap();
+    let surroundings = Surroundings {
+        image: "mailnode:1".into(),
+        pull_policy: "Never".into(),
+        relay_username: spec.contains("secretRef").then(|| "user".to_owned()),
+    };
+    build(&cluster, &certificates, &surroundings)
+}
+
+fn pod(objects: &Objects) -> k8s_openapi::api::core::v1::PodSpec {
+    objects.nodes.spec.clone().unwrap().template.spec.unwrap()
+}
+
+#[test]
+fn pods_run_without_privileges() {
+    let pod = pod(&objects("{}"));
+    let context = pod.security_context.unwrap();
+    assert_eq!(
+        (context.run_as_non_root, context.seccomp_profile.unwrap().type_),
+        (Some(true), "RuntimeDefault".into())
+    );
+    assert_eq!(pod.automount_service_account_token, Some(false));
+    let container = pod.containers[0].security_context.clone().unwrap();
+    assert_eq!(container.read_only_root_filesystem, Some(true));
+    assert_eq!(container.allow_privilege_escalation, Some(false));
+    assert_eq!(container.capabilities.unwrap().drop, Some(vec!["ALL".to_owned()]));
+}
+
+#[test]
+fn everything_is_owned_by_the_cluster_and_found_by_its_label() {
+    let objects = objects("{}");
+    let mut all: Vec<ObjectMeta> = objects.secrets.iter().map(|s| s.metadata.clone()).collect();
+    all.extend(objects.services.iter().map(|s| s.metadata.clone()));
+    all.extend([objects.config.metadata, objects.account.metadata, objects.nodes.metadata]);
+    all.push(objects.budget.unwrap().metadata);
+    for meta in all {
+        assert_eq!(meta.labels.unwrap()[CLUSTER_LABEL], "mc");
+        let owner = meta.owner_references.unwrap().remove(0);
+        assert_eq!(
+            (owner.kind.as_str(), owner.uid.as_str(), owner.controller),
+            ("MailCluster", "u1", Some(true))
+        );
+    }
+}
+
+#[test]
+fn the_configuration_names_every_node() {
+    let config = config(&cluster("{nodes: 5, partitions: 8, hostname: mail.example.org}"), None);
+    assert_eq!((config.peers.len(), config.partitions, config.replicas), (5, 8, 3));
+    assert_eq!(config.peers[4].address, "mc-4.mc-nodes.ns.svc:9444");
+    assert_eq!(config.peers[4].admin, "mc-4.mc-nodes.ns.svc:9443");
+    assert_eq!(config.hostname, "mail.example.org");
+    assert_eq!(super::config(&cluster("{nodes: 1}"), None).replicas, 1);
+}
+
+#[test]
+fn a_changed_configuration_replaces_the_pods_and_a_renewed_certificate_does_not() {
+    let hash = |o: &Objects| o.nodes.spec.clone().unwrap().template.metadata.unwrap().annotations.unwrap();
+    assert_eq!(hash(&objects("{}")), hash(&objects("{}")), "the certificates differ, the pods do not");
+    assert_ne!(hash(&objects("{}")), hash(&objects("{smtp: {maxMessageSize: 1Mi}}")));
+}
+
+#[test]
+fn volumes_outlive_the_cluster_unless_told_otherwise() {
+    let policy = |spec| {
+        let set = objects(spec).nodes.spec.unwrap();
+        set.persistent_volume_claim_retention_policy.unwrap().when_deleted.unwrap()
+    };
+    assert_eq!(policy("{}"), "Retain");
+    assert_eq!(policy("{storage: {deletionPolicy: Delete}}"), "Delete");
+}
+
+#[test]
+fn well_known_ports_lead_to_the_ports_of_the_container() {
+    let objects = objects("{service: {type: NodePort, externalTrafficPolicy: Local, annotations: {a: b}}}");
+    let service = objects.services[1].clone();
+    let spec = service.spec.unwrap();
+    assert_eq!(
+        (spec.type_.as_deref(), spec.external_traffic_policy.as_deref()),
+        (Some("NodePort"), Some("Local"))
+    );
+    assert_eq!(service.metadata.annotations.unwrap()["a"], "b");
+    let ports = pod(&objects).containers[0].ports.clone().unwrap();
+    let target = |port: &ServicePort| {
+        let Some(IntOrString::String(name)) = &port.target_port else { panic!("{port:?}") };
+        ports.iter().find(|p| p.name.as_ref() == Some(name)).unwrap().container_port
+    };
+    let pairs: Vec<_> = spec.ports.unwrap().iter().map(|p| (p.port, target(p))).collect();
+    assert_eq!(pairs, [(25, 2525), (587, 2587), (465, 2465), (143, 2143), (993, 2993)]);
+}
+
+#[test]
+fn nodes_find_each_other_before_they_are_ready() {
+    let spec = objects("{}").services[0].spec.clone().unwrap();
+    assert_eq!((spec.cluster_ip.as_deref(), spec.publish_not_ready_addresses), (Some("None"), Some(true)));
+}
+
+#[test]
+fn at_most_one_node_is_disrupted_at_a_time() {
+    assert!(objects("{nodes: 1}").budget.is_none());
+    for spec in ["{nodes: 3}", "{nodes: 5}"] {
+        assert_eq!(objects(spec).budget.unwrap().spec.unwrap().max_unavailable, Some(IntOrString::Int(1)));
+    }
+}
+
+#[test]
+fn a_given_certificate_is_mounted_and_none_is_made() {
+    let objects = objects("{tls: {secretName: mine}}");
+    assert_eq!(objects.secrets.len(), 3);
+    let volumes = pod(&objects).volumes.unwrap();
+    assert!(
+        volumes.iter().any(|v| v.secret.as_ref().is_some_and(|s| s.secret_name.as_deref() == Some("mine")))
+    );
+}
+
+#[test]
+fn the_password_of_a_relay_is_mounted_and_never_in_the_configuration() {
+    let objects = objects("{smtp: {relay: {host: relay.example.org, tls: Required, secretRef: {name: r}}}}");
+    let text = objects.config.data.clone().unwrap()[CONFIG_FILE].clone();
+    assert!(
+        text.contains("passwordFile: /etc/quorumail/relay/password") && text.contains("username: user"),
+        "{text}"
+    );
+    assert!(pod(&objects).volumes.unwrap().iter().any(|v| v.name == "relay"));
+}
+
+#[test]
+fn spread_is_a_wish_unless_a_label_is_named() {
+    let keys = |spec| {
+        let constraints = pod(&objects(spec)).topology_spread_constraints.unwrap();
+        constraints.into_iter().map(|c| (c.topology_key, c.when_unsatisfiable)).collect::<Vec<_>>()
+    };
+    assert!(keys("{}").iter().all(|(_, otherwise)| otherwise == "ScheduleAnyway"));
+    assert_eq!(keys("{scheduling: {spread: rack}}"), [("rack".to_owned(), "DoNotSchedule".to_owned())]);
+}

@@ -1,0 +1,212 @@
+//! From what was observed of a MailCluster to its status. Pure.
+//!
+//! Nothing is Ready because pods run: a majority of the mailnodes must answer, and the directory and every partition
+//! must have a leader, as told by the mailnodes themselves.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{Pod, Service},
+};
+use kube::ResourceExt as _;
+use quorumail_crds::{
+    MailCluster, MailClusterStatus,
+    condition::{Observed, kind, merge, reason},
+    mailcluster::{Endpoints, NodeStatus, PartitionsStatus},
+};
+use quorumail_proto::admin::{ClusterStatus, GroupStatus};
+
+/// What was observed.
+#[derive(Debug, Default)]
+pub struct Observation {
+    /// What a mailnode told of the cluster, or why none could be asked.
+    pub told: Option<Result<ClusterStatus, String>>,
+    /// The pods of the cluster.
+    pub pods: Vec<Pod>,
+    /// The StatefulSet after it was applied.
+    pub nodes: Option<StatefulSet>,
+    /// The Service after it was applied.
+    pub service: Option<Service>,
+    /// What keeps the cluster from being brought about; a condition of type Ready.
+    pub problem: Option<Observed>,
+}
+
+/// The group of the directory; partitions are numbered from 1.
+const DIRECTORY_GROUP: u32 = 0;
+
+/// The status.
+pub fn status(cluster: &MailCluster, seen: &Observation, now: Timestamp) -> MailClusterStatus {
+    let old = cluster.status.clone().unwrap_or_default();
+    let told = seen.told.as_ref().and_then(|t| t.as_ref().ok());
+    let nodes = nodes(cluster, seen, told);
+    let ready_nodes = nodes.iter().filter(|n| n.ready).count();
+    let partitions = told.map(|told| partitions(cluster, told));
+    let observed = [
+        ready(cluster, seen, told, partitions.as_ref()),
+        progressing(cluster, seen),
+        degraded(cluster, ready_nodes, partitions.as_ref()),
+        Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the MailCluster is reconciled"),
+    ];
+    MailClusterStatus {
+        observed_generation: cluster.metadata.generation,
+        conditions: merge(&old.conditions, &observed, cluster.metadata.generation, now),
+        ready_nodes: u32::try_from(ready_nodes).unwrap_or(u32::MAX),
+        version: nodes.iter().filter_map(|n| n.version.clone()).min(),
+        nodes,
+        partitions,
+        endpoints: Some(endpoints(cluster, seen.service.as_ref())),
+    }
+}
+
+/// The status of a cluster that is left alone: what was observed last, marked as paused.
+pub fn paused(cluster: &MailCluster, now: Timestamp) -> MailClusterStatus {
+    let mut status = cluster.status.clone().unwrap_or_default();
+    let text = "reconciliation is stopped by the annotation quorumail.io/paused; take it away to go on";
+    let observed = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
+    let mut paused = merge(&status.conditions, &[observed], cluster.metadata.generation, now);
+    status.conditions.retain(|c| c.type_ != kind::PAUSED);
+    status.conditions.append(&mut paused);
+    status
+}
+
+fn nodes(cluster: &MailCluster, seen: &Observation, told: Option<&ClusterStatus>) -> Vec<NodeStatus> {
+    let pods: BTreeMap<String, &Pod> = seen.pods.iter().map(|pod| (pod.name_any(), pod)).collect();
+    let node = |number: u32| {
+        let name = format!("{}-{number}", cluster.name_any());
+        let report = told.and_then(|t| t.nodes.iter().find(|n| n.node == u64::from(number)));
+        let status = report.filter(|r| r.reachable).and_then(|r| r.status.as_ref());
+        NodeStatus {
+            ready: status.is_some_and(|s| s.ready),
+            version: status.map(|s| s.version.clone()).filter(|v| !v.is_empty()),
+            node: pods.get(&name).and_then(|pod| pod.spec.as_ref()?.node_name.clone()),
+            name,
+        }
+    };
+    (0..cluster.spec.nodes).map(node).collect()
+}
+
+/// Of several reports on one group, that of its leader knows most.
+fn groups(told: &ClusterStatus) -> BTreeMap<u32, &GroupStatus> {
+    let mut groups: BTreeMap<u32, &GroupStatus> = BTreeMap::new();
+    for group in &told.groups {
+        let better = groups.get(&group.group).is_none_or(|known| {
+            (group.term, group.leader.is_some(), group.in_sync.len())
+                > (known.term, known.leader.is_some(), known.in_sync.len())
+        });
+        if better {
+            groups.insert(group.group, group);
+        }
+    }
+    groups
+}
+
+fn partitions(cluster: &MailCluster, told: &ClusterStatus) -> PartitionsStatus {
+    let total = if told.partitions > 0 { told.partitions } else { cluster.spec.partitions };
+    let replicas = cluster.spec.nodes.min(3) as usize;
+    let groups = groups(told);
+    let (mut leaderless, mut under_replicated) = (0, 0);
+    for partition in 1..=total {
+        match groups.get(&partition).filter(|g| g.leader.is_some()) {
+            None => leaderless += 1,
+            Some(group) if group.in_sync.len() < replicas => under_replicated += 1,
+            Some(_) => {}
+        }
+    }
+    PartitionsStatus { total, available: total - leaderless, under_replicated, leaderless }
+}
+
+fn ready(
+    cluster: &MailCluster,
+    seen: &Observation,
+    told: Option<&ClusterStatus>,
+    partitions: Option<&PartitionsStatus>,
+) -> Observed {
+    if let Some(problem) = &seen.problem {
+        return problem.clone();
+    }
+    let no = |reason, message: String| Observed::no(kind::READY, reason, message);
+    let (Some(told), Some(partitions)) = (told, partitions) else {
+        let why = match &seen.told {
+            Some(Err(why)) => format!(": {why}"),
+            _ => String::new(),
+        };
+        return no(reason::NOT_REACHABLE, format!("no mailnode could be asked{why}"));
+    };
+    let answering = told.nodes.iter().filter(|n| n.reachable).count();
+    let all = cluster.spec.nodes as usize;
+    if answering * 2 <= all {
+        return no(reason::NO_QUORUM, format!("{answering} of {all} mailnodes answer; a majority is needed"));
+    }
+    let directory = groups(told).get(&DIRECTORY_GROUP).is_some_and(|g| g.leader.is_some());
+    if !directory || partitions.leaderless > 0 {
+        let directory = if directory { "" } else { "; the directory has none either" };
+        let text =
+            format!("{} of {} partitions have no leader{directory}", partitions.leaderless, partitions.total);
+        return no(reason::LEADERLESS, text);
+    }
+    let text = format!(
+        "{answering} of {all} mailnodes answer and all {} partitions have a leader",
+        partitions.total
+    );
+    Observed::yes(kind::READY, reason::QUORUM, text)
+}
+
+fn progressing(cluster: &MailCluster, seen: &Observation) -> Observed {
+    let wanted = i32::try_from(cluster.spec.nodes).unwrap_or(i32::MAX);
+    let Some(set) = &seen.nodes else {
+        return Observed::yes(
+            kind::PROGRESSING,
+            reason::ROLLING_OUT,
+            "the StatefulSet has not been made yet",
+        );
+    };
+    let status = set.status.clone().unwrap_or_default();
+    let current = status.observed_generation >= set.metadata.generation
+        && (status.update_revision.is_none() || status.update_revision == status.current_revision);
+    let ready = status.ready_replicas.unwrap_or(0);
+    if current && ready >= wanted {
+        return Observed::no(kind::PROGRESSING, reason::SETTLED, "all pods are ready and as asked");
+    }
+    let updated = status.updated_replicas.unwrap_or(0);
+    let text = format!("{ready} of {wanted} pods are ready, {updated} are of the current revision");
+    Observed::yes(kind::PROGRESSING, reason::ROLLING_OUT, text)
+}
+
+fn degraded(cluster: &MailCluster, ready_nodes: usize, partitions: Option<&PartitionsStatus>) -> Observed {
+    let all = cluster.spec.nodes as usize;
+    let Some(partitions) = partitions else {
+        return Observed::unknown(kind::DEGRADED, reason::NOT_REACHABLE, "no mailnode could be asked");
+    };
+    if ready_nodes < all {
+        let text = format!("{} of {all} mailnodes are not ready", all - ready_nodes);
+        return Observed::yes(kind::DEGRADED, reason::NODES_NOT_READY, text);
+    }
+    let lacking = partitions.under_replicated + partitions.leaderless;
+    if lacking > 0 {
+        let text = format!("{lacking} of {} partitions lack a replica that is in step", partitions.total);
+        return Observed::yes(kind::DEGRADED, reason::UNDER_REPLICATED, text);
+    }
+    Observed::no(
+        kind::DEGRADED,
+        reason::ALL_HEALTHY,
+        "every mailnode is ready and every partition fully replicated",
+    )
+}
+
+fn endpoints(cluster: &MailCluster, service: Option<&Service>) -> Endpoints {
+    let host = format!("{}.{}.svc", cluster.name_any(), cluster.namespace().unwrap_or_default());
+    let ingress =
+        service.and_then(|s| s.status.as_ref()?.load_balancer.as_ref()?.ingress.clone()).unwrap_or_default();
+    Endpoints {
+        smtp: format!("{host}:25"),
+        submissions: format!("{host}:465"),
+        imaps: format!("{host}:993"),
+        external: ingress.into_iter().filter_map(|i| i.hostname.or(i.ip)).collect(),
+    }
+}
+
+#[cfg(test)]
+#[path = "status_tests.rs"]
+mod tests;

@@ -1,0 +1,228 @@
+//! What the API server holds, kept in memory by watches: the three kinds, and which Secrets exist in which version.
+//!
+//! Of Secrets only the metadata is watched; a value is read when a Mailbox refers to it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use futures::{Stream, TryStreamExt as _};
+use k8s_openapi::api::core::v1::Secret;
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt as _,
+        reflector::{ObjectRef, Store, store::Writer},
+        watcher::{self, Event},
+    },
+};
+use parking_lot::RwLock;
+use quorumail_crds::{ClusterRef, MailCluster, MailDomain, Mailbox, PAUSED_ANNOTATION};
+use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
+
+/// Changes that a listener may be behind before it is told to look at everything.
+const CHANGES: usize = 1024;
+
+/// A namespace and a name in it.
+pub type Key = (String, String);
+
+/// Something changed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Changed {
+    /// Everything, or more than can be told apart.
+    All,
+    /// A MailCluster.
+    Cluster(Key),
+    /// A MailDomain or Mailbox in this namespace, which names this MailCluster or none.
+    Account(String, Option<String>),
+    /// A Secret.
+    Secret(Key),
+}
+
+/// The stores, and a channel that tells of changes.
+pub struct Stores {
+    /// All MailClusters.
+    pub clusters: Store<MailCluster>,
+    /// All MailDomains.
+    pub domains: Store<MailDomain>,
+    /// All Mailboxes.
+    pub mailboxes: Store<Mailbox>,
+    /// Version of every Secret.
+    secrets: RwLock<HashMap<Key, String>>,
+    secrets_ready: tokio::sync::watch::Sender<bool>,
+    changes: broadcast::Sender<Changed>,
+}
+
+/// An API for one namespace, or for all when it is empty.
+pub fn api<K>(client: &Client, namespace: &str) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = k8s_openapi::NamespaceResourceScope>,
+{
+    match namespace {
+        "" => Api::all(client.clone()),
+        namespace => Api::namespaced(client.clone(), namespace),
+    }
+}
+
+/// Namespace and name.
+pub fn key<K: Resource>(object: &K) -> Key {
+    (object.meta().namespace.clone().unwrap_or_default(), object.meta().name.clone().unwrap_or_default())
+}
+
+impl Stores {
+    /// Starts the watches; they run until the process ends.
+    pub fn start(client: &Client, namespace: &str) -> Arc<Self> {
+        let (clusters, domains, mailboxes) = (Writer::default(), Writer::default(), Writer::default());
+        let stores = Arc::new(Self {
+            clusters: clusters.as_reader(),
+            domains: domains.as_reader(),
+            mailboxes: mailboxes.as_reader(),
+            secrets: RwLock::default(),
+            secrets_ready: tokio::sync::watch::Sender::new(false),
+            changes: broadcast::Sender::new(CHANGES),
+        });
+        tokio::spawn(stores.clone().follow(clusters, api(client, namespace), |c| Changed::Cluster(key(c))));
+        tokio::spawn(
+            stores.clone().follow(domains, api(client, namespace), |d| account(d, &d.spec.cluster_ref)),
+        );
+        tokio::spawn(
+            stores.clone().follow(mailboxes, api(client, namespace), |m| account(m, &m.spec.cluster_ref)),
+        );
+        let secrets =
+            watcher::watcher(api::<PartialObjectMeta<Secret>>(client, namespace), watcher::Config::default());
+        tokio::spawn(stores.clone().follow_secrets(secrets.default_backoff()));
+        stores
+    }
+
+    /// Waits until every store holds what the API server holds.
+    pub async fn wait_until_ready(&self) {
+        let watched = (
+            self.clusters.wait_until_ready(),
+            self.domains.wait_until_ready(),
+            self.mailboxes.wait_until_ready(),
+        );
+        let (clusters, domains, mailboxes) = tokio::join!(watched.0, watched.1, watched.2);
+        assert!(
+            clusters.is_ok() && domains.is_ok() && mailboxes.is_ok(),
+            "a watch ended, and watches never end"
+        );
+        let mut ready = self.secrets_ready.subscribe();
+        assert!(ready.wait_for(|ready| *ready).await.is_ok(), "the sender lives as long as the stores");
+    }
+
+    /// Changes from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Changed> {
+        self.changes.subscribe()
+    }
+
+    /// Version of a Secret; `None` when there is none.
+    pub fn secret_version(&self, key: &Key) -> Option<String> {
+        self.secrets.read().get(key).cloned()
+    }
+
+    /// The MailCluster that an object of `namespace` belongs to: the one it names, or the only one there is.
+    pub fn cluster_of(
+        &self,
+        namespace: &str,
+        named: Option<&ClusterRef>,
+    ) -> Result<Arc<MailCluster>, String> {
+        if let Some(named) = named {
+            let found = self.clusters.get(&ObjectRef::new(&named.name).within(namespace));
+            return found.ok_or_else(|| format!("there is no MailCluster {} in this namespace", named.name));
+        }
+        let mut here = self.clusters.state_filter(|c| c.namespace().as_deref() == Some(namespace));
+        match (here.pop(), here.len()) {
+            (Some(only), 0) => Ok(only),
+            (None, _) => Err("there is no MailCluster in this namespace".to_owned()),
+            (_, others) => {
+                Err(format!("there are {} MailClusters in this namespace; set spec.clusterRef", others + 1))
+            }
+        }
+    }
+
+    async fn follow<K>(self: Arc<Self>, mut writer: Writer<K>, api: Api<K>, changed: impl Fn(&K) -> Changed)
+    where
+        K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    {
+        let reader = writer.as_reader();
+        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+        let mut events = std::pin::pin!(events);
+        loop {
+            let event = match events.try_next().await {
+                Ok(Some(event)) => event.modify(|object| object.meta_mut().managed_fields = None),
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, kind = %K::kind(&()), "watch failed; trying again");
+                    continue;
+                }
+            };
+            let tell = match &event {
+                Event::Apply(object) => {
+                    let before = reader.get(&ObjectRef::from_obj(object));
+                    before.is_none_or(|before| asked(&*before) != asked(object)).then(|| changed(object))
+                }
+                Event::Delete(object) => Some(changed(object)),
+                Event::InitDone => Some(Changed::All),
+                Event::Init | Event::InitApply(_) => None,
+            };
+            writer.apply_watcher_event(&event);
+            if let Some(tell) = tell {
+                // No listener yet: it will look at everything when it starts.
+                let _ = self.changes.send(tell);
+            }
+        }
+    }
+
+    async fn follow_secrets(
+        self: Arc<Self>,
+        events: impl Stream<Item = watcher::Result<Event<PartialObjectMeta<Secret>>>>,
+    ) {
+        let mut events = std::pin::pin!(events);
+        let mut listed = HashMap::new();
+        loop {
+            let event = match events.try_next().await {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "watch of Secrets failed; trying again");
+                    continue;
+                }
+            };
+            let tell = match event {
+                Event::Init => {
+                    listed = HashMap::new();
+                    continue;
+                }
+                Event::InitApply(secret) => {
+                    listed.insert(key(&secret), secret.resource_version().unwrap_or_default());
+                    continue;
+                }
+                Event::InitDone => {
+                    *self.secrets.write() = std::mem::take(&mut listed);
+                    self.secrets_ready.send_replace(true);
+                    Changed::All
+                }
+                Event::Apply(secret) => {
+                    self.secrets.write().insert(key(&secret), secret.resource_version().unwrap_or_default());
+                    Changed::Secret(key(&secret))
+                }
+                Event::Delete(secret) => {
+                    self.secrets.write().remove(&key(&secret));
+                    Changed::Secret(key(&secret))
+                }
+            };
+            let _ = self.changes.send(tell);
+        }
+    }
+}
+
+fn account<K: Resource>(object: &K, cluster: &Option<ClusterRef>) -> Changed {
+    Changed::Account(key(object).0, cluster.as_ref().map(|c| c.name.clone()))
+}
+
+/// What of an object is somebody's wish: a change of its status alone is our own doing.
+fn asked<K: Resource>(object: &K) -> (Option<i64>, bool, Option<String>, Option<String>) {
+    let meta = object.meta();
+    let paused = meta.annotations.as_ref().and_then(|a| a.get(PAUSED_ANNOTATION)).cloned();
+    (meta.generation, meta.deletion_timestamp.is_some(), paused, meta.uid.clone())
+}
