@@ -7,6 +7,7 @@
 
 mod backend;
 mod budget;
+pub mod client;
 mod command;
 mod config;
 mod connection;

@@ -236,7 +236,7 @@ impl Machine {
         };
         let end = self.input.iter().position(|b| *b == b'\n');
         match end {
-            Some(end) if end + 1 <= max => {
+            Some(end) if end < max => {
                 let mut line: Vec<u8> = self.input.drain(..=end).collect();
                 line.pop();
                 if line.pop_if(|b| *b == b'\r').is_none() {
