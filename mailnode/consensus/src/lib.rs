@@ -3,7 +3,37 @@
 //! Group 0 (directory: up to five voters, every other node a learner) and the partitions (three voters each, spread
 //! over the nodes) share one journal and one channel a peer. It knows nothing of mail: commands, queries and answers
 //! are bytes. Nothing outside this crate imports openraft.
+//!
+//! [`open_log`] replays the journal, [`Consensus::start`] starts the groups, [`Consensus::peer_service`] is what other
+//! nodes call. [`Consensus::propose`] returns once a majority has the command on disk and it is applied;
+//! [`Consensus::query`] reads what is certain to contain everything acknowledged before.
 
+mod adapter;
+mod config;
+mod fatal;
+mod group;
+mod lane;
+mod log;
 mod machine;
+mod metrics;
+mod network;
+mod node;
+mod open;
+mod placement;
+mod propose;
+mod record;
+mod service;
+mod tend;
+mod types;
+mod wire;
 
+pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
 pub use machine::{Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine};
+pub use metrics::{GroupMetrics, LATENCY_BUCKETS_US, Metrics};
+pub use node::{Consensus, GroupStatus, StartError};
+pub use open::{OpenError, RecoveredLog, open_log};
+pub use placement::{DIRECTORY_VOTERS, Placement, placement};
+pub use propose::{MAX_COMMAND_BYTES, ProposeError};
+pub use record::COMMAND_OFFSET;
+pub use service::PeerService;
+pub use wire::MAX_MESSAGE_BYTES;

@@ -42,7 +42,12 @@ pub trait StateMachine: Send + Sync + 'static {
 
     /// Applies commands in order, together with `position`, atomically for readers; answers one reply a command.
     /// A batch may be empty (only the position moves).
-    fn apply(&self, group: GroupId, batch: Vec<Committed>, position: &[u8]) -> Result<Vec<Bytes>, MachineError>;
+    fn apply(
+        &self,
+        group: GroupId,
+        batch: Vec<Committed>,
+        position: &[u8],
+    ) -> Result<Vec<Bytes>, MachineError>;
 
     /// Answers a query from this replica's state.
     fn query(&self, group: GroupId, query: Bytes) -> Bytes;

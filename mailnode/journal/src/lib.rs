@@ -3,7 +3,23 @@
 //! All Raft groups of a node share it: one writer gathers what is waiting, writes it, calls `fdatasync` once and
 //! completes everyone who waited (group commit). It knows nothing of Raft or mail: a record is a stream number and
 //! bytes. Records are kept in segments; each has a checksum; recovery cuts a torn tail and refuses a damaged middle.
+//!
+//! Rooms inside: `format` is what the bytes on disk mean, `segment` creates and reads the files, `recovery` scans
+//! them when the journal is opened, `queue` holds what waits, `writer` is the one thread that writes, `journal` is
+//! what callers hold. All I/O is blocking and on plain threads; asynchronous callers take `done` as their signal.
+//!
+//! A failed write or sync ends the process: after a failed `fsync` the kernel may have dropped the dirty pages and
+//! marked them clean, so that trying again would report success for data that is not on disk.
 
+mod error;
+mod format;
+mod journal;
+mod queue;
 mod record;
+mod recovery;
+mod segment;
+mod writer;
 
+pub use error::{OpenError, ReadError};
+pub use journal::{Journal, Options, Stats};
 pub use record::{Position, Record, StreamId};

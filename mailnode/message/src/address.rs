@@ -151,7 +151,8 @@ impl FromStr for Address {
         // Dot-string only (RFC 5321 4.1.2): an address that needs quotes is refused, which keeps `<`, `>`, spaces and
         // control characters out of every place an address is later printed in.
         let atext = |c: char| c.is_alphanumeric() || "!#$%&'*+-/=?^_`{|}~.".contains(c);
-        if !local.chars().all(atext) || local.starts_with('.') || local.ends_with('.') || local.contains("..") {
+        if !local.chars().all(atext) || local.starts_with('.') || local.ends_with('.') || local.contains("..")
+        {
             return Err(AddressError::LocalPartCharacter);
         }
         Ok(Self { local, domain: domain.parse()? })
@@ -191,7 +192,18 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "alice", "@x", "a@", "a b@x.org", "a\r\n@x.org", "<a@x.org>", "a..b@x.org", "a@-x.org", "a@x..org"] {
+        for text in [
+            "",
+            "alice",
+            "@x",
+            "a@",
+            "a b@x.org",
+            "a\r\n@x.org",
+            "<a@x.org>",
+            "a..b@x.org",
+            "a@-x.org",
+            "a@x..org",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text:?}");
         }
     }

@@ -5,8 +5,8 @@ use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry, QueueId,
-    QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
+    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry,
+    QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
 };
 
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command.
@@ -163,6 +163,16 @@ pub enum Op {
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
 pub type Outcome = Result<Applied, Refusal>;
 
+/// The bytes that applying a command answers.
+pub fn encode_outcome(outcome: &Outcome) -> Bytes {
+    postcard::to_stdvec(outcome).expect("an outcome holds no type that postcard refuses").into()
+}
+
+/// Reads the encoded outcome of a command, as applying it answers; none for other bytes.
+pub fn decode_outcome(bytes: &[u8]) -> Option<Outcome> {
+    postcard::from_bytes(bytes).ok()
+}
+
 /// The answer of a command that took effect (or had already).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Applied {
@@ -188,7 +198,8 @@ pub enum Applied {
     Folder(FolderId),
     /// Of [`Op::StoreFlags`]: what was changed, and what was left alone because of `unchanged_since`.
     Stored {
-        /// UID, new MODSEQ and new flags.
+        /// UID, MODSEQ and flags as they are now, ascending by UID; with its old MODSEQ, a message that had the flags
+        /// already.
         changed: Vec<(Uid, ModSeq, Flags)>,
         /// RFC 7162 3.1.3 MODIFIED.
         modified: Vec<Uid>,
@@ -247,7 +258,9 @@ impl Command {
             .expect("a command head always encodes: it holds no type that postcard refuses");
         let mut out = Vec::with_capacity(5 + head.len() + self.body.len());
         out.push(COMMAND_FORMAT);
-        out.extend_from_slice(&(u32::try_from(head.len()).expect("a command head is far below 4 GiB")).to_le_bytes());
+        out.extend_from_slice(
+            &(u32::try_from(head.len()).expect("a command head is far below 4 GiB")).to_le_bytes(),
+        );
         out.extend_from_slice(&head);
         out.extend_from_slice(&self.body);
         out.into()

@@ -5,15 +5,43 @@
 //! mailboxes and queue entries of one partition. Message bodies stay in the journal: the index keeps where they lie.
 //! It knows neither Raft nor a socket.
 
+mod accounts;
+mod answers;
+mod apply;
+mod bodies;
 mod command;
+mod directory;
+mod error;
+mod flags;
+mod folder_name;
+mod folders;
 mod ids;
+mod keys;
+mod messages;
 mod model;
 mod query;
+mod queue;
+mod records;
+mod recovery;
+mod snapshot;
+mod store;
+mod txn;
 
-pub use command::{Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal};
+// Named by the types of this crate; imported once for all modules.
+use quorumail_message::{Address, Domain};
+
+pub use apply::REMEMBERED_COMMANDS;
+pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
+pub use command::{
+    Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
+};
+pub use directory::{DeletedMailbox, Directory, Resolution};
+pub use error::StoreError;
 pub use ids::{CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};
 pub use model::{
     DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions, QueueClass, QueueEntry,
     QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
 };
 pub use query::{FolderChanges, Query, Reply};
+pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
+pub use store::{Change, LogCommand, Store};

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry, QueueId, Timestamp, Uid, Usage,
+    FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry, QueueId, Timestamp, Uid,
+    Usage,
 };
 
 /// A question to one partition.
@@ -105,4 +106,28 @@ pub struct FolderChanges {
     pub changed: Vec<MessageMeta>,
     /// Expunged UIDs, ascending. None: `since` lies before what is remembered, and `changed` holds all messages.
     pub vanished: Option<Vec<Uid>>,
+}
+
+impl Query {
+    /// The bytes that travel between nodes.
+    pub fn encode(&self) -> Bytes {
+        postcard::to_stdvec(self).expect("a query holds no type that postcard refuses").into()
+    }
+
+    /// Reads what [`Query::encode`] wrote; none for other bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
+}
+
+impl Reply {
+    /// The bytes that travel between nodes.
+    pub fn encode(&self) -> Bytes {
+        postcard::to_stdvec(self).expect("a reply holds no type that postcard refuses").into()
+    }
+
+    /// Reads what [`Reply::encode`] wrote; none for other bytes.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
 }

@@ -1,0 +1,119 @@
+# Quorumail. `make help` lists what there is. Everything here runs on a fresh Debian 12 with Rust and Go.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# dev: quick to build, assertions on. release: what is shipped and measured.
+PROFILE ?= dev
+TARGET  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+BIN     := $(CURDIR)/target/$(TARGET)
+OUT     := $(CURDIR)/out
+TOOLS   := $(HOME)/.cache/quorumail/tools
+DENY    := $(TOOLS)/bin/cargo-deny
+PYTHON  := /usr/bin/python3
+IMAGE   ?= quorumail/quorumail:dev
+export QUORUMAIL_BIN := $(BIN)
+# Test programs are linked often and read seldom.
+export CARGO_TERM_PROGRESS_WHEN ?= never
+
+say = @printf '\n== %s (%s)\n' "$(1)" "$$(date +%T)"
+
+.PHONY: help
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# ---- what people type ------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: packages build cluster image-archive ## The main job on a real Kubernetes, with a node lost on the way
+	$(call say,Demo)
+	$(PYTHON) tests/e2e/demo.py
+
+.PHONY: dev
+dev: build ## Three mailnodes on this machine with the sample's mailboxes (Ctrl-C ends them)
+	$(BIN)/quorumail dev -f manifests/samples/quickstart.yaml
+
+.PHONY: down
+down: ## Ends the local cluster with everything it started
+	@if [ -x $(OUT)/cluster ]; then $(OUT)/cluster down; fi
+
+.PHONY: test
+test: packages lint unit e2e ## Every test, the end-to-end tests on the local Kubernetes included
+
+.PHONY: check
+check: lint unit ## Lint and unit tests: the inner loop
+
+.PHONY: bench
+bench: bench-packages ## Figures, side by side with Postfix and Dovecot
+	$(MAKE) build PROFILE=release
+	QUORUMAIL_BIN=$(CURDIR)/target/release $(PYTHON) tests/bench/bench.py
+
+# ---- parts -----------------------------------------------------------------------------------------------------
+
+.PHONY: build
+build: ## The programs
+	$(call say,Building the programs ($(PROFILE)))
+	cargo build --profile $(PROFILE) -p quorumail-server -p quorumail-operator -p quorumail-bench
+
+.PHONY: unit
+unit: ## cargo test
+	$(call say,Unit and crate tests)
+	cargo test --workspace --profile $(PROFILE)
+
+.PHONY: lint
+lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
+	$(call say,Lint)
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	$(DENY) --offline check --hide-inclusion-graph licenses bans sources
+	cd tests/cluster && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./...
+	HELM=$$($(OUT)/cluster bin)/helm tests/lint-chart.sh
+
+.PHONY: e2e
+e2e: packages build cluster image-archive ## End-to-end tests: real processes, real clients, real Kubernetes
+	$(call say,End-to-end tests)
+	$(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST); \
+	status=$$?; $(OUT)/cluster down; exit $$status
+
+.PHONY: e2e-dev
+e2e-dev: packages build ## End-to-end tests without Kubernetes
+	QUORUMAIL_E2E=dev $(PYTHON) -m pytest -q -ra -p no:cacheprovider tests/e2e $(PYTEST)
+
+.PHONY: cluster
+cluster: ## The program that runs the local Kubernetes, and the parts it runs
+	$(call say,Building the local Kubernetes (once))
+	@mkdir -p $(OUT)
+	cd tests/cluster && CGO_ENABLED=0 go build -o $(OUT)/cluster .
+	$(OUT)/cluster build
+
+.PHONY: images
+images: ## The container image, release build, as out/quorumail.tar
+	$(MAKE) build cluster image-archive PROFILE=release
+
+.PHONY: image-archive
+image-archive:
+	$(call say,Building the image $(IMAGE))
+	rm -rf $(OUT)/image && mkdir -p $(OUT)/image/bin
+	for program in mailnode operator quorumail; do \
+	  objcopy --strip-debug $(BIN)/$$program $(OUT)/image/bin/$$program; done
+	$(OUT)/cluster image --name $(IMAGE) --containerfile Containerfile --context $(OUT)/image --out $(OUT)/quorumail.tar
+
+.PHONY: manifests
+manifests: ## Writes the generated files: CRDs, reference pages, plain manifests
+	cargo run -q -p quorumail-crds --bin crdgen
+	HELM=$$($(OUT)/cluster bin)/helm tests/lint-chart.sh --write
+
+# ---- what this machine needs -----------------------------------------------------------------------------------
+
+PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks isync postfix binutils
+.PHONY: packages
+packages:
+	@tests/packages.sh $(PACKAGES)
+
+.PHONY: bench-packages
+bench-packages: packages
+	@tests/packages.sh postfix dovecot-core dovecot-imapd dovecot-lmtpd
+
+$(DENY):
+	$(call say,Installing cargo-deny (once))
+	cargo install cargo-deny --version 0.20.2 --locked --root $(TOOLS)

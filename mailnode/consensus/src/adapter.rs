@@ -1,0 +1,238 @@
+//! Between the engine and the state machine of a group: batches of committed entries become one call on a blocking
+//! thread, positions become bytes, snapshots become a manifest that is streamed only when somebody needs it.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{FutureExt, Stream, StreamExt};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use tokio::sync::watch;
+
+use crate::fatal::Fatal;
+use crate::log::{BATCH_BYTES, GroupLog};
+use crate::machine::{Committed, GroupId, MachineError, SnapshotWriter, StateMachine};
+use crate::metrics::Counters;
+use crate::record::COMMAND_OFFSET;
+use crate::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, command_bytes};
+
+/// Commands applied in one call.
+const MAX_APPLY_ENTRIES: usize = 512;
+/// Version of the position's encoding.
+const POSITION_FORMAT: u8 = 1;
+
+/// How far a state machine is, as openraft wants to know it. What the state machine keeps is this, encoded.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Applied {
+    pub(crate) last: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+impl Applied {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![POSITION_FORMAT]).expect("a position can always be encoded")
+    }
+
+    pub(crate) fn decode(group: GroupId, bytes: &[u8]) -> Result<Applied, MachineError> {
+        let wrong = |reason: String| MachineError { group: group.0, reason };
+        match bytes.split_first() {
+            Some((&POSITION_FORMAT, rest)) => postcard::from_bytes(rest)
+                .map_err(|error| wrong(format!("position cannot be decoded: {error}"))),
+            _ => Err(wrong("position has an unknown format".into())),
+        }
+    }
+
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.last, last_membership: self.membership.clone() }
+    }
+}
+
+/// A snapshot in the engine's hands.
+pub(crate) enum SnapshotData {
+    /// To be opened and streamed by whoever sends it.
+    OnDemand,
+    /// Received in full, not yet in force.
+    Received(Box<dyn SnapshotWriter>),
+}
+
+/// The state machine of one group as the engine sees it.
+pub(crate) struct Adapter {
+    group: GroupId,
+    machine: Arc<dyn StateMachine>,
+    log: GroupLog,
+    applied: Applied,
+    progress: watch::Sender<Applied>,
+    fatal: Fatal,
+    counters: Arc<Counters>,
+}
+
+impl Adapter {
+    /// Reads the position from the state machine; blocking.
+    pub(crate) fn open(
+        group: GroupId,
+        machine: Arc<dyn StateMachine>,
+        log: GroupLog,
+        fatal: Fatal,
+        counters: Arc<Counters>,
+    ) -> Result<Adapter, MachineError> {
+        let applied = match machine.position(group)? {
+            Some(position) => Applied::decode(group, &position)?,
+            None => Applied::default(),
+        };
+        let progress = watch::Sender::new(applied.clone());
+        Ok(Adapter { group, machine, log, applied, progress, fatal, counters })
+    }
+
+    /// Follows what has been applied.
+    pub(crate) fn progress(&self) -> watch::Receiver<Applied> {
+        self.progress.subscribe()
+    }
+
+    fn stop(&self, error: MachineError) -> io::Error {
+        self.fatal.report(format!("{error}"));
+        io::Error::other(error)
+    }
+
+    async fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
+        let Some((last, _)) = batch.last() else { return Ok(()) };
+        // The state machine will point at our journal's records: they must be there after a crash.
+        self.log.wait_durable(last.log_id.index).await;
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut responders: Vec<(bool, Option<ApplyResponder<TypeConfig>>)> = Vec::with_capacity(batch.len());
+        for (entry, responder) in batch {
+            let expected = self.applied.last.map_or(0, |id| id.index + 1);
+            assert_eq!(entry.log_id.index, expected, "entries are applied in order, each once");
+            assert!(self.applied.last <= Some(entry.log_id), "terms never go back");
+            self.applied.last = Some(entry.log_id);
+            let mut answers = false;
+            match entry.payload {
+                Payload::Blank => {}
+                Payload::Membership(membership) => {
+                    self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
+                }
+                Payload::Normal(command) => {
+                    let record = self.log.position(entry.log_id.index).ok_or_else(|| {
+                        io::Error::other(format!("log entry {} is applied but not in the log", entry.log_id))
+                    })?;
+                    let index = entry.log_id.index;
+                    commands.push(Committed { index, command: command.0, record, offset: COMMAND_OFFSET });
+                    answers = true;
+                }
+            }
+            responders.push((answers, responder));
+        }
+        let mut answers = self.call_apply(commands).await?.into_iter();
+        for (answered, responder) in responders {
+            let answer = if answered { answers.next().unwrap_or_default() } else { Bytes::new() };
+            if let Some(responder) = responder {
+                responder.send(answer);
+            }
+        }
+        self.progress.send_replace(self.applied.clone());
+        Ok(())
+    }
+
+    async fn call_apply(&self, commands: Vec<Committed>) -> io::Result<Vec<Bytes>> {
+        let (machine, group, position) = (self.machine.clone(), self.group, self.applied.encode());
+        let count = commands.len();
+        let started = std::time::Instant::now();
+        let answers = tokio::task::spawn_blocking(move || machine.apply(group, commands, &position))
+            .await
+            .map_err(|error| MachineError {
+                group: group.0,
+                reason: format!("apply did not finish: {error}"),
+            })
+            .flatten()
+            .map_err(|error| self.stop(error))?;
+        self.counters.applied(count, started.elapsed());
+        if answers.len() != count {
+            let reason = format!("{} answers to {count} commands", answers.len());
+            return Err(self.stop(MachineError { group: group.0, reason }));
+        }
+        Ok(answers)
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for Adapter {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = ManifestBuilder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        Ok((self.applied.last, self.applied.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + Send,
+    {
+        loop {
+            let Some(first) = entries.next().await else { return Ok(()) };
+            let first =
+                first.inspect_err(|error| self.fatal.report(format!("group {}: {error}", self.group.0)))?;
+            let mut bytes = command_bytes(&first.0);
+            let mut batch = vec![first];
+            // Whatever is there without waiting goes into the same call.
+            while batch.len() < MAX_APPLY_ENTRIES && bytes < BATCH_BYTES as usize {
+                let Some(Some(entry)) = entries.next().now_or_never() else { break };
+                let entry = entry
+                    .inspect_err(|error| self.fatal.report(format!("group {}: {error}", self.group.0)))?;
+                bytes += command_bytes(&entry.0);
+                batch.push(entry);
+            }
+            self.apply_batch(batch).await?;
+        }
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<ManifestBuilder> {
+        Some(ManifestBuilder(self.applied.meta()))
+    }
+
+    async fn get_snapshot_builder(&mut self) -> ManifestBuilder {
+        ManifestBuilder(self.applied.meta())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
+        let SnapshotData::Received(writer) = snapshot else {
+            return Err(io::Error::other("only a received snapshot can be installed"));
+        };
+        let installed = Applied { last: meta.last_log_id, membership: meta.last_membership.clone() };
+        assert!(self.applied.last <= installed.last, "a snapshot never takes the state back");
+        let (group, position) = (self.group, installed.encode());
+        tokio::task::spawn_blocking(move || writer.finish(&position))
+            .await
+            .map_err(|error| MachineError {
+                group: group.0,
+                reason: format!("install did not finish: {error}"),
+            })
+            .flatten()
+            .map_err(|error| self.stop(error))?;
+        tracing::info!(group = group.0, last = ?meta.last_log_id, "installed a snapshot");
+        self.counters.snapshot_installed();
+        self.applied = installed;
+        self.progress.send_replace(self.applied.clone());
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
+        // The state machine is its own snapshot at all times; it is opened when it is sent.
+        Ok(self
+            .applied
+            .last
+            .map(|_| Snapshot { meta: self.applied.meta(), snapshot: SnapshotData::OnDemand }))
+    }
+}
+
+/// "Builds" a snapshot: tells the engine how far the state machine is, which lets it purge the log before that.
+pub(crate) struct ManifestBuilder(SnapshotMeta);
+
+impl RaftSnapshotBuilder<TypeConfig> for ManifestBuilder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
+        Ok(Snapshot { meta: self.0.clone(), snapshot: SnapshotData::OnDemand })
+    }
+}

@@ -1,0 +1,139 @@
+//! What a node must be told: who it is, who the others are, how fast to notice a loss.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use tonic::transport::{Channel, Endpoint, Server};
+
+use crate::machine::NodeId;
+
+/// A mailnode and where its peer service listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its number.
+    pub id: NodeId,
+    /// `host:port` of its peer service.
+    pub address: String,
+}
+
+/// How much applied log is kept for followers that are behind. What is older is purged, and a follower that still
+/// needs it gets a snapshot. The log is kept as long as neither bound is passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogRetention {
+    /// Entries a group.
+    pub entries: u64,
+    /// Bytes a group.
+    pub bytes: u64,
+}
+
+/// Settings of a node's consensus.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Cluster id. Nodes with another one are refused, so that two clusters whose addresses were mixed up never merge.
+    pub cluster: String,
+    /// Version told to peers.
+    pub version: String,
+    /// All nodes, this one included.
+    pub peers: Vec<Peer>,
+    /// Number of partitions; groups 1 to this. Group 0 always exists.
+    pub partitions: u32,
+    /// Voters a partition; fewer when there are fewer nodes.
+    pub replicas: usize,
+    /// How often a leader tells its followers that it is there.
+    pub heartbeat: Duration,
+    /// A leader is given up after the end of this range, and elections then start at a random moment within it.
+    pub election_timeout: Range<Duration>,
+    /// How much applied log is kept.
+    pub log_retention: LogRetention,
+    /// How often the state machine is made durable and the log before it purged.
+    pub checkpoint_interval: Duration,
+    /// Recent log entries kept in memory, all groups of the node together, in bytes.
+    pub cache_bytes: u64,
+    /// Commands being proposed through this node at once, in bytes. More must wait.
+    pub proposal_bytes: usize,
+    /// Whether the preferred leader of a group takes the lead back when it is healthy again.
+    pub balance: bool,
+}
+
+impl Config {
+    /// The defaults of production.
+    pub fn new(
+        node: NodeId,
+        cluster: impl Into<String>,
+        peers: Vec<Peer>,
+        partitions: u32,
+        replicas: usize,
+    ) -> Config {
+        Config {
+            node,
+            cluster: cluster.into(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            peers,
+            partitions,
+            replicas,
+            heartbeat: Duration::from_millis(150),
+            election_timeout: Duration::from_millis(500)..Duration::from_millis(800),
+            log_retention: LogRetention { entries: 50_000, bytes: 512 << 20 },
+            checkpoint_interval: Duration::from_secs(30),
+            cache_bytes: 128 << 20,
+            proposal_bytes: 128 << 20,
+            balance: true,
+        }
+    }
+
+    /// A leader that has heard from a majority within this time is sure that no other one has been elected.
+    pub(crate) fn lease(&self) -> Duration {
+        self.election_timeout.end
+    }
+}
+
+/// Why a peer cannot be called at all (not: does not answer).
+#[derive(Debug, thiserror::Error)]
+#[error("cannot reach node {node}: {reason}")]
+pub struct ConnectError {
+    /// Which peer.
+    pub node: NodeId,
+    /// In words.
+    pub reason: String,
+}
+
+/// How to reach a peer. Called again after every loss of a connection, so renewed certificates are taken up.
+pub trait Connector: Send + Sync + 'static {
+    /// A channel that connects when it is first used. Build it on [`endpoint`], which has the settings that
+    /// consensus relies on to notice a lost peer quickly.
+    fn channel(&self, peer: &Peer) -> Result<Channel, ConnectError>;
+}
+
+/// A peer that does not accept a connection in this time is taken as lost for now.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Pings on a connection, and how long their answer may take: a silently lost peer is noticed in the sum of both.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// HTTP/2 flow control: large enough that one append of a large body does not wait for window updates.
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
+
+/// Adds the settings that every channel to a peer needs: short connect timeout, keepalive, large windows, no delay.
+pub fn endpoint(endpoint: Endpoint) -> Endpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
+
+/// Adds the settings that the server of the peer service needs: keepalive and large windows. The listener must set
+/// TCP_NODELAY on what it accepts.
+pub fn server(server: Server) -> Server {
+    server
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}

@@ -1,0 +1,113 @@
+//! One group on this node: its engine, its log, and what is known of its leader.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, ServerState};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::adapter::Applied;
+use crate::log::GroupLog;
+use crate::machine::{GroupId, NodeId};
+use crate::placement::Placement;
+use crate::types::{AppendRequest, LogId, Raft, VoteRequest, term_of};
+
+/// Who leads, as far as this node knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Leader {
+    pub(crate) node: Option<NodeId>,
+    pub(crate) term: u64,
+}
+
+/// A replica held by this node.
+pub(crate) struct Group {
+    pub(crate) id: GroupId,
+    pub(crate) raft: Raft,
+    pub(crate) log: GroupLog,
+    pub(crate) placement: Placement,
+    pub(crate) applied: watch::Receiver<Applied>,
+    pub(crate) leader: watch::Sender<Leader>,
+    /// What must have been applied before this replica may vote; see [`Group::may_vote_for`].
+    proof: Mutex<Option<LogId>>,
+    /// Serialises snapshots coming in.
+    pub(crate) installing: Arc<tokio::sync::Semaphore>,
+}
+
+impl Group {
+    pub(crate) fn new(
+        id: GroupId,
+        raft: Raft,
+        log: GroupLog,
+        placement: Placement,
+        applied: watch::Receiver<Applied>,
+    ) -> Group {
+        Group {
+            id,
+            raft,
+            log,
+            placement,
+            applied,
+            leader: watch::Sender::new(Leader::default()),
+            proof: Mutex::new(None),
+            installing: Arc::new(tokio::sync::Semaphore::new(1)),
+        }
+    }
+
+    /// Whether this replica may help to elect the candidate.
+    ///
+    /// A replica that has lost its disk has forgotten what it had helped to commit. If it voted before it has caught
+    /// up, a candidate without those entries could win, and they would be lost. So an empty replica votes only for
+    /// the very first leader of a new group, whose log is the initial membership and nothing else, until it has
+    /// applied everything that was committed when a leader first wrote to it. That is remembered on disk.
+    pub(crate) fn may_vote_for(&self, request: &VoteRequest) -> bool {
+        self.log.is_proven() || request.last_log_id.is_none_or(|last| last.index == 0)
+    }
+
+    /// Looks at an append request on its way in, for [`Group::may_vote_for`].
+    pub(crate) fn observe_append(&self, request: &AppendRequest) {
+        if self.log.is_proven() {
+            return;
+        }
+        let Some(commit) = request.leader_commit else { return };
+        // A leader knows all that was committed before it once an entry of its own term is.
+        if request.vote.leader_id.term == term_of(&commit) {
+            self.proof.lock().get_or_insert(commit);
+        }
+    }
+
+    /// Waits until the replica may vote, and remembers it.
+    pub(crate) async fn prove_when_caught_up(&self) {
+        let mut applied = self.applied.clone();
+        while !self.log.is_proven() {
+            if applied.changed().await.is_err() {
+                return;
+            }
+            let last = applied.borrow_and_update().last;
+            let proof = *self.proof.lock();
+            if proof.is_some_and(|proof| last >= Some(proof)) {
+                self.log.prove().await;
+                self.raft.runtime_config().elect(true);
+                tracing::info!(group = self.id.0, ?last, "replica is caught up and may vote");
+            }
+        }
+    }
+
+    /// Whether this node leads the group and has heard from a majority within the lease.
+    pub(crate) fn leads(&self, lease: Duration) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.state != ServerState::Leader {
+            return false;
+        }
+        let alone = metrics.membership_config.voter_ids().count() == 1;
+        alone || metrics.last_quorum_acked.is_some_and(|acked| acked.into_inner().elapsed() < lease)
+    }
+
+    /// Waits until this replica has applied the entry.
+    pub(crate) async fn wait_applied(&self, index: u64) -> bool {
+        let mut applied = self.applied.clone();
+        applied.wait_for(|applied| applied.last.is_some_and(|last| last.index >= index)).await.is_ok()
+    }
+}

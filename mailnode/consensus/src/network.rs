@@ -1,0 +1,368 @@
+//! How the engine reaches other nodes: appends over the shared lanes, everything else as calls of its own.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use openraft::RaftNetworkFactory;
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{ReplicationClosed, StreamingError};
+use openraft::network::{
+    Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
+};
+use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
+use parking_lot::Mutex;
+use quorumail_proto::peer::append_frame::Mode;
+use quorumail_proto::peer::peer_client::PeerClient;
+use quorumail_proto::peer::{AppendFrame, GroupCall, SnapshotChunk};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+
+use crate::adapter::{Applied, SnapshotData};
+use crate::config::{Connector, Peer};
+use crate::lane::{Lane, SESSION_REQUESTS, Session, client, status_text};
+use crate::machine::{GroupId, NodeId, StateMachine};
+use crate::metrics::Counters;
+use crate::types::{
+    AppendRequest, AppendResult, RpcError, Snapshot, TypeConfig, Unreachable, Vote, VoteRequest, VoteResponse,
+};
+use crate::wire::{self, FORMAT, SnapshotHead};
+
+/// How long a session waits for an answer before it is taken as stuck.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a vote or a transfer may take.
+const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Pause before the engine talks again to a peer that could not be reached: constant, because a peer that comes
+/// back must be back at once.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Snapshots this node sends at once, all groups together.
+const SNAPSHOTS_AT_ONCE: usize = 2;
+/// Chunks read ahead of the network.
+const SNAPSHOT_CHUNKS: usize = 4;
+
+/// Everything needed to talk to one peer.
+pub(crate) struct Link {
+    pub(crate) peer: Peer,
+    connector: Arc<dyn Connector>,
+    counters: Arc<Counters>,
+    log: Lane,
+    heartbeats: Lane,
+    channel: Mutex<Option<Channel>>,
+}
+
+impl Link {
+    fn new(peer: Peer, connector: Arc<dyn Connector>, counters: Arc<Counters>) -> Link {
+        Link {
+            log: Lane::new(peer.clone(), connector.clone(), counters.clone()),
+            heartbeats: Lane::new(peer.clone(), connector.clone(), counters.clone()),
+            channel: Mutex::new(None),
+            peer,
+            connector,
+            counters,
+        }
+    }
+
+    /// A client over the channel for calls; connects on use.
+    pub(crate) fn client(&self) -> Result<PeerClient<Channel>, String> {
+        let mut channel = self.channel.lock();
+        if channel.is_none() {
+            *channel = Some(self.connector.channel(&self.peer).map_err(|error| error.to_string())?);
+        }
+        Ok(client(channel.clone().expect("was just set")))
+    }
+
+    /// Notes a failed call. After a failure of the transport the next call asks for a new channel, and so takes up
+    /// renewed certificates and a changed address.
+    pub(crate) fn failed(&self, status: &tonic::Status) -> String {
+        if matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Unknown) {
+            self.counters.peer_failed();
+            self.channel.lock().take();
+        }
+        status_text(status)
+    }
+}
+
+/// The links to all peers.
+pub(crate) struct Links {
+    links: BTreeMap<NodeId, Arc<Link>>,
+    machine: Arc<dyn StateMachine>,
+    counters: Arc<Counters>,
+    snapshots: Arc<Semaphore>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        node: NodeId,
+        peers: &[Peer],
+        connector: &Arc<dyn Connector>,
+        machine: Arc<dyn StateMachine>,
+        counters: Arc<Counters>,
+    ) -> Links {
+        let others = peers.iter().filter(|peer| peer.id != node);
+        let link = |peer: &Peer| Arc::new(Link::new(peer.clone(), connector.clone(), counters.clone()));
+        let links = others.map(|peer| (peer.id, link(peer))).collect();
+        let snapshots = Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE));
+        Links { links, machine, counters, snapshots }
+    }
+
+    pub(crate) fn get(&self, node: NodeId) -> Option<&Arc<Link>> {
+        self.links.get(&node)
+    }
+}
+
+/// Makes the engine's clients of one group.
+pub(crate) struct Factory {
+    pub(crate) group: GroupId,
+    pub(crate) links: Arc<Links>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: NodeId, _node: &openraft::EmptyNode) -> Network {
+        Network { group: self.group, target, links: self.links.clone(), heartbeat: false }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, _node: &openraft::EmptyNode) -> Network {
+        Network { group: self.group, target, links: self.links.clone(), heartbeat: true }
+    }
+}
+
+/// A client of one group to one peer.
+pub(crate) struct Network {
+    group: GroupId,
+    target: NodeId,
+    links: Arc<Links>,
+    heartbeat: bool,
+}
+
+fn unreachable(reason: impl ToString) -> RpcError {
+    RpcError::Unreachable(Unreachable::from_string(reason))
+}
+
+#[derive(Clone, Copy)]
+enum Call {
+    Vote,
+    PreVote,
+    TransferLeader,
+}
+
+impl Network {
+    fn link(&self) -> Result<&Arc<Link>, RpcError> {
+        self.links
+            .get(self.target)
+            .ok_or_else(|| unreachable(format!("node {} is not configured", self.target)))
+    }
+
+    async fn call<Answer: serde::de::DeserializeOwned>(
+        &self,
+        call: Call,
+        request: &impl serde::Serialize,
+    ) -> Result<Answer, RpcError> {
+        let link = self.link()?;
+        let mut client = link.client().map_err(unreachable)?;
+        let request = GroupCall { group: self.group.0, format: FORMAT, payload: wire::encode(request) };
+        let answer = async {
+            match call {
+                Call::Vote => client.vote(request).await,
+                Call::PreVote => client.pre_vote(request).await,
+                Call::TransferLeader => client.transfer_leader(request).await,
+            }
+        };
+        let answer = tokio::time::timeout(CALL_TIMEOUT, answer)
+            .await
+            .map_err(|_| unreachable(format!("no answer within {CALL_TIMEOUT:?}")))?
+            .map_err(|status| unreachable(link.failed(&status)))?
+            .into_inner();
+        wire::decode(answer.format, &answer.payload).map_err(unreachable)
+    }
+}
+
+impl NetBackoff<TypeConfig> for Network {
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(RETRY_PAUSE)))
+    }
+}
+
+impl NetVote<TypeConfig> for Network {
+    async fn vote(&mut self, rpc: VoteRequest, _option: RPCOption) -> Result<VoteResponse, RpcError> {
+        self.call(Call::Vote, &rpc).await
+    }
+
+    async fn pre_vote(&mut self, rpc: VoteRequest, _option: RPCOption) -> Result<VoteResponse, RpcError> {
+        self.call(Call::PreVote, &rpc).await
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Network {
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        self.call(Call::TransferLeader, &req).await
+    }
+}
+
+/// A request that has been sent: what it holds is freed when it is answered.
+struct InFlight {
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+/// The answers of a session, in order.
+struct Answers {
+    in_flight: mpsc::Receiver<InFlight>,
+    session: Session,
+    timeout: Duration,
+    _pump: AbortOnDrop,
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Answers {
+    /// The answer to the oldest request; none once there are no more requests (heartbeats, too, end like this).
+    async fn next(&mut self) -> Option<Result<AppendResult, RpcError>> {
+        let _answered = self.in_flight.recv().await?;
+        let reply = match tokio::time::timeout(self.timeout, self.session.replies.recv()).await {
+            Ok(Some(reply)) => reply,
+            Ok(None) => Err("the stream broke".to_owned()),
+            Err(_) => Err(format!("no answer within {:?}", self.timeout)),
+        };
+        let decode = |(format, payload): (u32, bytes::Bytes)| {
+            wire::decode_append_result(format, &payload).map_err(|error| error.to_string())
+        };
+        Some(reply.and_then(decode).map_err(unreachable))
+    }
+}
+
+/// Sends what the engine produces, as fast as the window allows, until it has no more or the stream breaks.
+async fn pump<S>(
+    mut input: S,
+    (session, frames): (u64, mpsc::Sender<AppendFrame>),
+    group: GroupId,
+    link: Arc<Link>,
+    heartbeat: bool,
+    in_flight: mpsc::Sender<InFlight>,
+) where
+    S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
+{
+    let mode = if heartbeat { Mode::Single } else { Mode::Stream };
+    while let Some(request) = input.next().await {
+        let (frame, bytes) = wire::encode_append(group.0, session, mode, request);
+        let room = if heartbeat { None } else { Some(link.log.room(bytes).await) };
+        // Queued before it is sent: its answer, or the news that there will be none, finds it there.
+        if in_flight.send(InFlight { _room: room }).await.is_err() {
+            return;
+        }
+        link.counters.append_sent(bytes);
+        if frames.send(frame).await.is_err() {
+            return;
+        }
+    }
+}
+
+impl NetStreamAppend<TypeConfig> for Network {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<AppendResult, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
+    {
+        let heartbeat = self.heartbeat;
+        let timeout = if heartbeat { option.hard_ttl() } else { REPLY_TIMEOUT };
+        Box::pin(async move {
+            let link = self.link()?.clone();
+            let lane = if heartbeat { &link.heartbeats } else { &link.log };
+            let session = lane.session(!heartbeat).await.map_err(unreachable)?;
+            let (sent, in_flight) = mpsc::channel(SESSION_REQUESTS);
+            let to = (session.id, session.frames());
+            let pump = tokio::spawn(pump(input, to, self.group, link.clone(), heartbeat, sent));
+            let answers = Answers { in_flight, session, timeout, _pump: AbortOnDrop(pump) };
+            let answers = futures::stream::unfold(Some(answers), |answers| async move {
+                let mut answers = answers?;
+                let answer = answers.next().await?;
+                let go_on = matches!(answer, Ok(Ok(_)));
+                Some((answer, go_on.then_some(answers)))
+            });
+            Ok(Box::pin(answers) as BoxStream<'s, _>)
+        })
+    }
+}
+
+impl NetSnapshot<TypeConfig> for Network {
+    type SnapshotData = SnapshotData;
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        _snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let link = self.link()?.clone();
+        tokio::select! {
+            sent = send_snapshot(&self.links, &link, self.group, vote) => Ok(sent?),
+            closed = cancel => Err(StreamingError::Closed(closed)),
+        }
+    }
+}
+
+async fn send_snapshot(
+    links: &Links,
+    link: &Link,
+    group: GroupId,
+    vote: Vote,
+) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
+    let _turn = links.snapshots.acquire().await.map_err(unreachable)?;
+    tracing::info!(group = group.0, to = link.peer.id, "sending a snapshot");
+    let (chunks, queue) = mpsc::channel::<SnapshotChunk>(SNAPSHOT_CHUNKS);
+    let machine = links.machine.clone();
+    let read = tokio::task::spawn_blocking(move || read_snapshot(&*machine, group, vote, &chunks));
+    let mut client = link.client().map_err(unreachable)?;
+    let answer = client.install_snapshot(ReceiverStream::new(queue)).await;
+    let read = read.await.map_err(|error| unreachable(format!("reading the snapshot: {error}")))?;
+    let answer = answer.map_err(|status| unreachable(link.failed(&status)))?.into_inner();
+    let bytes = read.map_err(unreachable)?;
+    links.counters.snapshot_sent(bytes);
+    tracing::info!(group = group.0, to = link.peer.id, bytes, "sent a snapshot");
+    wire::decode(answer.format, &answer.payload).map_err(unreachable)
+}
+
+/// Streams a consistent view of the group into the queue; returns its size. Blocking.
+fn read_snapshot(
+    machine: &dyn StateMachine,
+    group: GroupId,
+    vote: Vote,
+    chunks: &mpsc::Sender<SnapshotChunk>,
+) -> Result<u64, String> {
+    let failed = |error: crate::machine::MachineError| error.to_string();
+    let mut reader = machine.snapshot(group).map_err(failed)?;
+    let applied = Applied::decode(group, reader.position()).map_err(failed)?;
+    let head = wire::encode(&SnapshotHead { vote, meta: applied.meta() });
+    let first = SnapshotChunk { group: group.0, format: FORMAT, meta: head, data: bytes::Bytes::new() };
+    let send =
+        |chunk: SnapshotChunk| chunks.blocking_send(chunk).map_err(|_| "the receiver gave up".to_owned());
+    send(first)?;
+    let mut bytes = 0;
+    while let Some(data) = reader.next_chunk().map_err(failed)? {
+        if data.is_empty() {
+            continue;
+        }
+        bytes += data.len() as u64;
+        send(SnapshotChunk { group: group.0, format: FORMAT, meta: bytes::Bytes::new(), data })?;
+    }
+    // An empty chunk without metadata ends the snapshot, so that a cut stream is not taken for a whole one.
+    send(SnapshotChunk { group: group.0, format: FORMAT, ..SnapshotChunk::default() })?;
+    Ok(bytes)
+}

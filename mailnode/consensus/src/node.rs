@@ -1,0 +1,498 @@
+//! The node: all its groups, and the interface that the server uses.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, SnapshotPolicy};
+use parking_lot::Mutex;
+use quorumail_journal::Journal;
+use quorumail_proto::peer::HelloRequest;
+use quorumail_proto::peer::peer_server::PeerServer;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::adapter::Adapter;
+use crate::config::{Config, Connector};
+use crate::fatal::Fatal;
+use crate::group::Group;
+use crate::log::{Contents, GroupLog};
+use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
+use crate::metrics::{Counters, GroupMetrics, Metrics};
+use crate::network::{Factory, Links};
+use crate::open::RecoveredLog;
+use crate::placement::{Placement, placement};
+use crate::propose::ProposeError;
+use crate::service::PeerService;
+use crate::types::Raft;
+use crate::wire::MAX_MESSAGE_BYTES;
+
+/// Groups started at once: each may have log to apply again.
+const STARTS_AT_ONCE: usize = 8;
+/// Log entries in one append request, at most.
+const MAX_APPEND_ENTRIES: u64 = 1024;
+/// Entries that a replica may be behind and still count as caught up: under load it always is a little.
+pub(crate) const CAUGHT_UP_LAG: u64 = 512;
+/// How long another node may take to answer Hello.
+const HELLO_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Why consensus could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings contradict each other.
+    #[error("consensus settings: {0}")]
+    Config(String),
+    /// The state machine cannot tell where it is.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The log and the state machine of a group do not fit together, or cannot be read.
+    #[error("failed to start group {group}: {reason}")]
+    Group {
+        /// Which one.
+        group: u32,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// A group as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// Which one.
+    pub group: GroupId,
+    /// Who votes, by the group's own membership; by placement as long as that is not known.
+    pub voters: Vec<NodeId>,
+    /// Who only follows.
+    pub learners: Vec<NodeId>,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+    /// Raft term.
+    pub term: u64,
+    /// Index of the last entry in this node's log; none when it is empty.
+    pub last_log_index: Option<u64>,
+    /// Index of the last entry applied here.
+    pub applied_index: Option<u64>,
+    /// The replicas that answer and have (nearly) all of the log. Only known to the leader.
+    pub in_sync: Option<Vec<NodeId>>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) journal: Journal,
+    pub(crate) placements: BTreeMap<GroupId, Placement>,
+    groups: BTreeMap<GroupId, Arc<Group>>,
+    pub(crate) links: Arc<Links>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) fatal: Fatal,
+    pub(crate) stop: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) proposal_room: Semaphore,
+    leaving: AtomicBool,
+    pub(crate) leads: watch::Sender<Vec<GroupId>>,
+    /// Who led the groups that are not held here, when last heard of.
+    hints: Mutex<HashMap<GroupId, NodeId>>,
+}
+
+/// Consensus of this node. Clones share it.
+#[derive(Clone)]
+pub struct Consensus(pub(crate) Arc<Inner>);
+
+impl Consensus {
+    /// Starts all groups that this node holds, on the runtime of the caller, which must have several threads.
+    ///
+    /// The peer service ([`Consensus::peer_service`]) must be served soon after, or nothing is ever elected.
+    ///
+    /// # Errors
+    /// When a group's log and state machine do not fit together.
+    pub async fn start(
+        config: Config,
+        journal: Journal,
+        recovered: RecoveredLog,
+        machine: Arc<dyn StateMachine>,
+        connector: Arc<dyn Connector>,
+    ) -> Result<Consensus, StartError> {
+        let nodes: Vec<NodeId> = config.peers.iter().map(|peer| peer.id).collect();
+        if !nodes.contains(&config.node) {
+            return Err(StartError::Config(format!("node {} is not among the peers", config.node)));
+        }
+        let engine = Arc::new(engine_config(&config)?);
+        let placements = placement(&nodes, config.partitions, config.replicas);
+        let counters = Arc::new(Counters::default());
+        let fatal = Fatal::new();
+        let links = Links::new(config.node, &config.peers, &connector, machine.clone(), counters.clone());
+        let links = Arc::new(links);
+        let starter = Starter {
+            config: &config,
+            journal: &journal,
+            machine: &machine,
+            engine,
+            links: &links,
+            counters: &counters,
+            fatal: &fatal,
+        };
+        let groups = starter.start_all(&placements, recovered).await?;
+        let proposal_room = Semaphore::new(config.proposal_bytes.min(Semaphore::MAX_PERMITS));
+        let inner = Arc::new(Inner {
+            config,
+            machine,
+            journal,
+            placements,
+            groups,
+            links,
+            counters,
+            fatal,
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            proposal_room,
+            leaving: AtomicBool::new(false),
+            leads: watch::Sender::new(Vec::new()),
+            hints: Mutex::default(),
+        });
+        inner.clone().tend();
+        Ok(Consensus(inner))
+    }
+
+    /// The service that other nodes call, for port 9444, with the message limits set.
+    pub fn peer_service(&self) -> PeerServer<PeerService> {
+        PeerServer::new(PeerService(self.0.clone()))
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// Proposes a command to a group, wherever its leader is, and returns the state machine's answer once a majority
+    /// has the command on disk and the leader has applied it. Repeats the same bytes until `within` has passed.
+    ///
+    /// # Errors
+    /// With [`ProposeError::TimedOut`] the outcome is unknown; with the others see there.
+    pub async fn propose(
+        &self,
+        group: GroupId,
+        command: Bytes,
+        within: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        self.0.propose(group, command, within).await
+    }
+
+    /// Answers a query from a state that contains everything acknowledged before the call.
+    ///
+    /// # Errors
+    /// When it could not be answered within the time given.
+    pub async fn query(&self, group: GroupId, query: Bytes, within: Duration) -> Result<Bytes, ProposeError> {
+        self.0.query(group, query, within).await
+    }
+
+    /// Whether this node has a replica of the group, voting or not.
+    pub fn holds(&self, group: GroupId) -> bool {
+        self.0.groups.contains_key(&group)
+    }
+
+    /// Whether this node leads the group and has heard from a majority within the lease. Not a licence to read: use
+    /// [`Consensus::query`] for that.
+    pub fn leads(&self, group: GroupId) -> bool {
+        self.0.group(group).is_some_and(|group| group.leads(self.0.config.lease()))
+    }
+
+    /// The groups that this node leads.
+    pub fn led_groups(&self) -> Vec<GroupId> {
+        self.0.groups.keys().copied().filter(|group| self.leads(*group)).collect()
+    }
+
+    /// Who leads the group, as far as this node knows.
+    pub fn leader(&self, group: GroupId) -> Option<NodeId> {
+        self.0.leader_of(group)
+    }
+
+    /// Changes whenever this node wins or loses the lead of a group; sorted.
+    pub fn watch_leads(&self) -> watch::Receiver<Vec<GroupId>> {
+        self.0.leads.subscribe()
+    }
+
+    /// Where every group of the cluster is placed, by configuration.
+    pub fn placements(&self) -> &BTreeMap<GroupId, Placement> {
+        &self.0.placements
+    }
+
+    /// All groups held here.
+    pub fn status(&self) -> Vec<GroupStatus> {
+        self.0.groups.values().map(|group| self.0.status_of(group)).collect()
+    }
+
+    /// Whether every group held here has a leader and is applied up to what is committed; else why not.
+    ///
+    /// # Errors
+    /// The first group that is not ready, in words.
+    pub fn ready(&self) -> Result<(), String> {
+        self.0.groups.values().try_for_each(|group| {
+            let metrics = group.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            if group.leader.borrow().node.is_none() {
+                return Err(format!("group {} has no leader", group.id.0));
+            }
+            let committed = metrics.cluster_committed.map_or(0, |id| id.index);
+            let applied = metrics.last_applied.map_or(0, |id| id.index);
+            if applied + CAUGHT_UP_LAG < committed {
+                return Err(format!("group {} has applied {applied} of {committed}", group.id.0));
+            }
+            Ok(())
+        })
+    }
+
+    /// Hands all leads over to other replicas and takes none until the node is restarted. Returns how many are left
+    /// when `within` has passed (those of groups with no other replica that could lead).
+    pub async fn hand_over(&self, within: Duration) -> usize {
+        self.0.leaving.store(true, Ordering::Release);
+        crate::tend::hand_over(&self.0, within).await
+    }
+
+    /// Resolves with the reason when a group has to stop: its state machine or log failed. The process must exit then.
+    pub async fn fatal(&self) -> String {
+        self.0.fatal.reported().await
+    }
+
+    /// Stops all groups, in order, and makes the state machine durable.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        let stop = |group: &Arc<Group>| {
+            let raft = group.raft.clone();
+            async move {
+                if let Err(error) = raft.shutdown().await {
+                    tracing::warn!(%error, "a group did not stop in order");
+                }
+            }
+        };
+        futures::future::join_all(self.0.groups.values().map(stop)).await;
+        let (machine, journal) = (self.0.machine.clone(), self.0.journal.clone());
+        let checkpoint = tokio::task::spawn_blocking(move || {
+            journal.flush();
+            machine.checkpoint()
+        });
+        match checkpoint.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "failed to checkpoint at shutdown"),
+            Err(error) => tracing::error!(%error, "checkpoint at shutdown did not finish"),
+        }
+    }
+
+    /// Counters and the state of the groups.
+    pub fn metrics(&self) -> Metrics {
+        let mut metrics = self.0.counters.snapshot();
+        let free = self.0.proposal_room.available_permits();
+        metrics.pending_proposal_bytes = self.0.config.proposal_bytes.saturating_sub(free) as u64;
+        for group in self.0.groups.values() {
+            metrics.log_disk_reads += group.log.disk_reads();
+            metrics.groups.insert(group.id, self.0.metrics_of(group));
+        }
+        metrics
+    }
+}
+
+impl Inner {
+    pub(crate) fn group(&self, group: GroupId) -> Option<&Arc<Group>> {
+        self.groups.get(&group)
+    }
+
+    pub(crate) fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
+        self.groups.values()
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn initialised(&self) -> Vec<u32> {
+        self.groups.values().filter(|group| group.log.is_initialised()).map(|group| group.id.0).collect()
+    }
+
+    pub(crate) fn leader_of(&self, group: GroupId) -> Option<NodeId> {
+        match self.groups.get(&group) {
+            Some(group) => group.leader.borrow().node,
+            None => self.hints.lock().get(&group).copied(),
+        }
+    }
+
+    /// Remembers the leader of a group that is not held here.
+    pub(crate) fn note_leader(&self, group: GroupId, leader: Option<NodeId>) {
+        if self.groups.contains_key(&group) {
+            return;
+        }
+        let mut hints = self.hints.lock();
+        match leader {
+            Some(leader) => hints.insert(group, leader),
+            None => hints.remove(&group),
+        };
+    }
+
+    /// Asks a node who it is. None when it does not answer, or belongs to another cluster.
+    pub(crate) async fn hello(&self, node: NodeId) -> Option<quorumail_proto::peer::HelloReply> {
+        let link = self.links.get(node)?;
+        let mut client = link.client().ok()?;
+        let request = HelloRequest {
+            node: self.config.node,
+            version: self.config.version.clone(),
+            cluster: self.config.cluster.clone(),
+        };
+        match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
+            Ok(Ok(reply)) => {
+                let reply = reply.into_inner();
+                (reply.cluster == self.config.cluster && reply.node == node).then_some(reply)
+            }
+            Ok(Err(status)) => {
+                let reason = link.failed(&status);
+                tracing::debug!(node, %reason, "no hello");
+                None
+            }
+            Err(_) => None,
+        }
+    }
+
+    fn status_of(&self, group: &Group) -> GroupStatus {
+        let metrics = group.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let mut voters: Vec<NodeId> = membership.voter_ids().collect();
+        let mut learners: Vec<NodeId> = membership.learner_ids().collect();
+        voters.sort_unstable();
+        if voters.is_empty() {
+            (voters, learners) = (group.placement.voters.clone(), group.placement.learners.clone());
+        }
+        let last_log_index = metrics.last_log_index;
+        let in_sync = group.leads(self.config.lease()).then(|| self.in_sync(group));
+        GroupStatus {
+            group: group.id,
+            voters,
+            learners,
+            leader: group.leader.borrow().node,
+            term: metrics.current_term,
+            last_log_index,
+            applied_index: metrics.last_applied.map(|id| id.index),
+            in_sync,
+        }
+    }
+
+    /// The replicas that have answered within the lease and are nearly caught up; for the leader.
+    pub(crate) fn in_sync(&self, group: &Group) -> Vec<NodeId> {
+        let metrics = group.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let answers = |node: &NodeId| {
+            let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(node).copied().flatten());
+            heard.is_some_and(|heard| heard.into_inner().elapsed() < self.config.lease())
+        };
+        let has_log = |node: &NodeId| {
+            let matched =
+                metrics.replication.as_ref().and_then(|matched| matched.get(node).copied().flatten());
+            matched.is_some_and(|matched| matched.index + CAUGHT_UP_LAG >= last)
+        };
+        let membership = metrics.membership_config.membership();
+        let nodes = membership.nodes().map(|(node, _)| *node);
+        nodes.filter(|node| *node == self.config.node || (answers(node) && has_log(node))).collect()
+    }
+
+    fn metrics_of(&self, group: &Group) -> GroupMetrics {
+        let metrics = group.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let lag = metrics.replication.as_ref().and_then(|matched| {
+            let others = matched.iter().filter(|(node, _)| **node != self.config.node);
+            others.map(|(_, matched)| last.saturating_sub(matched.map_or(0, |id| id.index))).max()
+        });
+        GroupMetrics {
+            leader: group.leader.borrow().node,
+            term: metrics.current_term,
+            last_log_index: last,
+            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            follower_lag: lag,
+        }
+    }
+}
+
+fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let engine = openraft::Config {
+        cluster_name: config.cluster.clone(),
+        heartbeat_interval: milliseconds(config.heartbeat),
+        election_timeout_min: milliseconds(config.election_timeout.start),
+        election_timeout_max: milliseconds(config.election_timeout.end),
+        enable_pre_vote: Some(true),
+        // A replica whose disk was lost comes back empty under its old number: its log goes back.
+        allow_log_reversion: Some(true),
+        max_payload_entries: MAX_APPEND_ENTRIES,
+        // Checkpoints and retention are ours; the engine neither builds snapshots nor purges by itself.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..openraft::Config::default()
+    };
+    engine.validate().map_err(|error| StartError::Config(error.to_string()))
+}
+
+/// What is needed to start a group.
+struct Starter<'a> {
+    config: &'a Config,
+    journal: &'a Journal,
+    machine: &'a Arc<dyn StateMachine>,
+    engine: Arc<openraft::Config>,
+    links: &'a Arc<Links>,
+    counters: &'a Arc<Counters>,
+    fatal: &'a Fatal,
+}
+
+impl Starter<'_> {
+    /// A group is held when it is placed here, or when its log is here: it was placed here once, and its members may
+    /// still count on this node.
+    async fn start_all(
+        &self,
+        placements: &BTreeMap<GroupId, Placement>,
+        mut recovered: RecoveredLog,
+    ) -> Result<BTreeMap<GroupId, Arc<Group>>, StartError> {
+        let mut held: Vec<(GroupId, Placement, Contents)> = Vec::new();
+        for (group, placed) in placements {
+            let contents = recovered.groups.remove(group);
+            if placed.holds(self.config.node) || contents.is_some() {
+                held.push((*group, placed.clone(), contents.unwrap_or_default()));
+            }
+        }
+        for group in recovered.groups.keys() {
+            tracing::warn!(
+                group = group.0,
+                "the journal has a group that is not configured; it is left alone"
+            );
+        }
+        let cache = self.config.cache_bytes / held.len().max(1) as u64;
+        let starts =
+            held.into_iter().map(|(id, placed, contents)| self.start_one(id, placed, contents, cache));
+        futures::stream::iter(starts).buffer_unordered(STARTS_AT_ONCE).try_collect().await
+    }
+
+    async fn start_one(
+        &self,
+        id: GroupId,
+        placement: Placement,
+        contents: Contents,
+        cache: u64,
+    ) -> Result<(GroupId, Arc<Group>), StartError> {
+        let failed = |reason: String| StartError::Group { group: id.0, reason };
+        let log = GroupLog::new(id, self.journal.clone(), cache, contents);
+        let (machine, adapter_log) = (self.machine.clone(), log.clone());
+        let (fatal, counters) = (self.fatal.clone(), self.counters.clone());
+        let opening =
+            tokio::task::spawn_blocking(move || Adapter::open(id, machine, adapter_log, fatal, counters));
+        let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
+        let applied = adapter.progress();
+        let factory = Factory { group: id, links: self.links.clone() };
+        let raft = Raft::new(self.config.node, self.engine.clone(), factory, log.clone(), adapter)
+            .await
+            .map_err(|error| failed(error.to_string()))?;
+        if !log.is_proven() {
+            raft.runtime_config().elect(false);
+        }
+        Ok((id, Arc::new(Group::new(id, raft, log, placement, applied))))
+    }
+}

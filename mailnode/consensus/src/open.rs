@@ -1,0 +1,69 @@
+//! Opens the node's journal and rebuilds the logs of all groups from it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use quorumail_journal::{Journal, Options, Position, StreamId};
+
+use crate::log::Contents;
+use crate::machine::GroupId;
+
+/// Why the log could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The journal itself.
+    #[error("failed to open the journal")]
+    Journal(#[from] quorumail_journal::OpenError),
+    /// A record does not continue the log that the records before it make.
+    #[error("log of group {group} is damaged at segment {segment} offset {offset}: {reason}")]
+    Log {
+        /// Of which group.
+        group: u32,
+        /// Segment of the record.
+        segment: u64,
+        /// Byte offset in the segment.
+        offset: u64,
+        /// In words.
+        reason: String,
+    },
+}
+
+/// The logs of all groups, as they were when the node stopped. To be given to `Consensus::start`.
+#[derive(Debug, Default)]
+pub struct RecoveredLog {
+    pub(crate) groups: BTreeMap<GroupId, Contents>,
+}
+
+impl RecoveredLog {
+    /// Whether nothing has ever been written: a new disk.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+}
+
+/// Streams from this number up are no logs: others of this node keep records of their own there, for example the bodies
+/// that came in a snapshot.
+const FIRST_OTHER_STREAM: u32 = u32::MAX - 255;
+
+/// Opens the journal, or creates it, and rebuilds the logs of all groups. Blocking.
+///
+/// # Errors
+/// When the journal cannot be opened or its records make no log; the node must not start then.
+pub fn open_log(options: Options) -> Result<(Journal, RecoveredLog), OpenError> {
+    let mut recovered = RecoveredLog::default();
+    let mut damage = None;
+    let journal = Journal::open(options, |position: Position, stream: StreamId, payload: Bytes| {
+        if damage.is_some() || stream.0 >= FIRST_OTHER_STREAM {
+            return;
+        }
+        let contents = recovered.groups.entry(GroupId(stream.0)).or_default();
+        if let Err(error) = contents.replay(position, &payload) {
+            let Position { segment, offset, .. } = position;
+            damage = Some(OpenError::Log { group: stream.0, segment, offset, reason: error.to_string() });
+        }
+    })?;
+    match damage {
+        Some(error) => Err(error),
+        None => Ok((journal, recovered)),
+    }
+}

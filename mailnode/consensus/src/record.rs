@@ -1,0 +1,193 @@
+//! How the log of a group lies in the journal: one record for every log entry, vote, truncation, purge mark,
+//! commit mark and grant of the right to vote.
+//!
+//! A record starts with its kind and the version of the format. A log entry has a head of fixed length, so the
+//! command starts at [`COMMAND_OFFSET`] in the record's payload and is written as a piece of its own, not copied.
+
+use bytes::Bytes;
+
+use crate::types::{Command, Entry, LogId, Payload, Vote, log_id, term_of};
+
+/// Version of the format below. Records of another version are refused.
+const FORMAT: u8 = 1;
+
+const KIND_ENTRY: u8 = 1;
+const KIND_VOTE: u8 = 2;
+const KIND_TRUNCATE: u8 = 3;
+const KIND_PURGE: u8 = 4;
+const KIND_COMMITTED: u8 = 5;
+const KIND_PROVEN: u8 = 6;
+
+const PAYLOAD_BLANK: u8 = 0;
+const PAYLOAD_COMMAND: u8 = 1;
+const PAYLOAD_MEMBERSHIP: u8 = 2;
+
+/// Where the command starts in the payload of a log entry's record:
+/// kind (1), version (1), term (8), index (8), what is carried (1).
+pub const COMMAND_OFFSET: u32 = 19;
+
+/// A record that cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("journal record of a group cannot be decoded: {0}")]
+pub(crate) struct DecodeError(pub(crate) String);
+
+/// What a record says.
+#[derive(Debug)]
+pub(crate) enum Decoded {
+    /// A log entry lies here. Its content is only decoded on demand.
+    Entry(LogId),
+    Vote(Vote),
+    /// Everything after it is gone.
+    Truncate(Option<LogId>),
+    /// Everything up to it is gone.
+    Purge(LogId),
+    Committed(Option<LogId>),
+    /// This replica knows all that was committed before it started and may vote.
+    Proven,
+}
+
+/// Pieces of the record of a log entry.
+pub(crate) fn encode_entry(entry: &Entry) -> Vec<Bytes> {
+    let mut head = Vec::with_capacity(COMMAND_OFFSET as usize);
+    head.extend([KIND_ENTRY, FORMAT]);
+    head.extend(term_of(&entry.log_id).to_le_bytes());
+    head.extend(entry.log_id.index.to_le_bytes());
+    match &entry.payload {
+        Payload::Blank => {
+            head.push(PAYLOAD_BLANK);
+            vec![head.into()]
+        }
+        Payload::Normal(command) => {
+            head.push(PAYLOAD_COMMAND);
+            vec![head.into(), command.0.clone()]
+        }
+        Payload::Membership(membership) => {
+            head.push(PAYLOAD_MEMBERSHIP);
+            head.extend(postcard::to_stdvec(membership).expect("a membership can always be encoded"));
+            vec![head.into()]
+        }
+    }
+}
+
+fn encode(kind: u8, content: &impl serde::Serialize) -> Vec<Bytes> {
+    let head = vec![kind, FORMAT];
+    vec![postcard::to_extend(content, head).expect("a mark in the log can always be encoded").into()]
+}
+
+pub(crate) fn encode_vote(vote: &Vote) -> Vec<Bytes> {
+    encode(KIND_VOTE, vote)
+}
+
+pub(crate) fn encode_truncate(last: &Option<LogId>) -> Vec<Bytes> {
+    encode(KIND_TRUNCATE, last)
+}
+
+pub(crate) fn encode_purge(upto: &LogId) -> Vec<Bytes> {
+    encode(KIND_PURGE, upto)
+}
+
+pub(crate) fn encode_committed(committed: &Option<LogId>) -> Vec<Bytes> {
+    encode(KIND_COMMITTED, committed)
+}
+
+pub(crate) fn encode_proven() -> Vec<Bytes> {
+    encode(KIND_PROVEN, &())
+}
+
+/// Reads what a record says, of a log entry only its log id.
+pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
+    let [kind, format, rest @ ..] = payload else {
+        return Err(DecodeError(format!("{} bytes are too few", payload.len())));
+    };
+    if *format != FORMAT {
+        return Err(DecodeError(format!("format {format} is not known")));
+    }
+    let wrong = |error: postcard::Error| DecodeError(format!("kind {kind}: {error}"));
+    Ok(match *kind {
+        KIND_ENTRY => Decoded::Entry(entry_head(rest)?.0),
+        KIND_VOTE => Decoded::Vote(postcard::from_bytes(rest).map_err(wrong)?),
+        KIND_TRUNCATE => Decoded::Truncate(postcard::from_bytes(rest).map_err(wrong)?),
+        KIND_PURGE => Decoded::Purge(postcard::from_bytes(rest).map_err(wrong)?),
+        KIND_COMMITTED => Decoded::Committed(postcard::from_bytes(rest).map_err(wrong)?),
+        KIND_PROVEN => Decoded::Proven,
+        other => return Err(DecodeError(format!("kind {other} is not known"))),
+    })
+}
+
+/// Log id and kind of payload, from a record's bytes after kind and version.
+fn entry_head(rest: &[u8]) -> Result<(LogId, u8), DecodeError> {
+    let short = || DecodeError("head of a log entry is cut".into());
+    let (term, rest) = rest.split_first_chunk::<8>().ok_or_else(short)?;
+    let (index, rest) = rest.split_first_chunk::<8>().ok_or_else(short)?;
+    let carried = *rest.first().ok_or_else(short)?;
+    Ok((log_id(u64::from_le_bytes(*term), u64::from_le_bytes(*index)), carried))
+}
+
+/// Reads a whole log entry; the command shares the payload's memory.
+pub(crate) fn decode_entry(payload: &Bytes) -> Result<Entry, DecodeError> {
+    match payload.get(..2) {
+        Some([KIND_ENTRY, FORMAT]) => {}
+        _ => return Err(DecodeError("not a log entry of this format".into())),
+    }
+    let (log_id, carried) = entry_head(&payload[2..])?;
+    let content = payload.slice(COMMAND_OFFSET as usize..);
+    let payload = match carried {
+        PAYLOAD_BLANK => Payload::Blank,
+        PAYLOAD_COMMAND => Payload::Normal(Command(content)),
+        PAYLOAD_MEMBERSHIP => Payload::Membership(
+            postcard::from_bytes(&content).map_err(|error| DecodeError(format!("membership: {error}")))?,
+        ),
+        other => return Err(DecodeError(format!("payload kind {other} is not known"))),
+    };
+    Ok(Entry { log_id, payload })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Membership;
+    use proptest::prelude::*;
+
+    fn joined(pieces: Vec<Bytes>) -> Bytes {
+        pieces.concat().into()
+    }
+
+    proptest! {
+        #[test]
+        fn a_command_lies_where_its_offset_says(term: u64, index: u64, command: Vec<u8>) {
+            let entry = Entry { log_id: log_id(term, index), payload: Payload::Normal(Command(command.clone().into())) };
+            let record = joined(encode_entry(&entry));
+            prop_assert_eq!(&record[COMMAND_OFFSET as usize..], &command[..]);
+            let read = decode_entry(&record).unwrap();
+            prop_assert_eq!(read.log_id, entry.log_id);
+            prop_assert!(matches!(read.payload, Payload::Normal(Command(found)) if found == command));
+            prop_assert!(matches!(decode(&record).unwrap(), Decoded::Entry(id) if id == entry.log_id));
+        }
+
+        #[test]
+        fn damaged_records_are_refused_and_never_panic(bytes: Vec<u8>) {
+            let _ = decode(&bytes);
+            let _ = decode_entry(&bytes.into());
+        }
+    }
+
+    #[test]
+    fn membership_votes_and_marks_come_back_as_written() {
+        let membership = Membership::new_with_defaults(vec![[1, 2, 3].into()], [4]);
+        let entry = Entry { log_id: log_id(3, 7), payload: Payload::Membership(membership.clone()) };
+        let read = decode_entry(&joined(encode_entry(&entry))).unwrap();
+        assert!(matches!(read.payload, Payload::Membership(found) if found == membership));
+
+        let vote = Vote::new_committed(5, 2);
+        assert!(
+            matches!(decode(&joined(encode_vote(&vote))).unwrap(), Decoded::Vote(found) if found == vote)
+        );
+        let id = log_id(5, 9);
+        assert!(matches!(decode(&joined(encode_purge(&id))).unwrap(), Decoded::Purge(found) if found == id));
+        assert!(matches!(decode(&joined(encode_truncate(&None))).unwrap(), Decoded::Truncate(None)));
+        assert!(
+            matches!(decode(&joined(encode_committed(&Some(id)))).unwrap(), Decoded::Committed(Some(found)) if found == id)
+        );
+        assert!(matches!(decode(&joined(encode_proven())).unwrap(), Decoded::Proven));
+    }
+}

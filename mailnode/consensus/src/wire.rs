@@ -1,0 +1,179 @@
+//! How the engine's messages travel in `peer.proto`. Heads are encoded with postcard; commands are separate fields.
+
+use bytes::Bytes;
+use quorumail_proto::peer::{AppendFrame, append_frame};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{
+    AppendRequest, AppendResult, Command, Entry, LogId, Membership, Payload, SnapshotMeta, Vote, log_id,
+    term_of,
+};
+
+/// Version of the encodings below.
+pub(crate) const FORMAT: u32 = 1;
+/// Largest message of the peer service: a command of the largest size with room for its head.
+pub const MAX_MESSAGE_BYTES: usize = 96 << 20;
+/// Commands below this size are copied out of the message they came in, so that one small command kept in the cache
+/// does not keep a whole large message in memory.
+const COPY_BELOW: usize = 4 << 10;
+
+/// A message that cannot be understood.
+#[derive(Debug, thiserror::Error)]
+#[error("peer message cannot be decoded: {0}")]
+pub(crate) struct WireError(String);
+
+#[derive(Serialize, Deserialize)]
+struct AppendHead {
+    vote: Vote,
+    prev: Option<LogId>,
+    commit: Option<LogId>,
+    entries: Vec<EntryHead>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EntryHead {
+    term: u64,
+    index: u64,
+    carries: Carries,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Carries {
+    Blank,
+    Command,
+    Membership(Membership),
+}
+
+/// Metadata in a snapshot's first chunk.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct SnapshotHead {
+    pub(crate) vote: Vote,
+    pub(crate) meta: SnapshotMeta,
+}
+
+pub(crate) fn encode(message: &impl Serialize) -> Bytes {
+    postcard::to_stdvec(message).expect("the engine's messages can always be encoded").into()
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(format: u32, bytes: &[u8]) -> Result<T, WireError> {
+    if format != FORMAT {
+        return Err(WireError(format!("format {format} is not known")));
+    }
+    postcard::from_bytes(bytes).map_err(|error| WireError(error.to_string()))
+}
+
+/// Returns the frame and the bytes of the commands in it.
+pub(crate) fn encode_append(
+    group: u32,
+    session: u64,
+    mode: append_frame::Mode,
+    request: AppendRequest,
+) -> (AppendFrame, usize) {
+    let mut commands = Vec::new();
+    let mut bytes = 0;
+    let entries = request.entries.into_iter().map(|entry| {
+        let carries = match entry.payload {
+            Payload::Blank => Carries::Blank,
+            Payload::Membership(membership) => Carries::Membership(membership),
+            Payload::Normal(command) => {
+                bytes += command.0.len();
+                commands.push(command.0);
+                Carries::Command
+            }
+        };
+        EntryHead { term: term_of(&entry.log_id), index: entry.log_id.index, carries }
+    });
+    let entries = entries.collect();
+    let head =
+        AppendHead { vote: request.vote, prev: request.prev_log_id, commit: request.leader_commit, entries };
+    let head = encode(&head);
+    (AppendFrame { group, session, format: FORMAT, head, commands, mode: mode.into() }, bytes)
+}
+
+pub(crate) fn decode_append(frame: AppendFrame) -> Result<AppendRequest, WireError> {
+    let head: AppendHead = decode(frame.format, &frame.head)?;
+    let mut commands = frame.commands.into_iter();
+    let mut entries = Vec::with_capacity(head.entries.len());
+    let mut previous = head.prev;
+    for entry in head.entries {
+        let id = log_id(entry.term, entry.index);
+        // What the engine takes for granted of its peers is checked here, where it comes in.
+        let follows = previous.map_or(id.index == 0, |previous| {
+            id.index == previous.index + 1 && term_of(&id) >= term_of(&previous)
+        });
+        if !follows {
+            return Err(WireError(format!("log entry {id} does not follow {previous:?}")));
+        }
+        previous = Some(id);
+        let payload = match entry.carries {
+            Carries::Blank => Payload::Blank,
+            Carries::Membership(membership) => Payload::Membership(membership),
+            Carries::Command => {
+                let command = commands.next().ok_or_else(|| WireError("a command is missing".into()))?;
+                let small = command.len() < COPY_BELOW;
+                Payload::Normal(Command(if small { Bytes::copy_from_slice(&command) } else { command }))
+            }
+        };
+        entries.push(Entry { log_id: id, payload });
+    }
+    if commands.next().is_some() {
+        return Err(WireError("a command belongs to no entry".into()));
+    }
+    Ok(AppendRequest { vote: head.vote, prev_log_id: head.prev, entries, leader_commit: head.commit })
+}
+
+pub(crate) fn encode_append_result(result: &AppendResult) -> Bytes {
+    encode(result)
+}
+
+pub(crate) fn decode_append_result(format: u32, bytes: &[u8]) -> Result<AppendResult, WireError> {
+    decode(format, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use append_frame::Mode;
+
+    fn request(commands: &[&'static [u8]]) -> AppendRequest {
+        let entry = |(index, command): (usize, &&'static [u8])| Entry {
+            log_id: log_id(2, 8 + index as u64),
+            payload: Payload::Normal(Command(Bytes::from_static(command))),
+        };
+        let mut entries: Vec<Entry> = commands.iter().enumerate().map(entry).collect();
+        entries.push(Entry { log_id: log_id(3, 8 + entries.len() as u64), payload: Payload::Blank });
+        AppendRequest {
+            vote: Vote::new_committed(3, 1),
+            prev_log_id: Some(log_id(2, 7)),
+            entries,
+            leader_commit: Some(log_id(2, 6)),
+        }
+    }
+
+    #[test]
+    fn an_append_request_comes_out_as_it_went_in() {
+        let sent = request(&[b"one", b"", b"three"]);
+        let (frame, bytes) = encode_append(4, 9, Mode::Stream, sent.clone());
+        assert_eq!((frame.group, frame.session, bytes), (4, 9, 8));
+        let received = decode_append(frame).unwrap();
+        assert_eq!(received.entries, sent.entries);
+        assert_eq!(
+            (received.vote, received.prev_log_id, received.leader_commit),
+            (sent.vote, sent.prev_log_id, sent.leader_commit)
+        );
+    }
+
+    #[test]
+    fn frames_with_gaps_or_missing_commands_are_refused() {
+        let mut gap = request(&[b"one", b"two"]);
+        gap.entries.remove(0);
+        assert!(decode_append(encode_append(0, 0, Mode::Stream, gap).0).is_err());
+        let (mut frame, _) = encode_append(0, 0, Mode::Stream, request(&[b"one"]));
+        frame.commands.clear();
+        assert!(decode_append(frame).is_err());
+        let (mut frame, _) = encode_append(0, 0, Mode::Stream, request(&[b"one"]));
+        frame.commands.push(Bytes::from_static(b"stray"));
+        assert!(decode_append(frame).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! The admin service: what operator, CLI and `quorumail dev` ask of a node (port 9443, mutual TLS).
+//!
+//! Any node answers for the whole cluster. What the calls mean is told in `admin.proto`.
+
+mod directory;
+mod queue;
+mod status;
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures::Stream;
+use quorumail_proto::admin::{
+    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
+    DirectoryEntry, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest,
+    HandOverResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
+    admin_server::{Admin, AdminServer},
+};
+use tokio::sync::{Notify, watch};
+use tonic::{Request, Response, Status};
+
+use crate::{
+    auth::Authenticator,
+    config::Peer,
+    groups::{CommandFailure, Groups, QueryFailure},
+    http::Readiness,
+    tls::InternalTls,
+};
+
+/// Largest request: a batch of directory changes.
+const MAX_REQUEST: usize = 16 * 1024 * 1024;
+/// For a command or a query of one group.
+const WITHIN: Duration = Duration::from_secs(10);
+/// Bounds of the time that a caller may give to hand over.
+const MAX_HAND_OVER: Duration = Duration::from_secs(60);
+/// When the caller names none.
+const HAND_OVER: Duration = Duration::from_secs(10);
+
+/// What the service is made of.
+pub struct AdminService {
+    /// All groups.
+    pub groups: Arc<Groups>,
+    /// Knows last log-ins.
+    pub auth: Arc<Authenticator>,
+    /// Whether the node is ready.
+    pub ready: watch::Receiver<Readiness>,
+    /// All nodes.
+    pub peers: Vec<Peer>,
+    /// This node.
+    pub node: u64,
+    /// For channels to peers.
+    pub tls: Arc<InternalTls>,
+    /// Told when something in a queue became due.
+    pub queued: Arc<Notify>,
+}
+
+impl AdminService {
+    /// The tonic service.
+    pub fn into_server(self) -> AdminServer<Self> {
+        AdminServer::new(self).max_decoding_message_size(MAX_REQUEST)
+    }
+}
+
+fn unreadable(failure: QueryFailure) -> Status {
+    Status::unavailable(failure.to_string())
+}
+
+fn failed(failure: CommandFailure) -> Status {
+    match failure {
+        CommandFailure::Refused(refusal) => Status::failed_precondition(refusal.to_string()),
+        CommandFailure::Unavailable(reason) => Status::unavailable(reason),
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for AdminService {
+    type ListDirectoryStream = Pin<Box<dyn Stream<Item = Result<DirectoryEntry, Status>> + Send>>;
+
+    async fn apply_directory(
+        &self,
+        request: Request<ApplyDirectoryRequest>,
+    ) -> Result<Response<ApplyDirectoryResponse>, Status> {
+        let results = directory::apply(&self.groups, request.into_inner().changes).await;
+        Ok(Response::new(ApplyDirectoryResponse { results }))
+    }
+
+    async fn list_directory(
+        &self,
+        _: Request<ListDirectoryRequest>,
+    ) -> Result<Response<Self::ListDirectoryStream>, Status> {
+        self.groups.directory_is_current().await.map_err(unreadable)?;
+        let entries = directory::list(&self.groups.directory());
+        Ok(Response::new(Box::pin(futures::stream::iter(entries.into_iter().map(Ok)))))
+    }
+
+    async fn get_usage(&self, request: Request<GetUsageRequest>) -> Result<Response<GetUsageResponse>, Status> {
+        let usage = directory::usage(&self.groups, &self.auth, &request.into_inner().addresses).await?;
+        Ok(Response::new(GetUsageResponse { usage }))
+    }
+
+    async fn get_node_status(&self, _: Request<GetNodeStatusRequest>) -> Result<Response<NodeStatus>, Status> {
+        Ok(Response::new(status::of_node(self)))
+    }
+
+    async fn get_cluster_status(
+        &self,
+        _: Request<GetClusterStatusRequest>,
+    ) -> Result<Response<ClusterStatus>, Status> {
+        Ok(Response::new(status::of_cluster(self).await))
+    }
+
+    async fn list_queue(&self, request: Request<ListQueueRequest>) -> Result<Response<ListQueueResponse>, Status> {
+        let entries = queue::list(&self.groups, request.into_inner()).await?;
+        Ok(Response::new(ListQueueResponse { entries }))
+    }
+
+    async fn act_on_queue(
+        &self,
+        request: Request<ActOnQueueRequest>,
+    ) -> Result<Response<ActOnQueueResponse>, Status> {
+        let changed = queue::act(&self.groups, request.into_inner()).await?;
+        self.queued.notify_waiters();
+        Ok(Response::new(ActOnQueueResponse { changed }))
+    }
+
+    async fn hand_over(&self, request: Request<HandOverRequest>) -> Result<Response<HandOverResponse>, Status> {
+        let within = match request.into_inner().timeout_seconds {
+            0 => HAND_OVER,
+            seconds => Duration::from_secs(seconds.into()).min(MAX_HAND_OVER),
+        };
+        let remaining = self.groups.consensus.hand_over(within).await;
+        Ok(Response::new(HandOverResponse { remaining: u32::try_from(remaining).unwrap_or(u32::MAX) }))
+    }
+}

@@ -1,0 +1,155 @@
+//! Commands and queries of the store, sent through consensus: typed on this side, bytes on the other.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use quorumail_consensus::{Consensus, GroupId, ProposeError};
+use quorumail_store::{
+    Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueId, Refusal, Reply, Store, Timestamp,
+    decode_outcome,
+};
+
+/// The group that holds the directory.
+pub const DIRECTORY: GroupId = GroupId(0);
+/// For a read of the current directory before something is refused because of it.
+const DIRECTORY_WITHIN: Duration = Duration::from_secs(3);
+
+/// Why a command had no effect that is known.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandFailure {
+    /// Nothing was changed, and trying again will not help.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No majority answered in time, or the node is stopping or too busy; the command may have been applied or not.
+    #[error("the partition cannot be reached: {0}")]
+    Unavailable(String),
+}
+
+/// A query that got no answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the partition cannot be read: {0}")]
+pub struct QueryFailure(String);
+
+/// All groups of the cluster, as seen from this node.
+pub struct Groups {
+    /// Tells who leads and holds what.
+    pub consensus: Consensus,
+    /// The replicas that this node holds.
+    pub store: Store,
+    /// Number of partitions of the cluster.
+    pub partitions: u32,
+    barrier: Barrier,
+    spread: AtomicU64,
+}
+
+/// Joins requests for a current directory: one read serves all who asked before it began.
+#[derive(Default)]
+struct Barrier {
+    asked: AtomicU64,
+    /// All askers below this number are served.
+    served: tokio::sync::Mutex<u64>,
+}
+
+impl Groups {
+    /// Wraps what the node started.
+    pub fn new(consensus: Consensus, store: Store, partitions: u32) -> Self {
+        Self { consensus, store, partitions, barrier: Barrier::default(), spread: AtomicU64::new(rand::random()) }
+    }
+
+    /// The directory as this node's replica has it.
+    pub fn directory(&self) -> Directory {
+        self.store.directory()
+    }
+
+    /// Returns once this node's replica of the directory has everything that was acknowledged before the call. What
+    /// is refused because the directory does not know it is looked up again after this: the replica may lag a little
+    /// behind a change that its maker already knows to be made.
+    pub async fn directory_is_current(&self) -> Result<(), QueryFailure> {
+        let asked = self.barrier.asked.fetch_add(1, Ordering::SeqCst);
+        let wait = async {
+            let mut served = self.barrier.served.lock().await;
+            if *served > asked {
+                return Ok(());
+            }
+            let serves = self.barrier.asked.load(Ordering::SeqCst);
+            self.query(DIRECTORY, &Query::Usage(Vec::new()), DIRECTORY_WITHIN).await?;
+            *served = serves;
+            Ok(())
+        };
+        tokio::time::timeout(DIRECTORY_WITHIN, wait)
+            .await
+            .unwrap_or_else(|_| Err(QueryFailure("the directory did not answer in time".to_owned())))
+    }
+
+    /// Proposes a command and waits until a majority has it on disk and it is applied.
+    pub async fn propose(
+        &self,
+        group: GroupId,
+        id: CommandId,
+        op: Op,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Applied, CommandFailure> {
+        let command = Command { id, at: now(), op, body }.encode();
+        // Boxed: the compiler cannot see through all that lies below, and callers nest this future deeply.
+        let answer = self.consensus.propose(group, command, within).boxed().await.map_err(unavailable)?;
+        let outcome = decode_outcome(&answer)
+            .ok_or_else(|| CommandFailure::Unavailable("the answer cannot be decoded".to_owned()))?;
+        Ok(outcome?)
+    }
+
+    /// Reads what was acknowledged before the call.
+    pub async fn query(&self, group: GroupId, query: &Query, within: Duration) -> Result<Reply, QueryFailure> {
+        let answer = self.consensus.query(group, query.encode(), within).boxed().await;
+        let answer = answer.map_err(|error| QueryFailure(error.to_string()))?;
+        match Reply::decode(&answer) {
+            Some(Reply::Unreadable(reason)) => Err(QueryFailure(reason)),
+            Some(reply) => Ok(reply),
+            None => Err(QueryFailure("the answer cannot be decoded".to_owned())),
+        }
+    }
+
+    /// The group of a partition.
+    pub fn group(partition: PartitionId) -> GroupId {
+        GroupId(partition.0)
+    }
+
+    /// All partitions.
+    pub fn partitions(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (1..=self.partitions).map(GroupId)
+    }
+
+    /// Where a message is queued: in turn over the partitions that this node leads, because then it is written by the
+    /// node that will deliver it; over all when it leads none.
+    pub fn queue_partition(&self) -> GroupId {
+        let turn = self.spread.fetch_add(1, Ordering::Relaxed);
+        let led: Vec<GroupId> = self.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY).collect();
+        let count = if led.is_empty() { u64::from(self.partitions) } else { led.len() as u64 };
+        let chosen = u32::try_from(turn % count).expect("there are fewer than 2^32 partitions");
+        led.get(chosen as usize).copied().unwrap_or(GroupId(chosen + 1))
+    }
+}
+
+fn unavailable(error: ProposeError) -> CommandFailure {
+    CommandFailure::Unavailable(error.to_string())
+}
+
+/// This node's clock, which goes into commands.
+pub fn now() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A command that nobody will propose again.
+pub fn random_command() -> CommandId {
+    CommandId(rand::random())
+}
+
+/// A new queue entry's name.
+pub fn random_queue_id() -> QueueId {
+    QueueId(rand::random())
+}

@@ -1,0 +1,372 @@
+//! What IMAP sessions ask, answered by the partition that the mailbox lives in.
+//!
+//! A session runs where its connection landed; the partition may be led by, or be held on, other nodes only. Reads go
+//! through consensus, so they see everything that was acknowledged before them on any node.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use quorumail_consensus::GroupId;
+use quorumail_imap::{
+    Backend, Changes, Failure, FlagChange, Flags, Folder, LoginFailure, Mailbox, Message, Millis, SpecialUse,
+};
+use quorumail_store::{
+    Applied, Flag, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta, ModSeq, Op, Query, Refusal, Reply,
+    StoreFlags, Timestamp, Uid,
+};
+
+use crate::{
+    auth::{self, Authenticator, Purpose},
+    groups::{self, CommandFailure, Groups},
+    watch::Watchers,
+};
+
+/// For a command; the client waits this long for its OK or NO.
+const WRITE_WITHIN: Duration = Duration::from_secs(20);
+/// For a read.
+const READ_WITHIN: Duration = Duration::from_secs(10);
+/// Bodies read in one step: bounds the memory of a FETCH of many messages.
+const BODIES_AT_ONCE: u32 = 8 * 1024 * 1024;
+/// How often a partition that this node does not hold is asked for changes while a client idles.
+const POLL: Duration = Duration::from_millis(500);
+/// How often a waiter looks at the folder although nothing was announced.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// RFC 9051 5.1: the one folder that is always there.
+const INBOX: &str = "INBOX";
+
+/// Opens mailboxes.
+pub struct ImapBackend {
+    /// Checks passwords.
+    pub auth: Arc<Authenticator>,
+    /// All groups.
+    pub groups: Arc<Groups>,
+    /// Tells of changes.
+    pub watchers: Arc<Watchers>,
+}
+
+struct OpenMailbox {
+    groups: Arc<Groups>,
+    watchers: Arc<Watchers>,
+    id: MailboxId,
+    group: GroupId,
+}
+
+#[async_trait]
+impl Backend for ImapBackend {
+    async fn login(&self, user: &str, password: &str, remote: IpAddr) -> Result<Arc<dyn Mailbox>, LoginFailure> {
+        let record = self.auth.login(user, password, remote, Purpose::Read).await.map_err(|failure| match failure {
+            auth::Failure::Denied => LoginFailure::Denied,
+            auth::Failure::Throttled => LoginFailure::Throttled,
+            auth::Failure::Unavailable => LoginFailure::Unavailable,
+        })?;
+        let mailbox = OpenMailbox {
+            groups: Arc::clone(&self.groups),
+            watchers: Arc::clone(&self.watchers),
+            id: record.id,
+            group: Groups::group(record.partition),
+        };
+        mailbox.open().await.map_err(|_| LoginFailure::Unavailable)?;
+        Ok(Arc::new(mailbox))
+    }
+}
+
+impl OpenMailbox {
+    /// Makes INBOX and the special-use folders unless they are there.
+    async fn open(&self) -> Result<(), Failure> {
+        match self.query(Query::Folder { mailbox: self.id, name: INBOX.to_owned() }).await? {
+            Reply::Folder(Some(_)) => Ok(()),
+            _ => self.propose(Op::OpenMailbox(self.id), Bytes::new()).await.map(drop),
+        }
+    }
+
+    /// The account as the directory has it now: sessions live longer than accounts.
+    fn record(&self) -> Result<Arc<MailboxRecord>, Failure> {
+        let record = self.groups.directory().mailbox(self.id);
+        record.filter(|r| !r.suspended && r.permissions.login).ok_or(Failure::Unavailable)
+    }
+
+    async fn propose(&self, op: Op, body: Bytes) -> Result<Applied, Failure> {
+        self.record()?;
+        let applied = self.groups.propose(self.group, groups::random_command(), op, body, WRITE_WITHIN).await;
+        applied.map_err(|failure| match failure {
+            CommandFailure::Refused(Refusal::NotFound(_)) => Failure::NonExistent,
+            CommandFailure::Refused(Refusal::AlreadyExists(_)) => Failure::AlreadyExists,
+            CommandFailure::Refused(Refusal::OverQuota) => Failure::OverQuota,
+            CommandFailure::Refused(Refusal::Conflict(text) | Refusal::Invalid(text)) => Failure::Cannot(text),
+            CommandFailure::Unavailable(reason) => {
+                tracing::warn!(group = self.group.0, reason, "an IMAP command got no answer");
+                Failure::Unavailable
+            }
+        })
+    }
+
+    async fn query(&self, query: Query) -> Result<Reply, Failure> {
+        self.record()?;
+        self.groups.query(self.group, &query, READ_WITHIN).await.map_err(|error| {
+            tracing::warn!(group = self.group.0, %error, "an IMAP read got no answer");
+            Failure::Unavailable
+        })
+    }
+
+    /// Whether the folder has a change after `since`, or is gone.
+    fn has_news(reply: &Reply, folder: u64, since: u64) -> bool {
+        let Reply::Folders(folders) = reply else { return false };
+        folders.iter().find(|f| f.id.0 == folder).is_none_or(|f| f.highest_mod_seq.0 > since)
+    }
+
+    /// Waits with a replica on this node.
+    async fn wait_here(&self, folder: u64, since: u64) {
+        let mut watcher = self.watchers.watch(self.group.0, self.id);
+        loop {
+            let (store, group, query) = (self.groups.store.clone(), self.group.0, Query::Folders(self.id));
+            let reply = tokio::task::spawn_blocking(move || store.query(group, &query)).await;
+            if reply.is_ok_and(|reply| Self::has_news(&reply, folder, since)) {
+                return;
+            }
+            // The pause bounds what a lost announcement could cost.
+            let _ = tokio::time::timeout(LOOK_AGAIN, watcher.changed()).await;
+        }
+    }
+
+    /// Waits without one.
+    async fn wait_elsewhere(&self, folder: u64, since: u64) {
+        loop {
+            if let Ok(reply) = self.query(Query::Folders(self.id)).await
+                && Self::has_news(&reply, folder, since)
+            {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+}
+
+/// The partition answered with something else than what was asked: a bug, told to the client as a delay.
+fn unexpected<T>(what: &str) -> Result<T, Failure> {
+    tracing::error!(what, "a partition gave an answer of the wrong kind");
+    Err(Failure::Unavailable)
+}
+
+#[async_trait]
+impl Mailbox for OpenMailbox {
+    async fn folders(&self) -> Result<Vec<Folder>, Failure> {
+        match self.query(Query::Folders(self.id)).await? {
+            Reply::Folders(folders) => Ok(folders.into_iter().map(folder_out).collect()),
+            _ => unexpected("Folders"),
+        }
+    }
+
+    async fn folder(&self, name: &str) -> Result<Folder, Failure> {
+        match self.query(Query::Folder { mailbox: self.id, name: name.to_owned() }).await? {
+            Reply::Folder(folder) => folder.map(folder_out).ok_or(Failure::NonExistent),
+            _ => unexpected("Folder"),
+        }
+    }
+
+    async fn messages(&self, folder: u64) -> Result<(Folder, Vec<Message>), Failure> {
+        match self.query(Query::Messages { mailbox: self.id, folder: FolderId(folder) }).await? {
+            Reply::Messages(Some((folder, messages))) => {
+                Ok((folder_out(folder), messages.into_iter().map(message_out).collect()))
+            }
+            Reply::Messages(None) => Err(Failure::NonExistent),
+            _ => unexpected("Messages"),
+        }
+    }
+
+    async fn changes(&self, folder: u64, since: u64) -> Result<Changes, Failure> {
+        let query = Query::Changes { mailbox: self.id, folder: FolderId(folder), since: ModSeq(since) };
+        match self.query(query).await? {
+            Reply::Changes(Some(changes)) => Ok(Changes {
+                folder: folder_out(changes.folder),
+                changed: changes.changed.into_iter().map(message_out).collect(),
+                vanished: changes.vanished.map(|uids| uids.into_iter().map(|uid| uid.0).collect()),
+            }),
+            Reply::Changes(None) => Err(Failure::NonExistent),
+            _ => unexpected("Changes"),
+        }
+    }
+
+    async fn bodies(&self, folder: u64, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure> {
+        let query = Query::Bodies {
+            mailbox: self.id,
+            folder: FolderId(folder),
+            uids: uids_in(uids),
+            prefix,
+            max_bytes: BODIES_AT_ONCE,
+        };
+        match self.query(query).await? {
+            Reply::Bodies(bodies) => Ok(bodies),
+            _ => unexpected("Bodies"),
+        }
+    }
+
+    async fn append(
+        &self,
+        folder: &str,
+        flags: Flags,
+        date: Option<Millis>,
+        body: Bytes,
+    ) -> Result<(u32, u32), Failure> {
+        let op = Op::Append {
+            mailbox: self.id,
+            folder: folder.to_owned(),
+            flags: flags_in(flags),
+            internal_date: date.map_or_else(groups::now, Timestamp),
+            quota: self.record()?.quota,
+        };
+        match self.propose(op, body).await? {
+            Applied::Appended { uid_validity, uid, .. } => Ok((uid_validity.0, uid.0)),
+            _ => unexpected("Append"),
+        }
+    }
+
+    async fn create(&self, folder: &str, special_use: Option<SpecialUse>) -> Result<(), Failure> {
+        let special_use = special_use.map(special_use_in);
+        let op = Op::CreateFolder { mailbox: self.id, folder: folder.to_owned(), special_use };
+        self.propose(op, Bytes::new()).await.map(drop)
+    }
+
+    async fn delete(&self, folder: &str) -> Result<(), Failure> {
+        self.propose(Op::DeleteFolder { mailbox: self.id, folder: folder.to_owned() }, Bytes::new()).await.map(drop)
+    }
+
+    async fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
+        let op = Op::RenameFolder { mailbox: self.id, from: from.to_owned(), to: to.to_owned() };
+        self.propose(op, Bytes::new()).await.map(drop)
+    }
+
+    async fn subscribe(&self, folder: &str, subscribed: bool) -> Result<(), Failure> {
+        let op = Op::Subscribe { mailbox: self.id, folder: folder.to_owned(), subscribed };
+        self.propose(op, Bytes::new()).await.map(drop)
+    }
+
+    async fn store(
+        &self,
+        folder: u64,
+        uids: &[u32],
+        change: FlagChange,
+        flags: Flags,
+        unchanged_since: Option<u64>,
+    ) -> Result<(Vec<(u32, u64, Flags)>, Vec<u32>), Failure> {
+        let op = Op::StoreFlags {
+            mailbox: self.id,
+            folder: FolderId(folder),
+            uids: uids_in(uids),
+            mode: match change {
+                FlagChange::Replace => StoreFlags::Replace,
+                FlagChange::Add => StoreFlags::Add,
+                FlagChange::Remove => StoreFlags::Remove,
+            },
+            flags: flags_in(flags),
+            unchanged_since: unchanged_since.map(ModSeq),
+        };
+        match self.propose(op, Bytes::new()).await? {
+            Applied::Stored { changed, modified } => {
+                let changed = changed.into_iter().map(|(uid, mod_seq, flags)| (uid.0, mod_seq.0, flags_out(flags)));
+                Ok((changed.collect(), modified.into_iter().map(|uid| uid.0).collect()))
+            }
+            _ => unexpected("StoreFlags"),
+        }
+    }
+
+    async fn copy(
+        &self,
+        folder: u64,
+        uids: &[u32],
+        to: &str,
+        remove: bool,
+    ) -> Result<(u32, Vec<(u32, u32)>), Failure> {
+        let op = Op::Copy {
+            mailbox: self.id,
+            folder: FolderId(folder),
+            uids: uids_in(uids),
+            to: to.to_owned(),
+            remove,
+            quota: self.record()?.quota,
+        };
+        match self.propose(op, Bytes::new()).await? {
+            Applied::Copied { uid_validity, uids } => {
+                Ok((uid_validity.0, uids.into_iter().map(|(from, to)| (from.0, to.0)).collect()))
+            }
+            _ => unexpected("Copy"),
+        }
+    }
+
+    async fn expunge(&self, folder: u64, uids: Option<&[u32]>) -> Result<Vec<u32>, Failure> {
+        let op = Op::Expunge { mailbox: self.id, folder: FolderId(folder), uids: uids.map(uids_in) };
+        match self.propose(op, Bytes::new()).await? {
+            Applied::Expunged(uids) => Ok(uids.into_iter().map(|uid| uid.0).collect()),
+            _ => unexpected("Expunge"),
+        }
+    }
+
+    async fn wait(&self, folder: u64, since: u64, at_most: Duration) {
+        let news = async {
+            if self.groups.consensus.holds(self.group) {
+                self.wait_here(folder, since).await;
+            } else {
+                self.wait_elsewhere(folder, since).await;
+            }
+        };
+        // Either way the session looks at the folder next.
+        let _ = tokio::time::timeout(at_most, news).await;
+    }
+}
+
+fn folder_out(folder: FolderInfo) -> Folder {
+    Folder {
+        id: folder.id.0,
+        name: folder.name,
+        special_use: folder.special_use.map(special_use_out),
+        subscribed: folder.subscribed,
+        uid_validity: folder.uid_validity.0,
+        uid_next: folder.uid_next.0,
+        highest_mod_seq: folder.highest_mod_seq.0,
+        messages: folder.messages,
+        unseen: folder.unseen,
+        bytes: folder.bytes,
+    }
+}
+
+fn message_out(message: MessageMeta) -> Message {
+    Message {
+        uid: message.uid.0,
+        mod_seq: message.mod_seq.0,
+        flags: flags_out(message.flags),
+        internal_date: message.internal_date.0,
+        size: message.size,
+    }
+}
+
+fn flags_out(flags: quorumail_store::Flags) -> Flags {
+    flags.into_iter().map(|flag| flag.0).collect()
+}
+
+fn flags_in(flags: Flags) -> quorumail_store::Flags {
+    flags.into_iter().map(Flag).collect()
+}
+
+fn uids_in(uids: &[u32]) -> Vec<Uid> {
+    uids.iter().copied().map(Uid).collect()
+}
+
+fn special_use_out(special_use: quorumail_store::SpecialUse) -> SpecialUse {
+    match special_use {
+        quorumail_store::SpecialUse::Archive => SpecialUse::Archive,
+        quorumail_store::SpecialUse::Drafts => SpecialUse::Drafts,
+        quorumail_store::SpecialUse::Junk => SpecialUse::Junk,
+        quorumail_store::SpecialUse::Sent => SpecialUse::Sent,
+        quorumail_store::SpecialUse::Trash => SpecialUse::Trash,
+    }
+}
+
+fn special_use_in(special_use: SpecialUse) -> quorumail_store::SpecialUse {
+    match special_use {
+        SpecialUse::Archive => quorumail_store::SpecialUse::Archive,
+        SpecialUse::Drafts => quorumail_store::SpecialUse::Drafts,
+        SpecialUse::Junk => quorumail_store::SpecialUse::Junk,
+        SpecialUse::Sent => quorumail_store::SpecialUse::Sent,
+        SpecialUse::Trash => quorumail_store::SpecialUse::Trash,
+    }
+}

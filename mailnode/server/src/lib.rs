@@ -1,0 +1,25 @@
+//! The mail server's last room: it assembles the others into a node.
+//!
+//! Configuration, listeners, TLS, log-in, metrics, probes, the admin service, start and shutdown. What a protocol
+//! session asks is answered here through [`groups`]: every change is a command proposed to a Raft group, every read a
+//! query of one. Nothing here keeps mail by itself.
+
+pub mod admin;
+pub mod auth;
+pub mod channels;
+pub mod config;
+pub mod disk;
+pub mod exposition;
+pub mod groups;
+pub mod http;
+pub mod identity;
+pub mod imap_backend;
+pub mod janitor;
+pub mod machine;
+pub mod metrics;
+pub mod node;
+pub mod smtp_backend;
+pub mod throttle;
+pub mod tls;
+pub mod verify;
+pub mod watch;

@@ -1,0 +1,71 @@
+//! The store as consensus sees it: a state machine of bytes.
+
+use bytes::Bytes;
+use quorumail_consensus::{
+    Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine,
+};
+use quorumail_store::{LogCommand, Store, StoreError};
+
+/// The replicas of this node.
+pub struct Machine(pub Store);
+
+struct Reader(u32, quorumail_store::SnapshotReader);
+struct Writer(u32, quorumail_store::SnapshotWriter);
+
+fn failed(group: u32) -> impl Fn(StoreError) -> MachineError {
+    move |error| MachineError { group, reason: error.to_string() }
+}
+
+impl StateMachine for Machine {
+    fn position(&self, group: GroupId) -> Result<Option<Vec<u8>>, MachineError> {
+        self.0.position(group.0).map_err(failed(group.0))
+    }
+
+    fn apply(&self, group: GroupId, batch: Vec<Committed>, position: &[u8]) -> Result<Vec<Bytes>, MachineError> {
+        let batch = batch.into_iter().map(|committed| LogCommand {
+            index: committed.index,
+            command: committed.command,
+            record: committed.record,
+            offset: committed.offset,
+        });
+        self.0.apply(group.0, batch.collect(), position).map_err(failed(group.0))
+    }
+
+    fn query(&self, group: GroupId, query: Bytes) -> Bytes {
+        self.0.query_bytes(group.0, &query)
+    }
+
+    fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
+        let reader = self.0.snapshot(group.0).map_err(failed(group.0))?;
+        Ok(Box::new(Reader(group.0, reader)))
+    }
+
+    fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError> {
+        let writer = self.0.install(group.0).map_err(failed(group.0))?;
+        Ok(Box::new(Writer(group.0, writer)))
+    }
+
+    fn checkpoint(&self) -> Result<(), MachineError> {
+        self.0.checkpoint().map_err(failed(0))
+    }
+}
+
+impl SnapshotReader for Reader {
+    fn position(&self) -> &[u8] {
+        self.1.position()
+    }
+
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
+        self.1.next_chunk().map_err(failed(self.0))
+    }
+}
+
+impl SnapshotWriter for Writer {
+    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
+        self.1.write(chunk).map_err(failed(self.0))
+    }
+
+    fn finish(self: Box<Self>, position: &[u8]) -> Result<(), MachineError> {
+        self.1.finish(position).map_err(failed(self.0))
+    }
+}

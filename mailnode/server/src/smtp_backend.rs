@@ -1,0 +1,229 @@
+//! What SMTP sessions ask: who may send, who is a recipient, and to keep a message.
+//!
+//! A message for one mailbox goes straight into it: one proposal to the mailbox's partition. Anything else goes to a
+//! queue, as one proposal as well, and is delivered from there. 250 is answered only after a majority has the message
+//! on disk. When that cannot be learned in time the answer is 451 4.3.0 although the message may have been kept: the
+//! client will send it again, and then, and only then, it can be there twice (RFC 5321 6.1 accepts this).
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use quorumail_message::{Address, Domain};
+use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
+use quorumail_store::{
+    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Resolution,
+};
+use tokio::sync::Notify;
+
+use crate::{
+    auth::{self, Authenticator, Purpose},
+    groups::{self, CommandFailure, Groups},
+};
+
+/// For a majority to have a message on disk. RFC 5321 4.5.3.2.6: a client waits at least ten minutes for the answer.
+const ACCEPT_WITHIN: Duration = Duration::from_secs(25);
+/// Where mail that arrives is put.
+const INBOX: &str = "INBOX";
+
+/// Answers SMTP sessions.
+pub struct SmtpBackend {
+    /// Checks passwords.
+    pub auth: Arc<Authenticator>,
+    /// All groups.
+    pub groups: Arc<Groups>,
+    /// This host's name in Received.
+    pub hostname: Domain,
+    /// Told when something was queued.
+    pub queued: Arc<Notify>,
+}
+
+#[async_trait]
+impl Backend for SmtpBackend {
+    async fn authenticate(&self, user: &str, password: &str, remote: IpAddr) -> Result<Identity, AuthFailure> {
+        match self.auth.login(user, password, remote, Purpose::Send).await {
+            Ok(record) => Ok(Identity { address: record.address.clone() }),
+            Err(auth::Failure::Denied) => Err(AuthFailure::Denied),
+            Err(auth::Failure::Throttled) => Err(AuthFailure::Throttled),
+            Err(auth::Failure::Unavailable) => Err(AuthFailure::Unavailable),
+        }
+    }
+
+    async fn sender(
+        &self,
+        sender: Option<&Address>,
+        identity: Option<&Identity>,
+        service: Service,
+    ) -> Result<(), Reject> {
+        let Some(identity) = identity else {
+            return match service {
+                Service::Mx => Ok(()),
+                Service::Submission => Err(reject(530, "5.7.0", "authentication is required")),
+            };
+        };
+        let directory = self.groups.directory();
+        // The account may have gone or been suspended since the log-in.
+        let Some(account) = directory.login(&identity.address).filter(|account| !account.suspended) else {
+            return Err(reject(550, "5.7.1", "this account may not send"));
+        };
+        if !account.permissions.send {
+            return Err(reject(550, "5.7.1", "this account may not send"));
+        }
+        match sender {
+            Some(sender) if !owns(&directory, &account, sender) => {
+                Err(reject(553, "5.7.1", "this sender address is not one of yours"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn recipient(&self, recipient: &Address, identity: Option<&Identity>) -> Result<(), Reject> {
+        let mut found = self.groups.directory().resolve(recipient);
+        if !matches!(found, Resolution::Mailbox(_)) && !(identity.is_some() && found == Resolution::NotLocal) {
+            // A refusal is for good, and the replica here may lag behind: look again in the current directory.
+            self.groups.directory_is_current().await.map_err(|error| {
+                tracing::warn!(%error, "the directory cannot be asked");
+                unavailable()
+            })?;
+            found = self.groups.directory().resolve(recipient);
+        }
+        match found {
+            Resolution::Mailbox(mailbox) if mailbox.permissions.receive => Ok(()),
+            // RFC 3463 3.3: mailbox disabled, not accepting messages.
+            Resolution::Mailbox(_) => Err(reject(550, "5.2.1", "this mailbox takes no mail")),
+            Resolution::NoSuchUser => Err(reject(550, "5.1.1", "there is no such mailbox")),
+            Resolution::NotLocal if identity.is_some() => Ok(()),
+            Resolution::NotLocal => Err(reject(554, "5.7.1", "relay access denied")),
+        }
+    }
+
+    async fn accept(&self, envelope: Envelope, body: Bytes) -> Result<String, Reject> {
+        let id = groups::random_queue_id();
+        let directory = self.groups.directory();
+        let mut mailboxes: Vec<Arc<MailboxRecord>> = Vec::new();
+        let mut all_here = true;
+        for recipient in &envelope.recipients {
+            match directory.resolve(recipient) {
+                Resolution::Mailbox(mailbox) if mailboxes.iter().any(|known| known.id == mailbox.id) => {}
+                Resolution::Mailbox(mailbox) => mailboxes.push(mailbox),
+                Resolution::NoSuchUser | Resolution::NotLocal => all_here = false,
+            }
+        }
+        match mailboxes.as_slice() {
+            [mailbox] if all_here => self.deliver(id, &envelope, mailbox, &body).await,
+            _ => self.enqueue(id, &envelope, &directory, &body).await,
+        }
+    }
+}
+
+impl SmtpBackend {
+    /// Puts the message into its only recipient's mailbox.
+    async fn deliver(
+        &self,
+        id: QueueId,
+        envelope: &Envelope,
+        mailbox: &MailboxRecord,
+        body: &Bytes,
+    ) -> Result<String, Reject> {
+        let headers = b"";//TMP
+        let body = join(headers.as_slice(), body);
+        let too_large = mailbox.quota.bytes != 0 && body.len() as u64 > mailbox.quota.bytes;
+        let op = Op::Append {
+            mailbox: mailbox.id,
+            folder: INBOX.to_owned(),
+            flags: Default::default(),
+            internal_date: groups::now(),
+            quota: mailbox.quota,
+        };
+        let group = Groups::group(mailbox.partition);
+        match self.groups.propose(group, groups::random_command(), op, body, ACCEPT_WITHIN).await {
+            Ok(Applied::Appended { uid, .. }) => Ok(format!("stored as {id} uid {uid}")),
+            Ok(_) => Ok(format!("stored as {id}")),
+            Err(failure) => Err(refused(failure, too_large)),
+        }
+    }
+
+    /// Keeps the message for delivery.
+    async fn enqueue(
+        &self,
+        id: QueueId,
+        envelope: &Envelope,
+        directory: &Directory,
+        body: &Bytes,
+    ) -> Result<String, Reject> {
+        let body = join(b"", body);//TMP
+        let arrived = groups::now();
+        let recipients = envelope.recipients.iter().map(|address| QueueRecipient {
+            address: address.clone(),
+            class: match directory.resolve(address) {
+                Resolution::NotLocal => QueueClass::Remote,
+                Resolution::Mailbox(_) | Resolution::NoSuchUser => QueueClass::Local,
+            },
+            attempts: 0,
+            next_attempt: arrived,
+            last_error: String::new(),
+        });
+        let entry = QueueEntry {
+            id,
+            reverse_path: envelope.reverse_path.clone(),
+            recipients: recipients.collect(),
+            arrived,
+            size: u32::try_from(body.len()).map_err(|_| reject(552, "5.3.4", "the message is too large"))?,
+            eight_bit: envelope.eight_bit,
+        };
+        let group = self.groups.queue_partition();
+        let op = Op::Enqueue(entry);
+        match self.groups.propose(group, groups::random_command(), op, body, ACCEPT_WITHIN).await {
+            Ok(_) => {
+                self.queued.notify_waiters();
+                Ok(format!("queued as {id}"))
+            }
+            Err(failure) => Err(refused(failure, false)),
+        }
+    }
+}
+
+/// Whether the address is the account's own or an alias of it, at its domain or an alias of the domain. What the
+/// account gets as a catch-all is not its own.
+fn owns(directory: &Directory, account: &MailboxRecord, sender: &Address) -> bool {
+    let Some(domain) = directory.domain(sender.domain()) else { return false };
+    let sender = sender.at(&domain.domain);
+    let canonical = |own: &Address| match directory.domain(own.domain()) {
+        Some(domain) => own.at(&domain.domain),
+        None => own.clone(),
+    };
+    std::iter::once(&account.address).chain(&account.aliases).any(|own| canonical(own) == sender)
+}
+
+fn join(headers: &[u8], body: &Bytes) -> Bytes {
+    let mut joined = Vec::with_capacity(headers.len() + body.len());
+    joined.extend_from_slice(headers);
+    joined.extend_from_slice(body);
+    joined.into()
+}
+
+fn reject(code: u16, enhanced: &'static str, text: &str) -> Reject {
+    Reject { code, enhanced, text: text.to_owned() }
+}
+
+/// RFC 3463 3.4: other or undefined mail system status, for now.
+fn unavailable() -> Reject {
+    reject(451, "4.3.0", "temporarily unavailable, try again later")
+}
+
+fn refused(failure: CommandFailure, too_large_for_ever: bool) -> Reject {
+    match failure {
+        CommandFailure::Refused(Refusal::OverQuota) if too_large_for_ever => {
+            reject(552, "5.2.2", "the message is larger than the mailbox may hold")
+        }
+        CommandFailure::Refused(Refusal::OverQuota) => reject(452, "4.2.2", "the mailbox is full"),
+        CommandFailure::Refused(refusal) => {
+            tracing::warn!(%refusal, "a message could not be kept");
+            unavailable()
+        }
+        CommandFailure::Unavailable(reason) => {
+            tracing::warn!(reason, "a message could not be kept in time");
+            unavailable()
+        }
+    }
+}

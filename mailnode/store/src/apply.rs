@@ -1,0 +1,143 @@
+//! Applying one command: once, however often it is proposed, and wholly or not at all.
+
+use bytes::Bytes;
+
+use crate::{
+    Applied, BodyRef, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, accounts,
+    encode_outcome,
+    error::Stop,
+    folders::{self, Mailbox},
+    keys, queue,
+    store::LogCommand,
+    txn::{Txn, View},
+};
+
+/// For so many log entries back the outcome of a command is remembered.
+pub const REMEMBERED_COMMANDS: u64 = 65_536;
+
+/// Applies a command and answers its encoded outcome.
+pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Bytes, StoreError> {
+    let command = match Command::decode(&log.command) {
+        Ok(command) => command,
+        // The same bytes on every replica, and the same answer. It has no id to remember.
+        Err(CommandError::Malformed) => {
+            return Ok(encode_outcome(&Err(Refusal::Invalid(CommandError::Malformed.to_string()))));
+        }
+        // A later version knows what it means: going on without it would make replicas differ.
+        Err(error @ CommandError::Format(_)) => return Err(error.into()),
+    };
+    if let Some(outcome) = remembered(txn, command.id, log.index)? {
+        return Ok(outcome);
+    }
+    let body = log
+        .body(command.body.len())
+        .ok_or(StoreError::Damaged("a command lies beyond 4 GiB in its record"))?;
+    let (index, id) = (log.index, command.id);
+    txn.mark();
+    let outcome: Outcome = match execute(txn, group, command, body) {
+        Ok(applied) => Ok(applied),
+        Err(Stop::Refused(refusal)) => {
+            txn.roll_back();
+            Err(refusal)
+        }
+        Err(Stop::Failed(error)) => return Err(error),
+    };
+    let outcome = encode_outcome(&outcome);
+    remember(txn, id, index, &outcome)?;
+    Ok(outcome)
+}
+
+/// The outcome of a command that was applied within the window.
+fn remembered(txn: &Txn<'_>, id: CommandId, index: u64) -> Result<Option<Bytes>, StoreError> {
+    let Some(value) = txn.get(&keys::remembered(id))? else { return Ok(None) };
+    let (applied_at, outcome) = split_index(&value)?;
+    let within = applied_at.saturating_add(REMEMBERED_COMMANDS) > index;
+    Ok(within.then(|| Bytes::copy_from_slice(outcome)))
+}
+
+/// Remembers an outcome in the ring slot of its index. What the slot held before is out of the window and goes: so
+/// nothing has to be searched for, and the ring's keys never move.
+fn remember(txn: &mut Txn<'_>, id: CommandId, index: u64, outcome: &[u8]) -> Result<(), StoreError> {
+    let slot = keys::recent(index % REMEMBERED_COMMANDS);
+    if let Some(value) = txn.get(&slot)? {
+        let (old_index, old_id) = split_index(&value)?;
+        let old_id = old_id.try_into().map_err(|_| StoreError::Damaged("a remembered command has no id"))?;
+        let key = keys::remembered(CommandId(u128::from_be_bytes(old_id)));
+        // The id may have been used again since, at a later index.
+        if let Some(value) = txn.get(&key)?
+            && split_index(&value)?.0 == old_index
+        {
+            txn.remove(key);
+        }
+    }
+    txn.put(slot, [&index.to_be_bytes()[..], &id.0.to_be_bytes()].concat());
+    txn.put(keys::remembered(id), [&index.to_be_bytes()[..], outcome].concat());
+    Ok(())
+}
+
+fn split_index(value: &[u8]) -> Result<(u64, &[u8]), StoreError> {
+    let (index, rest) =
+        value.split_first_chunk::<8>().ok_or(StoreError::Damaged("a remembered command has no index"))?;
+    Ok((u64::from_be_bytes(*index), rest))
+}
+
+fn execute(txn: &mut Txn<'_>, group: u32, command: Command, body: BodyRef) -> Result<Applied, Stop> {
+    let is_directory = matches!(
+        command.op,
+        Op::PutDomain(_)
+            | Op::DeleteDomain(_)
+            | Op::PutMailbox { .. }
+            | Op::DeleteMailbox { .. }
+            | Op::ForgetMailbox(_)
+    );
+    if is_directory != (group == 0) {
+        return Err(Refusal::Invalid(format!("group {group} does not take this command")).into());
+    }
+    let at = command.at;
+    match command.op {
+        Op::PutDomain(record) => accounts::put_domain(txn, record),
+        Op::DeleteDomain(domain) => accounts::delete_domain(txn, &domain),
+        Op::PutMailbox { record, partitions } => accounts::put_mailbox(txn, record, partitions, at),
+        Op::DeleteMailbox { address, purge_at } => accounts::delete_mailbox(txn, &address, purge_at),
+        Op::ForgetMailbox(id) => accounts::forget_mailbox(txn, id),
+        Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox),
+        Op::Enqueue(entry) => queue::enqueue(txn, group, entry, body),
+        Op::UpdateQueue { id, done, changed } => queue::update(txn, group, id, &done, changed),
+        Op::OpenMailbox(mailbox)
+        | Op::Append { mailbox, .. }
+        | Op::CreateFolder { mailbox, .. }
+        | Op::DeleteFolder { mailbox, .. }
+        | Op::RenameFolder { mailbox, .. }
+        | Op::Subscribe { mailbox, .. }
+        | Op::StoreFlags { mailbox, .. }
+        | Op::Copy { mailbox, .. }
+        | Op::Expunge { mailbox, .. } => {
+            let mut mailbox = Mailbox::open(txn, group, mailbox, at)?;
+            let applied = in_mailbox(&mut mailbox, command.op, body)?;
+            mailbox.save();
+            Ok(applied)
+        }
+    }
+}
+
+fn in_mailbox(open: &mut Mailbox<'_, '_>, op: Op, body: BodyRef) -> Result<Applied, Stop> {
+    match op {
+        Op::OpenMailbox(_) => {
+            open.make_special_folders()?;
+            Ok(Applied::Done)
+        }
+        Op::Append { folder, flags, internal_date, quota, .. } => {
+            open.append(&folder, &flags, internal_date, quota, body)
+        }
+        Op::CreateFolder { folder, special_use, .. } => open.create_folder(&folder, special_use),
+        Op::DeleteFolder { folder, .. } => open.delete_folder(&folder),
+        Op::RenameFolder { from, to, .. } => open.rename_folder(&from, &to),
+        Op::Subscribe { folder, subscribed, .. } => open.subscribe(&folder, subscribed),
+        Op::StoreFlags { folder, uids, mode, flags, unchanged_since, .. } => {
+            open.store_flags(folder, uids, mode, &flags, unchanged_since)
+        }
+        Op::Copy { folder, uids, to, remove, quota, .. } => open.copy(folder, uids, &to, remove, quota),
+        Op::Expunge { folder, uids, .. } => open.expunge(folder, uids),
+        other => unreachable!("{other:?} is no command of a mailbox"),
+    }
+}

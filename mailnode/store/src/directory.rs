@@ -1,0 +1,184 @@
+//! The directory as sessions read it: who is there, answered from memory on every node.
+//!
+//! A copy of group 0 in hash maps, built at start and after a snapshot, and brought up to date after each batch.
+//! Readers and the writer hold its lock for a few map operations only.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use parking_lot::RwLock;
+
+use crate::{Address, Domain, DomainRecord, MailboxId, MailboxRecord, Timestamp, records::MailboxEntry};
+
+/// Reads the directory. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Directory(Arc<RwLock<Maps>>);
+
+/// What an address means here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resolution {
+    /// It belongs to this mailbox: as its address or alias, through an alias of the domain, or as its catch-all.
+    Mailbox(Arc<MailboxRecord>),
+    /// The domain is served here, but nobody has this address.
+    NoSuchUser,
+    /// The domain is not served here.
+    NotLocal,
+}
+
+/// A mailbox that was deleted and whose mail is kept for a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeletedMailbox {
+    /// As it was.
+    pub record: Arc<MailboxRecord>,
+    /// When its mail may be purged.
+    pub purge_at: Timestamp,
+}
+
+/// A change of group 0: the new state of one thing, none when it is gone.
+#[derive(Debug, Clone)]
+pub(crate) enum DirectoryChange {
+    Domain(Domain, Option<Arc<DomainRecord>>),
+    Mailbox(MailboxId, Option<MailboxEntry>),
+}
+
+#[derive(Debug, Default)]
+struct Maps {
+    domains: HashMap<Domain, Arc<DomainRecord>>,
+    /// Every name of a domain: the domain.
+    names: HashMap<Domain, Domain>,
+    mailboxes: HashMap<MailboxId, Arc<MailboxRecord>>,
+    deleted: HashMap<MailboxId, DeletedMailbox>,
+    /// [`Address::key`] of addresses and aliases.
+    addresses: HashMap<String, MailboxId>,
+}
+
+impl Directory {
+    /// Whose address this is.
+    pub fn resolve(&self, address: &Address) -> Resolution {
+        let maps = self.0.read();
+        let Some(domain) = maps.names.get(address.domain()) else { return Resolution::NotLocal };
+        let found = maps.lookup(address).or_else(|| {
+            let catch_all = maps.domains.get(domain)?.catch_all.as_ref()?;
+            maps.lookup(catch_all)
+        });
+        found.map_or(Resolution::NoSuchUser, |mailbox| Resolution::Mailbox(Arc::clone(mailbox)))
+    }
+
+    /// The mailbox that logs in with this name: its address, at its domain or an alias of it. Aliases of a mailbox
+    /// are no login names. Whether it may log in is for the caller to check.
+    pub fn login(&self, name: &Address) -> Option<Arc<MailboxRecord>> {
+        let maps = self.0.read();
+        let domain = maps.names.get(name.domain())?;
+        let mailbox = maps.lookup(name)?;
+        (mailbox.address == name.at(domain)).then(|| Arc::clone(mailbox))
+    }
+
+    /// A mailbox by id; none when it is deleted.
+    pub fn mailbox(&self, id: MailboxId) -> Option<Arc<MailboxRecord>> {
+        self.0.read().mailboxes.get(&id).cloned()
+    }
+
+    /// A domain by its own name or an alias.
+    pub fn domain(&self, name: &Domain) -> Option<Arc<DomainRecord>> {
+        let maps = self.0.read();
+        maps.domains.get(maps.names.get(name)?).cloned()
+    }
+
+    /// All domains, by name.
+    pub fn domains(&self) -> Vec<Arc<DomainRecord>> {
+        let mut domains: Vec<_> = self.0.read().domains.values().cloned().collect();
+        domains.sort_by(|a, b| a.domain.cmp(&b.domain));
+        domains
+    }
+
+    /// All mailboxes, by id.
+    pub fn mailboxes(&self) -> Vec<Arc<MailboxRecord>> {
+        let mut mailboxes: Vec<_> = self.0.read().mailboxes.values().cloned().collect();
+        mailboxes.sort_by_key(|mailbox| mailbox.id);
+        mailboxes
+    }
+
+    /// Mailboxes that are deleted and not forgotten, by id.
+    pub fn deleted(&self) -> Vec<DeletedMailbox> {
+        let mut deleted: Vec<_> = self.0.read().deleted.values().cloned().collect();
+        deleted.sort_by_key(|mailbox| mailbox.record.id);
+        deleted
+    }
+
+    /// Brings the maps up to date with a committed batch.
+    pub(crate) fn apply(&self, changes: Vec<DirectoryChange>) {
+        let mut maps = self.0.write();
+        for change in changes {
+            maps.apply(change);
+        }
+    }
+
+    /// Starts anew from all there is.
+    pub(crate) fn replace(&self, all: Vec<DirectoryChange>) {
+        let mut maps = Maps::default();
+        for change in all {
+            maps.apply(change);
+        }
+        // The old maps are dropped outside the lock.
+        let _old = std::mem::replace(&mut *self.0.write(), maps);
+    }
+}
+
+impl Maps {
+    /// Without catch-alls.
+    fn lookup(&self, address: &Address) -> Option<&Arc<MailboxRecord>> {
+        let domain = self.names.get(address.domain())?;
+        let id = self.addresses.get(&address.at(domain).key())?;
+        self.mailboxes.get(id)
+    }
+
+    fn apply(&mut self, change: DirectoryChange) {
+        match change {
+            DirectoryChange::Domain(domain, record) => self.set_domain(domain, record),
+            DirectoryChange::Mailbox(id, entry) => self.set_mailbox(id, entry),
+        }
+    }
+
+    fn set_domain(&mut self, domain: Domain, record: Option<Arc<DomainRecord>>) {
+        if let Some(old) = self.domains.remove(&domain) {
+            for name in std::iter::once(&old.domain).chain(&old.aliases) {
+                self.names.remove(name);
+            }
+        }
+        if let Some(record) = record {
+            for name in std::iter::once(&record.domain).chain(&record.aliases) {
+                self.names.insert(name.clone(), domain.clone());
+            }
+            self.domains.insert(domain, record);
+        }
+    }
+
+    fn set_mailbox(&mut self, id: MailboxId, entry: Option<MailboxEntry>) {
+        self.deleted.remove(&id);
+        if let Some(old) = self.mailboxes.remove(&id) {
+            for key in address_keys(&old) {
+                // It may have gone to another mailbox earlier in the same batch.
+                if self.addresses.get(&key) == Some(&id) {
+                    self.addresses.remove(&key);
+                }
+            }
+        }
+        match entry {
+            Some(MailboxEntry { record, purge_at: Some(purge_at) }) => {
+                self.deleted.insert(id, DeletedMailbox { record: Arc::new(record), purge_at });
+            }
+            Some(MailboxEntry { record, purge_at: None }) => {
+                self.addresses.extend(address_keys(&record).into_iter().map(|key| (key, id)));
+                self.mailboxes.insert(id, Arc::new(record));
+            }
+            None => {}
+        }
+    }
+}
+
+/// What the addresses of a mailbox are looked up by.
+pub(crate) fn address_keys(record: &MailboxRecord) -> HashSet<String> {
+    std::iter::once(&record.address).chain(&record.aliases).map(Address::key).collect()
+}

@@ -1,0 +1,161 @@
+//! Keys of the index. All groups share one keyspace, so that one journal of the index orders all batches; each group
+//! lives in a *space*, a number in front of its keys. Space 0 maps groups to spaces: a snapshot is installed into a
+//! fresh space and takes over by changing one key.
+//!
+//! Numbers are big endian, so that the order of keys is the order of what they name.
+
+use crate::{CommandId, FolderId, MailboxId, ModSeq, QueueId, Uid};
+
+/// The space of this table of spaces.
+pub(crate) const ROOT: u32 = 0;
+/// First tag of keys in [`ROOT`] that map a group to its space.
+pub(crate) const ROOT_GROUP: u8 = 1;
+/// Key in [`ROOT`] of the format number.
+pub(crate) const ROOT_FORMAT: u8 = 2;
+/// Key in [`ROOT`] of the number of the last checkpoint.
+pub(crate) const ROOT_CHECKPOINT: u8 = 3;
+
+pub(crate) const POSITION: u8 = 1;
+/// Slot of the ring of remembered commands: index and id.
+pub(crate) const RECENT: u8 = 2;
+/// Remembered command: index and outcome.
+pub(crate) const REMEMBERED: u8 = 3;
+
+pub(crate) const COUNTERS: u8 = 10;
+pub(crate) const DOMAIN: u8 = 11;
+/// Name of a domain, its own or an alias: the domain.
+pub(crate) const DOMAIN_NAME: u8 = 12;
+/// Domain: number of addresses of live mailboxes in it.
+pub(crate) const DOMAIN_USE: u8 = 13;
+pub(crate) const MAILBOX: u8 = 14;
+/// Address of a live mailbox, its own or an alias: the mailbox.
+pub(crate) const ADDRESS: u8 = 15;
+/// Address: the mailbox that had it last, deleted and not forgotten.
+pub(crate) const DELETED: u8 = 16;
+/// Partition: number of mailboxes that live in it.
+pub(crate) const PARTITION: u8 = 17;
+
+pub(crate) const HEAD: u8 = 30;
+pub(crate) const FOLDER: u8 = 31;
+pub(crate) const FOLDER_NAME: u8 = 32;
+/// Value starts with a body reference.
+pub(crate) const MESSAGE: u8 = 33;
+/// Message by MODSEQ of its last change.
+pub(crate) const CHANGED: u8 = 34;
+/// Expunged UID by MODSEQ.
+pub(crate) const VANISHED: u8 = 35;
+
+/// Value starts with a body reference.
+pub(crate) const QUEUE: u8 = 50;
+
+/// Whether values of keys with this tag start with a body reference.
+pub(crate) fn has_body(tag: u8) -> bool {
+    tag == MESSAGE || tag == QUEUE
+}
+
+/// The key as it stands in the keyspace.
+pub(crate) fn in_space(space: u32, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(4 + key.len());
+    out.extend_from_slice(&space.to_be_bytes());
+    out.extend_from_slice(key);
+    out
+}
+
+/// The first key after all that start with `prefix`.
+pub(crate) fn after(prefix: &[u8]) -> Vec<u8> {
+    let mut out = prefix.to_vec();
+    while let Some(last) = out.pop() {
+        if last < u8::MAX {
+            out.push(last + 1);
+            return out;
+        }
+    }
+    // Only prefixes of 0xff alone come here; none is made of tags below 0xff.
+    vec![u8::MAX; 5]
+}
+
+fn join(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + parts.iter().map(|part| part.len()).sum::<usize>());
+    out.push(tag);
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+    out
+}
+
+pub(crate) fn root_group(group: u32) -> Vec<u8> {
+    join(ROOT_GROUP, &[&group.to_be_bytes()])
+}
+
+pub(crate) fn recent(slot: u64) -> Vec<u8> {
+    join(RECENT, &[&slot.to_be_bytes()])
+}
+
+pub(crate) fn remembered(id: CommandId) -> Vec<u8> {
+    join(REMEMBERED, &[&id.0.to_be_bytes()])
+}
+
+pub(crate) fn text(tag: u8, text: &str) -> Vec<u8> {
+    join(tag, &[text.as_bytes()])
+}
+
+pub(crate) fn partition(partition: u32) -> Vec<u8> {
+    join(PARTITION, &[&partition.to_be_bytes()])
+}
+
+/// Of [`MAILBOX`] and [`HEAD`], and the prefix of all keys of a mailbox under one tag.
+pub(crate) fn mailbox(tag: u8, mailbox: MailboxId) -> Vec<u8> {
+    join(tag, &[&mailbox.0.to_be_bytes()])
+}
+
+/// Of [`FOLDER`], and the prefix of all keys of a folder under one tag.
+pub(crate) fn folder(tag: u8, mailbox: MailboxId, folder: FolderId) -> Vec<u8> {
+    join(tag, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes()])
+}
+
+pub(crate) fn folder_name(mailbox: MailboxId, name: &str) -> Vec<u8> {
+    join(FOLDER_NAME, &[&mailbox.0.to_be_bytes(), name.as_bytes()])
+}
+
+pub(crate) fn message(mailbox: MailboxId, folder: FolderId, uid: Uid) -> Vec<u8> {
+    join(MESSAGE, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &uid.0.to_be_bytes()])
+}
+
+/// Of [`CHANGED`] and [`VANISHED`].
+pub(crate) fn log(tag: u8, mailbox: MailboxId, folder: FolderId, mod_seq: ModSeq, uid: Uid) -> Vec<u8> {
+    join(
+        tag,
+        &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &mod_seq.0.to_be_bytes(), &uid.0.to_be_bytes()],
+    )
+}
+
+pub(crate) fn queue(id: QueueId) -> Vec<u8> {
+    join(QUEUE, &[&id.0.to_be_bytes()])
+}
+
+/// The UID at the end of a key of [`MESSAGE`], [`CHANGED`] or [`VANISHED`].
+pub(crate) fn last_uid(key: &[u8]) -> Option<Uid> {
+    key.last_chunk::<4>().map(|bytes| Uid(u32::from_be_bytes(*bytes)))
+}
+
+/// The MODSEQ in a key of [`CHANGED`] or [`VANISHED`].
+pub(crate) fn log_mod_seq(key: &[u8]) -> Option<ModSeq> {
+    key.get(17..).and_then(|rest| rest.first_chunk::<8>()).map(|bytes| ModSeq(u64::from_be_bytes(*bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_is_the_first_key_beyond_a_prefix() {
+        assert_eq!(after(&[1, 2]), vec![1, 3]);
+        assert_eq!(after(&[1, 0xff, 0xff]), vec![2]);
+    }
+
+    #[test]
+    fn uid_and_mod_seq_are_read_back_from_a_log_key() {
+        let key = log(VANISHED, MailboxId(3), FolderId(4), ModSeq(5), Uid(6));
+        assert_eq!((log_mod_seq(&key), last_uid(&key)), (Some(ModSeq(5)), Some(Uid(6))));
+    }
+}

@@ -1,0 +1,287 @@
+//! Messages of a folder: adding, flags, copying, expunging. RFC 9051 6.4, RFC 7162, RFC 6851, RFC 4315.
+
+use std::ops::ControlFlow;
+
+use crate::{
+    Applied, BodyRef, Flags, FolderId, ModSeq, Quota, Refusal, StoreFlags, Timestamp, Uid,
+    error::Stop,
+    flags::FlagSet,
+    folders::{Folder, Mailbox},
+    keys,
+    records::{Message, MessageState},
+    txn::View,
+};
+
+/// Most expunged UIDs remembered for a folder; for a client that was away longer, all its messages are listed again.
+pub(crate) const MAX_VANISHED: u32 = 10_000;
+
+impl Mailbox<'_, '_> {
+    pub(crate) fn append(
+        &mut self,
+        name: &str,
+        flags: &Flags,
+        internal_date: Timestamp,
+        quota: Quota,
+        body: BodyRef,
+    ) -> Result<Applied, Stop> {
+        let flags = FlagSet::new(flags)?;
+        let mut folder = self.named(name)?;
+        self.check_quota(quota, 1, u64::from(body.len))?;
+        let mod_seq = self.next_mod_seq();
+        let message = Message { body, state: MessageState { mod_seq, internal_date, flags } };
+        let uid = self.add(&mut folder, &message)?;
+        self.save_folder(&folder);
+        self.folder_changed(folder.id);
+        Ok(Applied::Appended { folder: folder.id, uid_validity: folder.state.uid_validity, uid })
+    }
+
+    pub(crate) fn store_flags(
+        &mut self,
+        folder: FolderId,
+        uids: Vec<Uid>,
+        mode: StoreFlags,
+        flags: &Flags,
+        unchanged_since: Option<ModSeq>,
+    ) -> Result<Applied, Stop> {
+        let wanted = FlagSet::new(flags)?;
+        let mut folder = self.folder(folder)?;
+        let (mut changed, mut modified, mut mod_seq) = (Vec::new(), Vec::new(), None);
+        for uid in ascending(uids) {
+            let Some(mut message) = self.message(folder.id, uid)? else { continue };
+            if unchanged_since.is_some_and(|since| message.state.mod_seq > since) {
+                modified.push(uid);
+                continue;
+            }
+            let new = message.state.flags.stored(mode, &wanted)?;
+            if new != message.state.flags {
+                let mod_seq = *mod_seq.get_or_insert_with(|| self.next_mod_seq());
+                self.count_flags(&mut folder, &message.state.flags, false);
+                self.count_flags(&mut folder, &new, true);
+                self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.state.mod_seq, uid));
+                message.state.flags = new;
+                message.state.mod_seq = mod_seq;
+                self.put_message(folder.id, uid, &message);
+            }
+            changed.push((uid, message.state.mod_seq, message.state.flags.to_flags()));
+        }
+        if let Some(mod_seq) = mod_seq {
+            folder.state.highest_mod_seq = mod_seq;
+            self.save_folder(&folder);
+            self.folder_changed(folder.id);
+        }
+        Ok(Applied::Stored { changed, modified })
+    }
+
+    pub(crate) fn copy(
+        &mut self,
+        from: FolderId,
+        uids: Vec<Uid>,
+        to: &str,
+        remove: bool,
+        quota: Quota,
+    ) -> Result<Applied, Stop> {
+        let source = self.folder(from)?;
+        let target = self.named(to)?;
+        let mut found = Vec::new();
+        for uid in ascending(uids) {
+            if let Some(message) = self.message(source.id, uid)? {
+                found.push((uid, message));
+            }
+        }
+        if !remove {
+            let bytes = found.iter().map(|(_, message)| u64::from(message.body.len)).sum();
+            self.check_quota(quota, found.len() as u64, bytes)?;
+        }
+        let uid_validity = target.state.uid_validity;
+        let uids = self.transfer(source.id, target.id, found, remove)?;
+        Ok(Applied::Copied { uid_validity, uids })
+    }
+
+    /// Moves all messages of a folder.
+    pub(crate) fn move_all(&mut self, from: FolderId, to: FolderId) -> Result<(), Stop> {
+        let found = self.messages_where(from, |_| true)?;
+        self.transfer(from, to, found, true)?;
+        Ok(())
+    }
+
+    pub(crate) fn expunge(&mut self, folder: FolderId, uids: Option<Vec<Uid>>) -> Result<Applied, Stop> {
+        let folder = self.folder(folder)?;
+        if folder.state.deleted == 0 {
+            return Ok(Applied::Expunged(Vec::new()));
+        }
+        let gone = match uids {
+            None => self.messages_where(folder.id, |message| message.state.flags.deleted())?,
+            Some(uids) => {
+                let mut gone = Vec::new();
+                for uid in ascending(uids) {
+                    match self.message(folder.id, uid)? {
+                        Some(message) if message.state.flags.deleted() => gone.push((uid, message)),
+                        _ => {}
+                    }
+                }
+                gone
+            }
+        };
+        self.take_out(folder, &gone)?;
+        Ok(Applied::Expunged(gone.into_iter().map(|(uid, _)| uid).collect()))
+    }
+
+    /// Adds copies to the target and, for a move, takes the originals out. Both may be the same folder.
+    fn transfer(
+        &mut self,
+        from: FolderId,
+        to: FolderId,
+        messages: Vec<(Uid, Message)>,
+        remove: bool,
+    ) -> Result<Vec<(Uid, Uid)>, Stop> {
+        if messages.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut target = self.folder(to)?;
+        let mod_seq = self.next_mod_seq();
+        let mut pairs = Vec::with_capacity(messages.len());
+        for (uid, message) in &messages {
+            let mut copy = message.clone();
+            copy.state.mod_seq = mod_seq;
+            pairs.push((*uid, self.add(&mut target, &copy)?));
+        }
+        self.save_folder(&target);
+        self.folder_changed(to);
+        if remove {
+            let source = self.folder(from)?;
+            self.take_out(source, &messages)?;
+        }
+        Ok(pairs)
+    }
+
+    /// Gives a message the next UID. The caller saves the folder.
+    fn add(&mut self, folder: &mut Folder, message: &Message) -> Result<Uid, Stop> {
+        let uid = folder.state.uid_next;
+        let next = uid.0.checked_add(1);
+        folder.state.uid_next =
+            Uid(next.ok_or_else(|| Refusal::Invalid("the folder has no UID left".to_owned()))?);
+        self.put_message(folder.id, uid, message);
+        folder.state.highest_mod_seq = message.state.mod_seq;
+        folder.state.messages += 1;
+        folder.state.bytes += u64::from(message.body.len);
+        self.head.messages += 1;
+        self.head.bytes += u64::from(message.body.len);
+        self.count_flags(folder, &message.state.flags, true);
+        Ok(uid)
+    }
+
+    /// Expunges messages and saves the folder.
+    fn take_out(&mut self, mut folder: Folder, messages: &[(Uid, Message)]) -> Result<(), Stop> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let mod_seq = self.next_mod_seq();
+        for (uid, message) in messages {
+            let bytes = u64::from(message.body.len);
+            assert!(
+                folder.state.messages > 0 && folder.state.bytes >= bytes && self.head.bytes >= bytes,
+                "a folder's counters are the sums over its messages"
+            );
+            self.txn.remove(keys::message(self.id, folder.id, *uid));
+            self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.state.mod_seq, *uid));
+            self.txn.put(keys::log(keys::VANISHED, self.id, folder.id, mod_seq, *uid), Vec::new());
+            folder.state.messages -= 1;
+            folder.state.bytes -= bytes;
+            folder.state.vanished += 1;
+            self.head.messages -= 1;
+            self.head.bytes -= bytes;
+            self.count_flags(&mut folder, &message.state.flags, false);
+        }
+        folder.state.highest_mod_seq = mod_seq;
+        self.forget_vanished(&mut folder)?;
+        self.save_folder(&folder);
+        self.folder_changed(folder.id);
+        Ok(())
+    }
+
+    /// Drops the oldest remembered expunges beyond the bound.
+    fn forget_vanished(&mut self, folder: &mut Folder) -> Result<(), Stop> {
+        let excess = folder.state.vanished.saturating_sub(MAX_VANISHED);
+        if excess == 0 {
+            return Ok(());
+        }
+        // From the floor on: what lies before was dropped earlier and would only be walked over.
+        let prefix = keys::folder(keys::VANISHED, self.id, folder.id);
+        let from = keys::log(keys::VANISHED, self.id, folder.id, folder.state.vanished_floor, Uid(0));
+        let mut oldest = Vec::new();
+        self.txn.scan(&prefix, &from, &mut |key, _| {
+            oldest.push(key.to_vec());
+            Ok(if oldest.len() < excess as usize {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            })
+        })?;
+        assert_eq!(oldest.len(), excess as usize, "a folder counts the expunges it remembers");
+        if let Some(mod_seq) = oldest.last().and_then(|key| keys::log_mod_seq(key)) {
+            folder.state.vanished_floor = mod_seq;
+        }
+        for key in oldest {
+            self.txn.remove(key);
+        }
+        folder.state.vanished -= excess;
+        Ok(())
+    }
+
+    fn put_message(&mut self, folder: FolderId, uid: Uid, message: &Message) {
+        self.txn.put(keys::log(keys::CHANGED, self.id, folder, message.state.mod_seq, uid), Vec::new());
+        self.txn.put(keys::message(self.id, folder, uid), message.encode());
+    }
+
+    fn message(&self, folder: FolderId, uid: Uid) -> Result<Option<Message>, Stop> {
+        let value = self.txn.get(&keys::message(self.id, folder, uid))?;
+        Ok(value.map(|value| Message::decode(&value)).transpose()?)
+    }
+
+    fn messages_where(
+        &self,
+        folder: FolderId,
+        wanted: impl Fn(&Message) -> bool,
+    ) -> Result<Vec<(Uid, Message)>, Stop> {
+        let prefix = keys::folder(keys::MESSAGE, self.id, folder);
+        let mut found = Vec::new();
+        self.txn.scan(&prefix, &prefix, &mut |key, value| {
+            let message = Message::decode(value)?;
+            if wanted(&message)
+                && let Some(uid) = keys::last_uid(key)
+            {
+                found.push((uid, message));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    fn count_flags(&self, folder: &mut Folder, flags: &FlagSet, there: bool) {
+        let step = |counter: &mut u32| {
+            let next = if there { counter.checked_add(1) } else { counter.checked_sub(1) };
+            *counter = next.expect("a folder's counters are the sums over its messages");
+        };
+        if !flags.seen() {
+            step(&mut folder.state.unseen);
+        }
+        if flags.deleted() {
+            step(&mut folder.state.deleted);
+        }
+    }
+
+    fn check_quota(&self, quota: Quota, messages: u64, bytes: u64) -> Result<(), Stop> {
+        let over =
+            |limit: u64, used: u64, more: u64| limit != 0 && more > 0 && used.saturating_add(more) > limit;
+        if over(quota.bytes, self.head.bytes, bytes) || over(quota.messages, self.head.messages, messages) {
+            return Err(Refusal::OverQuota.into());
+        }
+        Ok(())
+    }
+}
+
+fn ascending(mut uids: Vec<Uid>) -> Vec<Uid> {
+    uids.sort_unstable();
+    uids.dedup();
+    uids
+}

@@ -1,0 +1,177 @@
+//! The queue of a partition: its entries, and the index in memory that orders them.
+//!
+//! The order lives in memory only: entries come and go at the front all the time, and an ordered range of an LSM tree
+//! from which the front is always removed is slow to read. It is built from the entries at start, takes about 200
+//! bytes an entry, and does not take part in what replicas compare.
+
+use std::collections::BTreeSet;
+
+use crate::{
+    Address, Applied, BodyRef, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Timestamp,
+    error::Stop,
+    keys,
+    records::Queued,
+    store::Change,
+    txn::{Txn, View},
+};
+
+/// All classes, in the order of their counters.
+pub(crate) const CLASSES: [QueueClass; 4] =
+    [QueueClass::Local, QueueClass::Remote, QueueClass::Bad, QueueClass::Held];
+
+/// What of an entry the index knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct QueueFacts {
+    arrived: Timestamp,
+    /// The earliest next attempt of a recipient that is worked on; none when all wait for a person.
+    due: Option<Timestamp>,
+    /// Recipients by class.
+    recipients: [u32; CLASSES.len()],
+}
+
+impl QueueFacts {
+    pub(crate) fn new(entry: &QueueEntry) -> Self {
+        let mut facts = Self { arrived: entry.arrived, due: None, recipients: [0; CLASSES.len()] };
+        for recipient in &entry.recipients {
+            facts.recipients[class_number(recipient.class)] += 1;
+            if matches!(recipient.class, QueueClass::Local | QueueClass::Remote) {
+                facts.due =
+                    Some(facts.due.map_or(recipient.next_attempt, |due| due.min(recipient.next_attempt)));
+            }
+        }
+        facts
+    }
+}
+
+fn class_number(class: QueueClass) -> usize {
+    match class {
+        QueueClass::Local => 0,
+        QueueClass::Remote => 1,
+        QueueClass::Bad => 2,
+        QueueClass::Held => 3,
+    }
+}
+
+/// An entry before and after a command.
+#[derive(Debug)]
+pub(crate) struct QueueChange {
+    id: QueueId,
+    before: Option<QueueFacts>,
+    after: Option<QueueFacts>,
+}
+
+/// The order of a group's queue.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct QueueIndex {
+    due: BTreeSet<(Timestamp, QueueId)>,
+    arrived: BTreeSet<(Timestamp, QueueId)>,
+    arrived_by_class: [BTreeSet<(Timestamp, QueueId)>; CLASSES.len()],
+    recipients: [u64; CLASSES.len()],
+}
+
+impl QueueIndex {
+    pub(crate) fn add(&mut self, id: QueueId, facts: &QueueFacts) {
+        if let Some(due) = facts.due {
+            self.due.insert((due, id));
+        }
+        self.arrived.insert((facts.arrived, id));
+        for (class, count) in facts.recipients.iter().enumerate().filter(|(_, count)| **count > 0) {
+            self.arrived_by_class[class].insert((facts.arrived, id));
+            self.recipients[class] += u64::from(*count);
+        }
+    }
+
+    fn remove(&mut self, id: QueueId, facts: &QueueFacts) {
+        if let Some(due) = facts.due {
+            self.due.remove(&(due, id));
+        }
+        self.arrived.remove(&(facts.arrived, id));
+        for (class, count) in facts.recipients.iter().enumerate().filter(|(_, count)| **count > 0) {
+            self.arrived_by_class[class].remove(&(facts.arrived, id));
+            let left = self.recipients[class].checked_sub(u64::from(*count));
+            self.recipients[class] = left.expect("the queue index counts every recipient once");
+        }
+    }
+
+    pub(crate) fn apply(&mut self, changes: &[QueueChange]) {
+        for change in changes {
+            if let Some(before) = &change.before {
+                self.remove(change.id, before);
+            }
+            if let Some(after) = &change.after {
+                self.add(change.id, after);
+            }
+        }
+    }
+
+    /// Entries due at `now`, earliest first.
+    pub(crate) fn due(&self, now: Timestamp, limit: u32) -> Vec<QueueId> {
+        let due = self.due.iter().take_while(|(due, _)| *due <= now);
+        due.take(limit as usize).map(|(_, id)| *id).collect()
+    }
+
+    /// Entries, oldest first.
+    pub(crate) fn oldest(&self, class: Option<QueueClass>, limit: u32) -> Vec<QueueId> {
+        let set = class.map_or(&self.arrived, |class| &self.arrived_by_class[class_number(class)]);
+        set.iter().take(limit as usize).map(|(_, id)| *id).collect()
+    }
+
+    /// Class, recipients, arrival of the oldest.
+    pub(crate) fn counts(&self) -> Vec<(QueueClass, u64, Option<Timestamp>)> {
+        let one = |class: QueueClass| {
+            let number = class_number(class);
+            (class, self.recipients[number], self.arrived_by_class[number].first().map(|(at, _)| *at))
+        };
+        CLASSES.into_iter().map(one).collect()
+    }
+}
+
+pub(crate) fn enqueue(
+    txn: &mut Txn<'_>,
+    group: u32,
+    mut entry: QueueEntry,
+    body: BodyRef,
+) -> Result<Applied, Stop> {
+    if entry.recipients.is_empty() {
+        return Err(Refusal::Invalid("a queue entry needs a recipient".to_owned()).into());
+    }
+    let key = keys::queue(entry.id);
+    if txn.get(&key)?.is_some() {
+        return Err(Refusal::AlreadyExists(format!("queue entry {}", entry.id)).into());
+    }
+    entry.size = body.len;
+    let after = Some(QueueFacts::new(&entry));
+    txn.effects.queue.push(QueueChange { id: entry.id, before: None, after });
+    txn.effects.changes.push(Change::Queue { group });
+    txn.put(key, Queued { body, entry }.encode());
+    Ok(Applied::Done)
+}
+
+pub(crate) fn update(
+    txn: &mut Txn<'_>,
+    group: u32,
+    id: QueueId,
+    done: &[Address],
+    changed: Vec<QueueRecipient>,
+) -> Result<Applied, Stop> {
+    let key = keys::queue(id);
+    let value = txn.get(&key)?.ok_or_else(|| Refusal::NotFound(format!("queue entry {id}")))?;
+    let mut queued = Queued::decode(&value)?;
+    let before = Some(QueueFacts::new(&queued.entry));
+    queued.entry.recipients.retain(|recipient| !done.contains(&recipient.address));
+    for new in changed {
+        for recipient in queued.entry.recipients.iter_mut().filter(|r| r.address == new.address) {
+            *recipient = new.clone();
+        }
+    }
+    let after = if queued.entry.recipients.is_empty() {
+        txn.remove(key);
+        None
+    } else {
+        txn.put(key, queued.encode());
+        Some(QueueFacts::new(&queued.entry))
+    };
+    txn.effects.queue.push(QueueChange { id, before, after });
+    txn.effects.changes.push(Change::Queue { group });
+    Ok(Applied::Done)
+}

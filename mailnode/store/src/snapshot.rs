@@ -1,0 +1,351 @@
+//! Snapshots: a group's state with its bodies as a stream of chunks, and its way into another store.
+//!
+//! A chunk starts with the format byte and holds whole frames. Frames (lengths are u32, little endian):
+//! `1` pair: key length, value length, key, value; `2` pair with a body: key length, value length, body length, key,
+//! value, body; `3` end: number of pairs (u64) and a BLAKE3 hash over all other frames. Keys come without their
+//! space. In values with a body, the body reference in front is the sender's and is replaced by the receiver's.
+//!
+//! A snapshot is installed into a fresh space of the index, in batches, and takes over by changing one key: memory
+//! stays bounded, and readers see the old state or the new one.
+
+use bytes::{Buf, Bytes};
+use fjall::{Iter, Readable, Snapshot};
+
+use crate::{
+    BodyRef, Store, StoreError, accounts, keys, records,
+    store::{Change, queue_index},
+    txn::{SnapshotView, View},
+};
+
+/// Format of chunks; the first byte of each.
+pub const SNAPSHOT_FORMAT: u8 = 1;
+/// A chunk is closed once it has this size.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+const PAIR: u8 = 1;
+const PAIR_WITH_BODY: u8 = 2;
+const END: u8 = 3;
+
+/// Reads a consistent view of a group.
+pub struct SnapshotReader {
+    store: Store,
+    position: Vec<u8>,
+    /// None when the group holds nothing.
+    pairs: Option<Iter>,
+    hasher: blake3::Hasher,
+    count: u64,
+    done: bool,
+}
+
+/// Installs a snapshot. Dropped before [`SnapshotWriter::finish`], it leaves the state as it was.
+pub struct SnapshotWriter {
+    store: Store,
+    group: u32,
+    space: u32,
+    hasher: blake3::Hasher,
+    count: u64,
+    complete: bool,
+    finished: bool,
+}
+
+impl Store {
+    /// A consistent view of the group's state, with bodies.
+    pub fn snapshot(&self, group: u32) -> Result<SnapshotReader, StoreError> {
+        let (mut position, mut pairs) = (Vec::new(), None);
+        if let Some(view) = self.view(group)? {
+            position = view.get(&[keys::POSITION])?.map(|value| value.to_vec()).unwrap_or_default();
+            pairs = Some(all_pairs(self, &view.snapshot, view.space));
+        }
+        let store = self.clone();
+        Ok(SnapshotReader { store, position, pairs, hasher: blake3::Hasher::new(), count: 0, done: false })
+    }
+
+    /// Starts to replace the group's state.
+    pub fn install(&self, group: u32) -> Result<SnapshotWriter, StoreError> {
+        Ok(SnapshotWriter {
+            store: self.clone(),
+            group,
+            space: self.new_space(),
+            hasher: blake3::Hasher::new(),
+            count: 0,
+            complete: false,
+            finished: false,
+        })
+    }
+}
+
+fn all_pairs(store: &Store, snapshot: &Snapshot, space: u32) -> Iter {
+    let start = space.to_be_bytes();
+    snapshot.range(&store.0.keyspace, start.to_vec()..keys::after(&start))
+}
+
+impl SnapshotReader {
+    /// What was given as `position` when the state was applied; empty when the group holds nothing.
+    pub fn position(&self) -> &[u8] {
+        &self.position
+    }
+
+    /// The next chunk of about 1 MiB, more when a single body is larger; none at the end.
+    pub fn next_chunk(&mut self) -> Result<Option<Bytes>, StoreError> {
+        if self.done {
+            return Ok(None);
+        }
+        let mut chunk = vec![SNAPSHOT_FORMAT];
+        while chunk.len() < CHUNK_BYTES {
+            let Some(guard) = self.pairs.as_mut().and_then(Iterator::next) else {
+                self.done = true;
+                chunk.push(END);
+                chunk.extend_from_slice(&self.count.to_le_bytes());
+                chunk.extend_from_slice(self.hasher.finalize().as_bytes());
+                break;
+            };
+            let (key, value) = guard.into_inner()?;
+            let key = &key[4..];
+            if key != [keys::POSITION] {
+                let start = chunk.len();
+                self.frame(&mut chunk, key, &value)?;
+                self.hasher.update(&chunk[start..]);
+                self.count += 1;
+            }
+        }
+        Ok(Some(chunk.into()))
+    }
+
+    fn frame(&self, chunk: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
+        let has_body = key.first().is_some_and(|tag| keys::has_body(*tag));
+        chunk.push(if has_body { PAIR_WITH_BODY } else { PAIR });
+        chunk.extend_from_slice(&length(key.len())?.to_le_bytes());
+        chunk.extend_from_slice(&length(value.len())?.to_le_bytes());
+        if !has_body {
+            chunk.extend_from_slice(key);
+            chunk.extend_from_slice(value);
+            return Ok(());
+        }
+        let (body, _) = records::split_body(value)?;
+        let bytes = self.store.0.bodies.read(body, None).map_err(StoreError::Bodies)?;
+        if bytes.len() != body.len as usize {
+            return Err(StoreError::Bodies(format!(
+                "a body has {} bytes instead of {}",
+                bytes.len(),
+                body.len
+            )));
+        }
+        chunk.extend_from_slice(&body.len.to_le_bytes());
+        chunk.extend_from_slice(key);
+        chunk.extend_from_slice(value);
+        chunk.extend_from_slice(&bytes);
+        Ok(())
+    }
+}
+
+impl SnapshotWriter {
+    /// Takes the next chunk, as the reader gave it. Bodies in it are durable on return.
+    pub fn write(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        let mut rest = chunk;
+        if self.complete {
+            return Err(StoreError::Damaged("a snapshot goes on after its end"));
+        }
+        match take(&mut rest, 1)?[0] {
+            SNAPSHOT_FORMAT => {}
+            found => return Err(StoreError::Format { found: found.into(), known: SNAPSHOT_FORMAT.into() }),
+        }
+        let (mut plain, mut with_body, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
+        while !rest.is_empty() && !self.complete {
+            let frame = rest.clone();
+            match take(&mut rest, 1)?[0] {
+                PAIR => {
+                    let (key_len, value_len) = (take_length(&mut rest)?, take_length(&mut rest)?);
+                    plain.push((take(&mut rest, key_len)?, take(&mut rest, value_len)?));
+                }
+                PAIR_WITH_BODY => {
+                    let (key_len, value_len) = (take_length(&mut rest)?, take_length(&mut rest)?);
+                    let body_len = take_length(&mut rest)?;
+                    with_body.push((take(&mut rest, key_len)?, take(&mut rest, value_len)?));
+                    bodies.push(take(&mut rest, body_len)?);
+                }
+                END => {
+                    self.check_end(&mut rest)?;
+                    break;
+                }
+                _ => return Err(StoreError::Damaged("a snapshot has a frame of unknown kind")),
+            }
+            self.hasher.update(&frame[..frame.len() - rest.len()]);
+            self.count += 1;
+        }
+        if !rest.is_empty() {
+            return Err(StoreError::Damaged("a snapshot goes on after its end"));
+        }
+        self.stage(plain, with_body, bodies)
+    }
+
+    fn check_end(&mut self, rest: &mut Bytes) -> Result<(), StoreError> {
+        let count = take(rest, 8)?.get_u64_le();
+        let hash = take(rest, blake3::OUT_LEN)?;
+        if count != self.count || hash != self.hasher.finalize().as_bytes()[..] {
+            return Err(StoreError::Damaged("a snapshot is not what was sent"));
+        }
+        self.complete = true;
+        Ok(())
+    }
+
+    fn stage(
+        &self,
+        plain: Vec<(Bytes, Bytes)>,
+        with_body: Vec<(Bytes, Bytes)>,
+        bodies: Vec<Bytes>,
+    ) -> Result<(), StoreError> {
+        let inner = &self.store.0;
+        let mut batch = inner.database.batch();
+        for (key, value) in plain {
+            batch.insert(&inner.keyspace, keys::in_space(self.space, &key), value.to_vec());
+        }
+        let lens: Vec<_> = bodies.iter().map(Bytes::len).collect();
+        let kept = if bodies.is_empty() {
+            Vec::new()
+        } else {
+            inner.bodies.keep(bodies).map_err(StoreError::Bodies)?
+        };
+        if kept.len() != lens.len() || kept.iter().zip(&lens).any(|(body, len)| body.len as usize != *len) {
+            return Err(StoreError::Bodies("bodies were not kept as they came".to_owned()));
+        }
+        for ((key, value), body) in with_body.into_iter().zip(kept) {
+            let value = with_reference(&value, body)?;
+            batch.insert(&inner.keyspace, keys::in_space(self.space, &key), value);
+        }
+        Ok(batch.commit()?)
+    }
+
+    /// Replaces the group's state, durably, together with `position`.
+    pub fn finish(mut self, position: &[u8]) -> Result<(), StoreError> {
+        if !self.complete {
+            return Err(StoreError::Damaged("a snapshot ends too early"));
+        }
+        let inner = &self.store.0;
+        let group = self.store.group(self.group)?;
+        let mut space = group.space.lock();
+        let staged = SnapshotView {
+            keyspace: &inner.keyspace,
+            snapshot: inner.database.snapshot(),
+            space: self.space,
+        };
+        let queue = queue_index(&staged)?;
+        let directory = if self.group == 0 { accounts::everything(&staged)? } else { Vec::new() };
+        let mut batch = inner.database.batch();
+        let root = keys::in_space(keys::ROOT, &keys::root_group(self.group));
+        batch.insert(&inner.keyspace, root, self.space.to_be_bytes());
+        let key = keys::in_space(self.space, &[keys::POSITION]);
+        batch.insert(&inner.keyspace, key, position.to_vec());
+        {
+            let mut index = group.queue.write();
+            batch.commit()?;
+            *index = queue;
+        }
+        if self.group == 0 {
+            inner.directory.replace(directory);
+        }
+        let old = std::mem::replace(&mut *space, self.space);
+        self.finished = true;
+        self.store.committed();
+        self.store.checkpoint()?;
+        drop(space);
+        self.store.announce(vec![Change::Group { group: self.group }]);
+        self.store.clear_space(old)
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        if !self.finished
+            && let Err(error) = self.store.clear_space(self.space)
+        {
+            // The next start clears it.
+            tracing::warn!(group = self.group, %error, "an unfinished snapshot could not be removed");
+        }
+    }
+}
+
+/// The value with the receiver's body reference in front instead of the sender's.
+fn with_reference(value: &[u8], body: BodyRef) -> Result<Vec<u8>, StoreError> {
+    let (sent, rest) = records::split_body(value)?;
+    if sent.len != body.len {
+        return Err(StoreError::Damaged("a body has not the length that its message says"));
+    }
+    Ok([&body.encode()[..], rest].concat())
+}
+
+fn length(len: usize) -> Result<u32, StoreError> {
+    u32::try_from(len).map_err(|_| StoreError::Damaged("a value is longer than 4 GiB"))
+}
+
+fn take(bytes: &mut Bytes, len: usize) -> Result<Bytes, StoreError> {
+    if bytes.len() < len {
+        return Err(StoreError::Damaged("a chunk of a snapshot is cut off"));
+    }
+    Ok(bytes.split_to(len))
+}
+
+fn take_length(bytes: &mut Bytes) -> Result<usize, StoreError> {
+    Ok(take(bytes, 4)?.get_u32_le() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use super::*;
+    use crate::Bodies;
+
+    struct NoBodies;
+
+    impl Bodies for NoBodies {
+        fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
+            Err("there are no bodies".to_owned())
+        }
+        fn keep(&self, _: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
+            Err("there are no bodies".to_owned())
+        }
+    }
+
+    fn open(dir: &Path) -> Store {
+        Store::open(dir, Arc::new(NoBodies)).unwrap()
+    }
+
+    fn chunk(store: &Store) -> Bytes {
+        store.snapshot(1).unwrap().next_chunk().unwrap().unwrap()
+    }
+
+    #[test]
+    fn spaces_without_a_group_are_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = open(&dir.path().join("from"));
+        from.apply(1, Vec::new(), b"5").unwrap();
+        let key = keys::in_space(*from.group(1).unwrap().space.lock(), &keys::text(keys::DOMAIN, "x"));
+        from.0.keyspace.insert(key, b"value").unwrap();
+
+        let path = dir.path().join("to");
+        let to = open(&path);
+        to.apply(1, Vec::new(), b"1").unwrap();
+        let before = to.spaces().unwrap();
+
+        // Given up, and finished: only the space in use is left each time.
+        let mut writer = to.install(1).unwrap();
+        writer.write(chunk(&from)).unwrap();
+        assert_eq!(to.spaces().unwrap().len(), 2);
+        drop(writer);
+        assert_eq!(to.spaces().unwrap(), before);
+        let mut writer = to.install(1).unwrap();
+        writer.write(chunk(&from)).unwrap();
+        writer.finish(b"5").unwrap();
+        let after = to.spaces().unwrap();
+        assert!(after.len() == 1 && after != before);
+
+        // Left behind by a crash: the next start clears it, and does not use its number for another while it does.
+        let stray = to.new_space();
+        to.0.keyspace.insert(keys::in_space(stray, b"left"), b"behind").unwrap();
+        drop(to);
+        let to = open(&path);
+        assert_eq!(to.spaces().unwrap(), after);
+        assert!(to.new_space() > stray);
+        assert_eq!(to.position(1).unwrap(), Some(b"5".to_vec()));
+    }
+}

@@ -1,0 +1,426 @@
+//! The store: all groups of a node over one index.
+//!
+//! Every batch of commands is one atomic batch of the index, together with the position in the log that it reached,
+//! so after a crash the index holds exactly what some prefix of the log makes of it: fjall frames a batch with its
+//! length and a checksum in its one journal, drops an incomplete one with all after it, and writes memtables out
+//! between batches. A batch is not synced: that is what [`Store::checkpoint`] does, and what is lost after it is applied
+//! again from the log. See `recovery.rs` for what a power failure may leave.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, PersistMode, Readable};
+use parking_lot::{Mutex, RwLock};
+use quorumail_journal::Position;
+use tokio::sync::broadcast;
+
+use crate::{
+    Bodies, BodyRef, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
+    answers::{self, FromIndex},
+    apply, keys,
+    queue::{QueueFacts, QueueIndex},
+    records::{self, Queued},
+    recovery::{self, Index},
+    txn::{SnapshotView, Txn, View},
+};
+
+/// Format of the index; a later one is refused at start.
+pub(crate) const STATE_FORMAT: u32 = 1;
+/// Changes a subscriber may lie behind; one that is further behind is told so and looks at everything.
+const CHANGES_KEPT: usize = 4096;
+/// Keys removed in one batch while the space of an old state is cleared.
+const CLEAR_BATCH: usize = 10_000;
+
+/// A committed command and where this node's journal holds it.
+#[derive(Debug, Clone)]
+pub struct LogCommand {
+    /// Raft log index.
+    pub index: u64,
+    /// The command, as proposed.
+    pub command: Bytes,
+    /// The record of this node's journal that carries it.
+    pub record: Position,
+    /// Where in the record's payload the command starts.
+    pub offset: u32,
+}
+
+/// What changed in a committed batch, for those who watch. A receiver that lagged must look at all it watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// Messages of a folder came, changed or went.
+    Folder {
+        /// Which group.
+        group: u32,
+        /// Whose.
+        mailbox: MailboxId,
+        /// Which folder.
+        folder: FolderId,
+    },
+    /// Folders of a mailbox came, went, or were renamed or subscribed.
+    FolderList {
+        /// Which group.
+        group: u32,
+        /// Whose.
+        mailbox: MailboxId,
+    },
+    /// Entries of a group's queue came, changed or went.
+    Queue {
+        /// Which group.
+        group: u32,
+    },
+    /// Domains or mailboxes of the directory changed.
+    Directory,
+    /// A snapshot replaced a group's state: everything may have changed.
+    Group {
+        /// Which group.
+        group: u32,
+    },
+}
+
+/// One group of the store.
+pub(crate) struct Group {
+    pub(crate) number: u32,
+    /// The space of its keys. Held while a batch is applied, so there is one writer a group.
+    pub(crate) space: Mutex<u32>,
+    /// Changed together with the index: whoever holds it sees both agree.
+    pub(crate) queue: RwLock<QueueIndex>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) database: Database,
+    pub(crate) keyspace: Keyspace,
+    pub(crate) bodies: Arc<dyn Bodies>,
+    pub(crate) directory: Directory,
+    pub(crate) changes: broadcast::Sender<Change>,
+    groups: RwLock<HashMap<u32, Arc<Group>>>,
+    last_space: Mutex<u32>,
+    dir: PathBuf,
+    /// Number of the last checkpoint.
+    checkpoint: Mutex<u64>,
+    /// Whether something was applied since.
+    dirty: AtomicBool,
+}
+
+/// The replicated state of all groups of a node. Cheap to clone; all calls may block on disk.
+#[derive(Clone)]
+pub struct Store(pub(crate) Arc<Inner>);
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens or creates the index in a directory of its own.
+    pub fn open(dir: &Path, bodies: Arc<dyn Bodies>) -> Result<Self, StoreError> {
+        let Index { database, keyspace, checkpoint } = recovery::open(dir)?;
+        let store = Self(Arc::new(Inner {
+            database,
+            keyspace,
+            bodies,
+            directory: Directory::default(),
+            changes: broadcast::channel(CHANGES_KEPT).0,
+            groups: RwLock::default(),
+            last_space: Mutex::new(keys::ROOT),
+            dir: dir.to_owned(),
+            checkpoint: Mutex::new(checkpoint),
+            dirty: AtomicBool::new(false),
+        }));
+        store.check_format()?;
+        store.load_groups()?;
+        Ok(store)
+    }
+
+    /// What was given as `position` with the last batch that the group holds; none when it holds nothing.
+    pub fn position(&self, group: u32) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(view) = self.view(group)? else { return Ok(None) };
+        Ok(view.get(&[keys::POSITION])?.map(|value| value.to_vec()))
+    }
+
+    /// Applies commands in order, together with `position`, in one atomic step; answers the encoded
+    /// [`Outcome`](crate::Outcome) of each. A batch may be empty.
+    pub fn apply(
+        &self,
+        group: u32,
+        batch: Vec<LogCommand>,
+        position: &[u8],
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let group = self.group(group)?;
+        let space = group.space.lock();
+        let mut txn = Txn::new(&self.0.keyspace, *space);
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for command in batch {
+            outcomes.push(apply::one(&mut txn, group.number, command)?);
+        }
+        txn.mark();
+        txn.put(vec![keys::POSITION], position.to_vec());
+        let mut index = self.0.database.batch();
+        let effects = txn.fill(&mut index);
+        if effects.queue.is_empty() {
+            // Readers of the queue need not wait, however long the index lets writers wait for its disk.
+            index.commit()?;
+        } else {
+            let mut queue = group.queue.write();
+            index.commit()?;
+            queue.apply(&effects.queue);
+        }
+        self.committed();
+        if !effects.directory.is_empty() {
+            self.0.directory.apply(effects.directory);
+        }
+        drop(space);
+        self.announce(effects.changes);
+        Ok(outcomes)
+    }
+
+    /// Answers a query from the state as it is now.
+    pub fn query(&self, group: u32, query: &Query) -> Reply {
+        self.try_query(group, query).unwrap_or_else(|error| {
+            tracing::error!(group, %error, "a query could not be answered");
+            Reply::Unreadable(error.to_string())
+        })
+    }
+
+    fn try_query(&self, group: u32, query: &Query) -> Result<Reply, StoreError> {
+        let Some(group) = self.0.groups.read().get(&group).cloned() else {
+            return Ok(answers::nothing(query));
+        };
+        let queue = group.queue.read();
+        let index = FromIndex::new(&queue, query);
+        let view = self.view(group.number)?;
+        drop(queue);
+        match view {
+            Some(view) => answers::answer(&view, self.0.bodies.as_ref(), query, index),
+            None => Ok(answers::nothing(query)),
+        }
+    }
+
+    /// As [`Store::query`], with the query and the reply encoded.
+    pub fn query_bytes(&self, group: u32, query: Bytes) -> Bytes {
+        let reply = match Query::decode(&query) {
+            Some(query) => self.query(group, &query),
+            None => Reply::Unreadable("the query cannot be decoded".to_owned()),
+        };
+        reply.encode()
+    }
+
+    /// The directory, answered from memory.
+    pub fn directory(&self) -> Directory {
+        self.0.directory.clone()
+    }
+
+    /// Tells of changes as they are committed, from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Change> {
+        self.0.changes.subscribe()
+    }
+
+    /// Makes everything applied so far durable.
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
+        let inner = &self.0;
+        let mut number = inner.checkpoint.lock();
+        if !inner.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let next = *number + 1;
+        let save = || {
+            inner.keyspace.insert(recovery::checkpoint_key(), next.to_be_bytes())?;
+            inner.database.persist(PersistMode::SyncAll)?;
+            recovery::write_checkpoint(&inner.dir, next)
+        };
+        save().inspect_err(|_| inner.dirty.store(true, Ordering::Release))?;
+        *number = next;
+        Ok(())
+    }
+
+    /// To be called after a commit that a checkpoint must make durable.
+    pub(crate) fn committed(&self) {
+        self.0.dirty.store(true, Ordering::Release);
+    }
+
+    /// Fingerprint of a group's logical state: equal on replicas that applied the same log. Where bodies lie does not
+    /// count, how long they are does. Reads the whole group.
+    pub fn fingerprint(&self, group: u32) -> Result<[u8; 32], StoreError> {
+        let mut hasher = blake3::Hasher::new();
+        if let Some(view) = self.view(group)? {
+            view.scan(&[], &[], &mut |key, value| {
+                if key == [keys::POSITION] {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                hasher.update(&(key.len() as u64).to_be_bytes()).update(key);
+                let (body_len, rest) = match key.first() {
+                    Some(tag) if keys::has_body(*tag) => {
+                        let (body, rest) = records::split_body(value)?;
+                        (body.len, rest)
+                    }
+                    _ => (0, value),
+                };
+                hasher
+                    .update(&body_len.to_be_bytes())
+                    .update(&(rest.len() as u64).to_be_bytes())
+                    .update(rest);
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        Ok(*hasher.finalize().as_bytes())
+    }
+
+    /// Tells subscribers, each change once a batch.
+    pub(crate) fn announce(&self, changes: Vec<Change>) {
+        let mut told = std::collections::HashSet::with_capacity(changes.len());
+        for change in changes {
+            if told.insert(change) {
+                // Fails only while nobody listens.
+                let _ = self.0.changes.send(change);
+            }
+        }
+    }
+
+    /// The group's state at this instant; none when it holds nothing.
+    pub(crate) fn view(&self, group: u32) -> Result<Option<SnapshotView<'_>>, StoreError> {
+        let snapshot = self.0.database.snapshot();
+        let keyspace = &self.0.keyspace;
+        let space = snapshot.get(keyspace, keys::in_space(keys::ROOT, &keys::root_group(group)))?;
+        let Some(space) = space else { return Ok(None) };
+        Ok(Some(SnapshotView { keyspace, snapshot, space: space_number(&space)? }))
+    }
+
+    /// The group, made when it is new.
+    pub(crate) fn group(&self, number: u32) -> Result<Arc<Group>, StoreError> {
+        if let Some(group) = self.0.groups.read().get(&number) {
+            return Ok(Arc::clone(group));
+        }
+        let mut groups = self.0.groups.write();
+        if let Some(group) = groups.get(&number) {
+            return Ok(Arc::clone(group));
+        }
+        let space = self.new_space();
+        let key = keys::in_space(keys::ROOT, &keys::root_group(number));
+        self.0.keyspace.insert(key, space.to_be_bytes())?;
+        let group = Arc::new(Group { number, space: Mutex::new(space), queue: RwLock::default() });
+        groups.insert(number, Arc::clone(&group));
+        Ok(group)
+    }
+
+    /// A space that was never used since this start.
+    pub(crate) fn new_space(&self) -> u32 {
+        let mut last = self.0.last_space.lock();
+        *last = last.checked_add(1).expect("fewer than 2^32 snapshots are installed while the node runs");
+        *last
+    }
+
+    /// Removes all keys of a space that no group uses.
+    pub(crate) fn clear_space(&self, space: u32) -> Result<(), StoreError> {
+        let end = keys::after(&space.to_be_bytes());
+        let mut from = space.to_be_bytes().to_vec();
+        loop {
+            let mut batch = self.0.database.batch();
+            let mut last = None;
+            for guard in self.0.keyspace.range(from.clone()..end.clone()).take(CLEAR_BATCH) {
+                let key = guard.key()?;
+                last = Some(key.to_vec());
+                batch.remove(&self.0.keyspace, key);
+            }
+            batch.commit()?;
+            match last {
+                Some(key) => from = key,
+                None => return Ok(()),
+            }
+            // The next key after the last one removed.
+            from.push(0);
+        }
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let key = keys::in_space(keys::ROOT, &[keys::ROOT_FORMAT]);
+        match self.0.keyspace.get(&key)? {
+            None => Ok(self.0.keyspace.insert(key, STATE_FORMAT.to_be_bytes())?),
+            Some(value) => match space_number(&value)? {
+                STATE_FORMAT => Ok(()),
+                found => Err(StoreError::Format { found, known: STATE_FORMAT }),
+            },
+        }
+    }
+
+    /// Builds what is kept in memory, and clears what an interrupted installation left.
+    fn load_groups(&self) -> Result<(), StoreError> {
+        let mut spaces = HashMap::new();
+        let prefix = keys::in_space(keys::ROOT, &[keys::ROOT_GROUP]);
+        for guard in self.0.keyspace.prefix(prefix) {
+            let (key, value) = guard.into_inner()?;
+            let group =
+                key.last_chunk::<4>().ok_or(StoreError::Damaged("the key of a group is too short"))?;
+            spaces.insert(u32::from_be_bytes(*group), space_number(&value)?);
+        }
+        let used: BTreeSet<u32> = spaces.values().copied().collect();
+        let found = self.spaces()?;
+        *self.0.last_space.lock() = found.union(&used).max().copied().unwrap_or(keys::ROOT);
+        for space in found.difference(&used) {
+            self.clear_space(*space)?;
+        }
+        for (number, space) in spaces {
+            let group = Group { number, space: Mutex::new(space), queue: RwLock::default() };
+            self.0.groups.write().insert(number, Arc::new(group));
+            self.load_memory(number)?;
+        }
+        Ok(())
+    }
+
+    /// Spaces in which there is a key.
+    pub(crate) fn spaces(&self) -> Result<BTreeSet<u32>, StoreError> {
+        let mut found = BTreeSet::new();
+        let mut next = keys::ROOT + 1;
+        while let Some(guard) = self.0.keyspace.range(next.to_be_bytes()..).next() {
+            let key = guard.key()?;
+            let space = key.first_chunk::<4>().ok_or(StoreError::Damaged("a key is too short"))?;
+            let space = u32::from_be_bytes(*space);
+            found.insert(space);
+            let Some(after) = space.checked_add(1) else { break };
+            next = after;
+        }
+        Ok(found)
+    }
+
+    /// Builds the directory or the queue index of a group anew from the index.
+    pub(crate) fn load_memory(&self, group: u32) -> Result<(), StoreError> {
+        let Some(view) = self.view(group)? else { return Ok(()) };
+        if group == 0 {
+            self.0.directory.replace(accounts::everything(&view)?);
+        }
+        let queue = queue_index(&view)?;
+        *self.group(group)?.queue.write() = queue;
+        Ok(())
+    }
+}
+
+pub(crate) fn queue_index<V: View>(view: &V) -> Result<QueueIndex, StoreError> {
+    let mut index = QueueIndex::default();
+    view.scan(&[keys::QUEUE], &[keys::QUEUE], &mut |_, value| {
+        let Queued { entry, .. } = Queued::decode(value)?;
+        index.add(entry.id, &QueueFacts::new(&entry));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(index)
+}
+
+fn space_number(value: &[u8]) -> Result<u32, StoreError> {
+    let bytes: [u8; 4] = value.try_into().map_err(|_| StoreError::Damaged("a number has not four bytes"))?;
+    Ok(u32::from_be_bytes(bytes))
+}
+
+impl LogCommand {
+    /// Where the last `len` bytes of the command lie: its body.
+    pub(crate) fn body(&self, len: usize) -> Option<BodyRef> {
+        let start = self.command.len().checked_sub(len)?;
+        let offset = self.offset.checked_add(u32::try_from(start).ok()?)?;
+        Some(BodyRef { record: self.record, offset, len: u32::try_from(len).ok()? })
+    }
+}

@@ -1,0 +1,13 @@
+//! The store's promises, tested from outside on real indexes.
+
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+
+mod concurrency;
+mod crashes;
+mod determinism;
+mod directory;
+mod mailboxes;
+mod model;
+mod queue;
+mod snapshots;
+mod world;

@@ -1,0 +1,262 @@
+//! A store with bodies in memory, driven by commands as consensus would.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use quorumail_journal::Position;
+use quorumail_message::Address;
+use quorumail_store::*;
+
+/// Bodies in memory instead of in a journal.
+#[derive(Default)]
+pub struct MemoryBodies {
+    records: Mutex<(u64, HashMap<Position, Bytes>)>,
+}
+
+impl MemoryBodies {
+    pub fn record(&self, bytes: Bytes) -> Position {
+        let mut records = self.records.lock().unwrap();
+        records.0 += 1;
+        let position = Position { segment: 1, offset: records.0, len: bytes.len() as u32 };
+        records.1.insert(position, bytes);
+        position
+    }
+}
+
+impl Bodies for MemoryBodies {
+    fn read(&self, body: BodyRef, prefix: Option<u32>) -> Result<Bytes, String> {
+        let records = self.records.lock().unwrap();
+        let record = records.1.get(&body.record).ok_or("no such record")?;
+        let len = prefix.unwrap_or(body.len).min(body.len) as usize;
+        let start = body.offset as usize;
+        Ok(record.slice(start..start + len))
+    }
+
+    fn keep(&self, bodies: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
+        let keep = |body: Bytes| {
+            let len = body.len() as u32;
+            BodyRef { record: self.record(body), offset: 0, len }
+        };
+        Ok(bodies.into_iter().map(keep).collect())
+    }
+}
+
+/// A node: its store, its bodies and how far its log is.
+pub struct Node {
+    pub store: Store,
+    pub bodies: Arc<MemoryBodies>,
+    pub index: u64,
+    next_id: u128,
+}
+
+pub const GROUP: u32 = 1;
+pub const MAILBOX: MailboxId = MailboxId(7);
+pub const NO_QUOTA: Quota = Quota { bytes: 0, messages: 0 };
+
+impl Node {
+    pub fn open(dir: &Path) -> Self {
+        let bodies = Arc::new(MemoryBodies::default());
+        Self::open_with(dir, bodies)
+    }
+
+    pub fn open_with(dir: &Path, bodies: Arc<MemoryBodies>) -> Self {
+        let store = Store::open(dir, Arc::clone(&bodies) as Arc<dyn Bodies>).unwrap();
+        // Ids go on above those of an earlier run.
+        let node = Self { store, bodies, index: 0, next_id: 0 };
+        let index = node.position(GROUP).max(node.position(0));
+        Self { index, next_id: u128::from(index) << 64, ..node }
+    }
+
+    /// The command as this node's journal holds it: with something before it in its record.
+    pub fn log(&self, index: u64, command: &Command) -> LogCommand {
+        let encoded = command.encode();
+        let record = self.bodies.record([b"head".as_slice(), &encoded].concat().into());
+        LogCommand { index, command: encoded, record, offset: 4 }
+    }
+
+    /// Applies a batch that ends at index `position`.
+    pub fn apply(&self, group: u32, batch: &[(u64, Command)]) -> Vec<Outcome> {
+        let position = batch.last().map_or(0, |(index, _)| *index);
+        let logged = batch.iter().map(|(index, command)| self.log(*index, command)).collect();
+        let outcomes = self.store.apply(group, logged, &position.to_be_bytes()).unwrap();
+        outcomes.iter().map(|bytes| decode_outcome(bytes).unwrap()).collect()
+    }
+
+    /// Applies one operation as the next log entry.
+    pub fn run_at(&mut self, group: u32, at: i64, op: Op, body: &[u8]) -> Outcome {
+        self.next_id += 1;
+        let command = Command {
+            id: CommandId(self.next_id),
+            at: Timestamp(at),
+            op,
+            body: Bytes::copy_from_slice(body),
+        };
+        self.propose(group, command)
+    }
+
+    pub fn propose(&mut self, group: u32, command: Command) -> Outcome {
+        self.index += 1;
+        self.apply(group, &[(self.index, command)]).remove(0)
+    }
+
+    pub fn run(&mut self, op: Op) -> Outcome {
+        self.run_at(GROUP, 1_000_000, op, b"")
+    }
+
+    pub fn append(&mut self, folder: &str, body: &[u8]) -> Uid {
+        let op = append(folder, &[], NO_QUOTA);
+        match self.run_at(GROUP, 1_000_000, op, body) {
+            Ok(Applied::Appended { uid, .. }) => uid,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn position(&self, group: u32) -> u64 {
+        let bytes = self.store.position(group).unwrap();
+        bytes.map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()))
+    }
+
+    pub fn folder(&self, name: &str) -> Option<FolderInfo> {
+        match self.store.query(GROUP, &Query::Folder { mailbox: MAILBOX, name: name.to_owned() }) {
+            Reply::Folder(folder) => folder,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn folders(&self) -> Vec<FolderInfo> {
+        match self.store.query(GROUP, &Query::Folders(MAILBOX)) {
+            Reply::Folders(folders) => folders,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn messages(&self, folder: FolderId) -> Vec<MessageMeta> {
+        match self.store.query(GROUP, &Query::Messages { mailbox: MAILBOX, folder }) {
+            Reply::Messages(Some((_, messages))) => messages,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn bodies_of(&self, folder: FolderId, uids: &[Uid]) -> Vec<Option<Bytes>> {
+        let query =
+            Query::Bodies { mailbox: MAILBOX, folder, uids: uids.to_vec(), prefix: 0, max_bytes: u32::MAX };
+        match self.store.query(GROUP, &query) {
+            Reply::Bodies(bodies) => bodies,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn changes(&self, folder: FolderId, since: ModSeq) -> FolderChanges {
+        match self.store.query(GROUP, &Query::Changes { mailbox: MAILBOX, folder, since }) {
+            Reply::Changes(Some(changes)) => changes,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn usage(&self) -> Usage {
+        match self.store.query(GROUP, &Query::Usage(vec![MAILBOX])) {
+            Reply::Usage(usage) => usage[0],
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn queue(&self, query: &Query) -> Vec<QueueEntry> {
+        match self.store.query(GROUP, query) {
+            Reply::Queue(entries) => entries,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Installs a snapshot of one store's group into another's.
+pub fn transfer(from: &Store, to: &Store, group: u32) {
+    let mut reader = from.snapshot(group).unwrap();
+    let mut writer = to.install(group).unwrap();
+    while let Some(chunk) = reader.next_chunk().unwrap() {
+        writer.write(chunk).unwrap();
+    }
+    writer.finish(reader.position()).unwrap();
+}
+
+pub fn flags(names: &[&str]) -> Flags {
+    names.iter().map(|name| Flag((*name).to_owned())).collect()
+}
+
+pub fn append(folder: &str, names: &[&str], quota: Quota) -> Op {
+    Op::Append {
+        mailbox: MAILBOX,
+        folder: folder.to_owned(),
+        flags: flags(names),
+        internal_date: Timestamp(5),
+        quota,
+    }
+}
+
+pub fn create(folder: &str) -> Op {
+    Op::CreateFolder { mailbox: MAILBOX, folder: folder.to_owned(), special_use: None }
+}
+
+pub fn store_flags(folder: FolderId, uids: &[Uid], mode: StoreFlags, names: &[&str]) -> Op {
+    let uids = uids.to_vec();
+    Op::StoreFlags { mailbox: MAILBOX, folder, uids, mode, flags: flags(names), unchanged_since: None }
+}
+
+pub fn copy(folder: FolderId, uids: &[Uid], to: &str, remove: bool, quota: Quota) -> Op {
+    Op::Copy { mailbox: MAILBOX, folder, uids: uids.to_vec(), to: to.to_owned(), remove, quota }
+}
+
+pub fn address(text: &str) -> Address {
+    text.parse().unwrap()
+}
+
+pub fn domain(name: &str, aliases: &[&str], catch_all: Option<&str>) -> Op {
+    Op::PutDomain(DomainRecord {
+        domain: name.parse().unwrap(),
+        aliases: aliases.iter().map(|alias| alias.parse().unwrap()).collect(),
+        catch_all: catch_all.map(address),
+        revision: "1".to_owned(),
+    })
+}
+
+pub fn mailbox(text: &str, aliases: &[&str]) -> Op {
+    Op::PutMailbox {
+        record: MailboxRecord {
+            id: MailboxId(0),
+            address: address(text),
+            partition: PartitionId(0),
+            display_name: String::new(),
+            aliases: aliases.iter().map(|alias| address(alias)).collect(),
+            password_hash: String::new(),
+            quota: NO_QUOTA,
+            suspended: false,
+            permissions: Permissions { send: true, receive: true, login: true },
+            revision: "1".to_owned(),
+        },
+        partitions: 4,
+    }
+}
+
+pub fn recipient(text: &str, class: QueueClass, next_attempt: i64) -> QueueRecipient {
+    QueueRecipient {
+        address: address(text),
+        class,
+        attempts: 0,
+        next_attempt: Timestamp(next_attempt),
+        last_error: String::new(),
+    }
+}
+
+pub fn entry(id: u128, arrived: i64, recipients: Vec<QueueRecipient>) -> QueueEntry {
+    QueueEntry {
+        id: QueueId(id),
+        reverse_path: None,
+        recipients,
+        arrived: Timestamp(arrived),
+        size: 0,
+        eight_bit: false,
+    }
+}

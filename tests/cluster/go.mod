@@ -1,0 +1,3 @@
+module quorumail.dev/tests/cluster
+
+go 1.24.0

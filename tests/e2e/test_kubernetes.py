@@ -1,0 +1,215 @@
+"""Promises of the platform, kept on a real Kubernetes."""
+
+import imaplib
+import json
+import random
+import threading
+import time
+import urllib.request
+
+import pytest
+
+import kubernetes
+import mail
+
+PASSWORD = "correct horse battery staple"
+NAMESPACE = "mail"
+SAMPLE = kubernetes.ROOT / "manifests" / "samples" / "quickstart.yaml"
+
+
+@pytest.fixture(scope="module")
+def service(cluster):
+    """The quickstart sample, Ready."""
+    cluster.kubectl("apply", "-f", str(SAMPLE))
+    cluster.wait("Ready", "mailcluster/mail", "maildomain/example-org", "mailbox/alice", "mailbox/bob")
+    yield cluster
+    cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=180s", timeout=200)
+
+
+def pods(cluster):
+    found = cluster.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/component=mailnode")["items"]
+    return sorted(p["metadata"]["name"] for p in found)
+
+
+def smtp(cluster):
+    return cluster.address("service/mail", 25)
+
+
+def open_imap(cluster, user="alice@example.org", password=PASSWORD, pod=None):
+    target = (f"pod/{pod}", 2993) if pod else ("service/mail", 993)
+    return mail.login(cluster.address(*target), user, password)
+
+
+def mailbox(name, spec):
+    return json.dumps({"apiVersion": "quorumail.io/v1alpha1", "kind": "Mailbox",
+                       "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+
+
+def leader_pod(cluster, partition):
+    """The pod that says of itself that it leads a partition."""
+    for pod in pods(cluster):
+        base = cluster.address(f"pod/{pod}", 8080)
+        text = urllib.request.urlopen(f"http://{base}/metrics", timeout=10).read().decode()
+        for line in text.splitlines():
+            if line.startswith("quorumail_group_leads{") and f'group="{partition}"' in line and line.split()[-1] == "1":
+                return pod
+    raise AssertionError(f"no pod leads partition {partition}")
+
+
+def test_mail_sent_through_the_service_is_read_from_every_pod(service):
+    attachment = random.Random(3).randbytes(200_000)
+    msg = mail.message("someone@elsewhere.example", "alice@example.org", "with an attachment", attachment=attachment)
+    mail.send(smtp(service), msg)
+    sent = msg.as_bytes(policy=msg.policy.clone(linesep="\r\n"))
+    for pod in pods(service):
+        client = open_imap(service, pod=pod)
+        client.select("INBOX", readonly=True)
+        _, found = client.uid("SEARCH", "HEADER", "X-Token", msg["X-Token"])
+        _, data = client.uid("FETCH", found[0].split()[0], "(BODY.PEEK[])")
+        assert data[0][1].endswith(sent.split(b"\r\n\r\n", 1)[1]), f"{pod} has another body"
+        client.logout()
+
+
+def test_generated_credentials_open_the_mailbox(service):
+    password = service.secret("bob-credentials", "password")
+    assert len(password) >= 16
+    open_imap(service, "bob@example.org", password).logout()
+
+
+def test_a_changed_secret_is_the_new_password_within_seconds(service):
+    service.kubectl("-n", NAMESPACE, "patch", "secret", "people", "--type=merge", "-p",
+                    json.dumps({"stringData": {"alice": "a new one"}}))
+    start = time.monotonic()
+    mail.wait_for(lambda: open_imap(service, password="a new one"), within=30, what="the new password")
+    took = time.monotonic() - start
+    print(f"the new password worked after {took:.1f} s")
+    assert took < 20
+    with pytest.raises(imaplib.IMAP4.error):
+        open_imap(service, password=PASSWORD)
+    service.kubectl("-n", NAMESPACE, "patch", "secret", "people", "--type=merge", "-p",
+                    json.dumps({"stringData": {"alice": PASSWORD}}))
+    mail.wait_for(lambda: open_imap(service), within=30, what="the old password again")
+
+
+def test_a_missing_secret_shows_in_the_condition_and_recovers(service):
+    service.apply(mailbox("late", {"address": "late@example.org", "passwordSecretRef": {"name": "late", "key": "word"}}))
+
+    def refused():
+        condition = service.condition("mailbox", "late")
+        return condition.get("status") == "False" and condition
+
+    condition = mail.wait_for(refused, within=30, what="the condition")
+    assert condition["reason"] == "SecretNotFound" and "late" in condition["message"], condition
+    service.apply(json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "late", "namespace": NAMESPACE},
+                              "stringData": {"word": "now"}}))
+    service.wait("Ready", "mailbox/late", within=60)
+    mail.wait_for(lambda: open_imap(service, "late@example.org", "now"), within=20)
+    service.kubectl("-n", NAMESPACE, "delete", "mailbox/late", "secret/late", "--timeout=60s")
+
+
+def test_a_wrong_resource_is_refused_with_a_plain_message(service):
+    for spec, word in [({"address": "no address"}, "address"), ({"address": "x@example.org", "quota": {"storage": "lots"}}, "quota")]:
+        with pytest.raises(RuntimeError) as refused:
+            service.apply(mailbox("wrong", spec))
+        assert word in str(refused.value), refused.value
+    with pytest.raises(RuntimeError) as refused:
+        service.kubectl("-n", NAMESPACE, "patch", "mailbox", "alice", "--type=merge", "-p",
+                        json.dumps({"spec": {"address": "other@example.org"}}))
+    assert "immutable" in str(refused.value) or "cannot be changed" in str(refused.value), refused.value
+
+
+def test_create_change_and_delete_of_a_mailbox_and_a_domain(service):
+    service.apply(json.dumps({"apiVersion": "quorumail.io/v1alpha1", "kind": "MailDomain",
+                              "metadata": {"name": "second", "namespace": NAMESPACE}, "spec": {"domain": "second.example"}}))
+    service.apply(mailbox("greta", {"address": "greta@second.example"}))
+    service.wait("Ready", "maildomain/second", "mailbox/greta", within=60)
+    msg = mail.message("x@elsewhere.example", "nick@second.example", "to an alias")
+    import smtplib
+
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        mail.send(smtp(service), msg)
+    service.kubectl("-n", NAMESPACE, "patch", "mailbox", "greta", "--type=merge", "-p",
+                    json.dumps({"spec": {"aliases": ["nick@second.example"]}}))
+    mail.wait_for(lambda: mail.send(smtp(service), msg) is None, within=30, what="the alias")
+    service.kubectl("-n", NAMESPACE, "delete", "mailbox/greta", "--timeout=60s")
+    with pytest.raises(smtplib.SMTPRecipientsRefused):
+        mail.send(smtp(service), mail.message("x@elsewhere.example", "greta@second.example", "gone"))
+    service.kubectl("-n", NAMESPACE, "delete", "maildomain/second", "--timeout=60s")
+
+
+def test_the_operator_killed_in_the_middle_of_200_mailboxes_finishes_them(service):
+    count = 200
+    service.apply("\n---\n".join(mailbox(f"many-{i}", {"address": f"many{i}@example.org"}) for i in range(count)))
+    service.kubectl("-n", "quorumail-system", "delete", "pods", "-l", "app.kubernetes.io/component=operator",
+                    "--grace-period=0", "--force")
+
+    def ready():
+        items = service.get("-n", NAMESPACE, "mailboxes")["items"]
+        done = [m for m in items if m["metadata"]["name"].startswith("many-")
+                and any(c["type"] == "Ready" and c["status"] == "True" for c in m.get("status", {}).get("conditions", []))]
+        return len(done) == count
+
+    start = time.monotonic()
+    mail.wait_for(ready, within=180, every=1, what="200 mailboxes Ready")
+    print(f"200 mailboxes Ready {time.monotonic() - start:.0f} s after the operator was killed")
+    password = service.secret("many-150-credentials", "password")
+    open_imap(service, "many150@example.org", password).logout()
+    service.kubectl("-n", NAMESPACE, "delete", "mailboxes", *[f"many-{i}" for i in range(count)], "--timeout=180s", timeout=200)
+
+
+def watch_mail(service, fault):
+    """Mail is sent while `fault()` happens; answers the ledger once mail flows again."""
+    ledger, stop = mail.Ledger(), threading.Event()
+    password = service.secret("bob-credentials", "password")
+    passwords = {"alice@example.org": PASSWORD, "bob@example.org": password}
+    recipients = list(passwords)
+    addresses = [service.address("service/mail", 25)]
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    senders = [threading.Thread(target=mail.keep_sending, args=(addresses, recipients, ledger, stop, seed + i)) for i in range(4)]
+    for sender in senders:
+        sender.start()
+    try:
+        mail.wait_for(lambda: len(ledger.acknowledged) > 50, within=60, what="mail flowing")
+        fault()
+        during = len(ledger.acknowledged)
+        mail.wait_for(lambda: len(ledger.acknowledged) > during + 100, within=120, what="mail flowing after the fault")
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join()
+    lost, twice, phantoms = mail.wait_for(
+        lambda: mail.account_for(ledger, lambda r: open_imap(service, r, passwords[r]), recipients), within=60)
+    # Mail of earlier tests carries tokens of its own; phantoms are only looked for among this run's.
+    phantoms = [t for t in phantoms if t.startswith(tuple(str(seed + i) + "-" for i in range(4)))]
+    print(f"acknowledged {len(ledger.acknowledged)}, unknown {len(ledger.unknown)}, refused {len(ledger.refused)}, "
+          f"longest pause {ledger.longest_pause():.2f} s")
+    assert not lost, f"{len(lost)} acknowledged messages are lost"
+    assert not twice, f"{len(twice)} messages are there twice"
+    assert not phantoms, phantoms
+    return ledger
+
+
+def test_acknowledged_mail_survives_kill_of_the_leading_pod(service):
+    partition = service.get("-n", NAMESPACE, "mailbox", "alice")["status"]["partition"]
+    watch_mail(service, lambda: service.kill_pod(leader_pod(service, partition)))
+    service.wait("Ready", "mailcluster/mail", within=120)
+
+
+def test_acknowledged_mail_survives_loss_of_a_node(service):
+    if not isinstance(service, kubernetes.Local):
+        pytest.skip("only the local cluster can lose a node")
+    partition = service.get("-n", NAMESPACE, "mailbox", "alice")["status"]["partition"]
+    node = service.get("-n", NAMESPACE, "pod", leader_pod(service, partition))["spec"]["nodeName"]
+    try:
+        watch_mail(service, lambda: service.lose_node(node))
+
+        def told():
+            return service.condition("mailcluster", "mail", "Degraded").get("status") == "True" or \
+                service.condition("mailcluster", "mail").get("status") == "False"
+
+        mail.wait_for(told, within=60, what="a status that tells of the lost node")
+    finally:
+        service.start_node(node)
+    mail.wait_for(lambda: service.get("-n", NAMESPACE, "mailcluster", "mail")["status"]["partitions"]["underReplicated"] == 0,
+                  within=180, every=1, what="full replication after the node's return")

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Checks the chart, and that manifests/quorumail.yaml is what it renders; --write renders it anew.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+helm=${HELM:-helm}
+chart=charts/quorumail
+# A helm built without its release flags believes in a Kubernetes of long ago.
+kube=1.34.0
+"$helm" lint --strict --quiet --kube-version "$kube" "$chart"
+for bad in operator.replicas=0 image.repository= unknown.value=1 operator.watchNamespace=Not_A_Name; do
+  if "$helm" template quorumail "$chart" --kube-version "$kube" --set "$bad" >/dev/null 2>&1; then
+    echo "the chart's schema lets $bad pass" >&2
+    exit 1
+  fi
+done
+rendered=$("$helm" template quorumail "$chart" --namespace quorumail-system --kube-version "$kube")
+text=$(printf '%s\n' "# Rendered from charts/quorumail by \`make manifests\`; not to be edited." \
+  "apiVersion: v1" "kind: Namespace" "metadata: {name: quorumail-system}" "$rendered")
+if [ "${1:-}" = --write ]; then
+  printf '%s\n' "$text" >manifests/quorumail.yaml
+elif [ "$text" != "$(cat manifests/quorumail.yaml)" ]; then
+  echo "manifests/quorumail.yaml is not what the chart renders: run make manifests" >&2
+  exit 1
+fi
+echo "chart: ok"
