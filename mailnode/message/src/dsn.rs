@@ -1,223 +1,335 @@
-//! Reports of mail that could not be delivered. RFC 3464 (message/delivery-status), RFC 6522 (multipart/report),
-//! RFC 3834 (Auto-Submitted).
+//! Non-delivery reports: multipart/report (RFC 6522) with a delivery status (RFC 3464) and the header section of the
+//! message that could not be delivered.
 //!
-//! A report goes to the reverse-path of the message and has itself the null reverse-path, so that no report is ever
-//! made about a report (RFC 5321 4.5.5).
+//! The report's own reverse-path is null (RFC 5321 6.1); that is an affair of its envelope, not of what is here.
 
 use bytes::Bytes;
 
-use crate::{Address, headers, received::date};
+use crate::{
+    Address, Domain,
+    date::rfc5322_date,
+    headers::{self, fields},
+    status::EnhancedStatus,
+};
 
-/// Octets of the original header that a report carries at most.
-const MAX_ORIGINAL_HEADER: usize = 64 * 1024;
-/// Characters of an answer that a report carries at most.
-const MAX_DIAGNOSTIC: usize = 500;
+/// How much of the original header section a report carries; whole fields only.
+pub const MAX_RETURNED_HEADERS: usize = 64 * 1024;
+/// Longest diagnostic text, in characters.
+const MAX_DIAGNOSTIC: usize = 1000;
+/// Lines of our own are folded before they are longer. RFC 5322 2.1.1.
+const FOLD_AT: usize = 76;
 
-/// A recipient that the message did not reach.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A recipient that did not get the message.
+#[derive(Debug, Clone)]
 pub struct FailedRecipient {
-    /// To whom.
+    /// Who.
     pub address: Address,
-    /// RFC 3463, for example `5.1.1`; anything else is reported as `5.0.0`.
-    pub status: String,
-    /// The other system's name, when it was one that refused.
-    pub remote: Option<String>,
-    /// The answer, or what happened, in words. With `remote`, an SMTP reply.
+    /// Class 4 (given up) or 5.
+    pub status: EnhancedStatus,
+    /// The host that refused it.
+    pub remote_mta: Option<String>,
+    /// What that host said, or what happened here. Anything that a header field cannot hold is replaced.
     pub diagnostic: String,
+    /// Whether `diagnostic` is an SMTP reply.
+    pub is_reply: bool,
 }
 
 /// What a report tells.
 #[derive(Debug, Clone)]
 pub struct Report<'a> {
     /// This host.
-    pub hostname: &'a str,
-    /// Unique; for the Message-ID and the MIME boundary. Letters and digits only.
+    pub reporting_mta: &'a Domain,
+    /// Unique; letters and digits. Becomes Message-ID and boundary.
     pub id: &'a str,
+    /// The reverse-path of the message.
+    pub to: &'a Address,
     /// When the message was accepted, in milliseconds since 1970.
     pub arrived_millis: i64,
-    /// Now, in milliseconds since 1970.
-    pub at_millis: i64,
-    /// Whom it did not reach; at least one.
-    pub failed: &'a [FailedRecipient],
-    /// The message it is about.
+    /// When the report is made, in milliseconds since 1970.
+    pub now_millis: i64,
+    /// At least one.
+    pub recipients: &'a [FailedRecipient],
+    /// The message that could not be delivered.
     pub original: &'a [u8],
 }
 
-/// One line of printable ASCII.
-fn line(text: &str, max: usize) -> String {
-    text.chars().take(max).map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect()
-}
-
-fn status(text: &str) -> &str {
-    let digits = |part: &str, max: usize| {
-        !part.is_empty() && part.len() <= max && part.bytes().all(|b| b.is_ascii_digit())
-    };
-    let parts: Vec<&str> = text.split('.').collect();
-    match parts[..] {
-        ["5", subject, detail] if digits(subject, 3) && digits(detail, 3) => text,
-        _ => "5.0.0",
-    }
-}
-
 impl Report<'_> {
-    /// The report as a message to `reverse_path`; none when that is null.
-    pub fn render(&self, reverse_path: Option<&Address>) -> Option<Bytes> {
-        let to = reverse_path?;
-        assert!(!self.failed.is_empty(), "a report is about somebody");
-        assert!(self.id.bytes().all(|b| b.is_ascii_alphanumeric()), "the id stands in a MIME boundary");
-        let boundary = format!("=_report_{}", self.id);
-        let original = headers::section(self.original);
-        let original = &original[..whole_lines(original, MAX_ORIGINAL_HEADER)];
-        // RFC 6522: the header may hold octets above 127 (RFC 6532); they are passed on as they are.
-        let encoding = if original.is_ascii() { "7bit" } else { "8bit" };
-        let head = format!(
-            "Date: {now}\r\nFrom: Mail Delivery System <postmaster@{host}>\r\nTo: <{to}>\r\n\
-             Subject: Undelivered mail: returned to sender\r\nMessage-ID: <{id}@{host}>\r\n\
-             Auto-Submitted: auto-replied\r\nMIME-Version: 1.0\r\n\
-             Content-Type: multipart/report; report-type=delivery-status;\r\n\tboundary=\"{boundary}\"\r\n\
-             Content-Transfer-Encoding: {encoding}\r\n\r\n",
-            now = date(self.at_millis),
-            host = self.hostname,
-            id = self.id,
-        );
-        let mut out = head.into_bytes();
-        self.explanation(&boundary, &mut out);
-        self.delivery_status(&boundary, &mut out);
-        out.extend_from_slice(
-            format!(
-                "--{boundary}\r\nContent-Type: text/rfc822-headers\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n"
-            )
-            .as_bytes(),
-        );
-        out.extend_from_slice(original);
-        out.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-        Some(out.into())
+    /// The report as a message with CRLF lines.
+    pub fn to_message(&self) -> Bytes {
+        let returned = returned_headers(self.original);
+        let boundary = self.boundary(&returned);
+        let mut out = Vec::with_capacity(returned.len() + 4096);
+        self.write_header(&mut out, &boundary);
+        self.write_text(&mut out, &boundary);
+        self.write_status(&mut out, &boundary);
+        let encoding = if returned.is_ascii() { "7bit" } else { "8bit" };
+        line(&mut out, &format!("--{boundary}"));
+        line(&mut out, "Content-Type: text/rfc822-headers");
+        line(&mut out, &format!("Content-Transfer-Encoding: {encoding}"));
+        line(&mut out, "");
+        out.extend_from_slice(&returned);
+        line(&mut out, "");
+        line(&mut out, &format!("--{boundary}--"));
+        out.into()
     }
 
-    fn explanation(&self, boundary: &str, out: &mut Vec<u8>) {
-        let mut text = format!(
-            "--{boundary}\r\nContent-Type: text/plain; charset=us-ascii\r\n\r\n\
-             This is the mail system at {}.\r\n\r\nYour message could not be delivered to:\r\n",
-            self.hostname
-        );
-        for failed in self.failed {
-            text.push_str(&format!("\r\n  <{}>\r\n", line(&failed.address.to_string(), MAX_DIAGNOSTIC)));
-            if let Some(remote) = &failed.remote {
-                text.push_str(&format!("  {} answered:\r\n", line(remote, 255)));
+    /// A boundary that no line of the returned fields begins with.
+    fn boundary(&self, returned: &[u8]) -> String {
+        let id: String = self.id.chars().filter(char::is_ascii_alphanumeric).take(40).collect();
+        let mut boundary = format!("=_report_{id}");
+        while returned.windows(boundary.len()).any(|window| window == boundary.as_bytes()) {
+            boundary.push('_');
+        }
+        boundary
+    }
+
+    fn write_header(&self, out: &mut Vec<u8>, boundary: &str) {
+        let host = self.reporting_mta;
+        let id: String = self.id.chars().filter(char::is_ascii_alphanumeric).collect();
+        line(out, &format!("From: Mail Delivery System <MAILER-DAEMON@{host}>"));
+        line(out, &format!("To: <{}>", self.to));
+        line(out, "Subject: Your message could not be delivered");
+        line(out, &format!("Date: {}", rfc5322_date(self.now_millis)));
+        line(out, &format!("Message-ID: <{id}@{host}>"));
+        if let Some(original) = self.original_message_id() {
+            line(out, &format!("References: {original}"));
+        }
+        // RFC 3834 5: keeps vacation responders and list servers from answering.
+        line(out, "Auto-Submitted: auto-replied");
+        line(out, "MIME-Version: 1.0");
+        line(out, "Content-Type: multipart/report; report-type=delivery-status;");
+        line(out, &format!("\tboundary=\"{boundary}\""));
+        line(out, "Content-Transfer-Encoding: 8bit");
+        line(out, "");
+    }
+
+    /// The Message-ID of the original, when it is short and harmless enough to be repeated.
+    fn original_message_id(&self) -> Option<String> {
+        const LONGEST: usize = 250;
+        let field = fields(self.original).find(|field| field.is("Message-ID"))?;
+        let value = field.raw.splitn(2, |b| *b == b':').nth(1)?.trim_ascii();
+        let fits = (3..=LONGEST).contains(&value.len())
+            && value.starts_with(b"<")
+            && value.ends_with(b">")
+            && value.iter().all(u8::is_ascii_graphic);
+        fits.then(|| String::from_utf8_lossy(value).into_owned())
+    }
+
+    fn write_text(&self, out: &mut Vec<u8>, boundary: &str) {
+        line(out, &format!("--{boundary}"));
+        line(out, "Content-Type: text/plain; charset=utf-8");
+        line(out, "Content-Transfer-Encoding: 8bit");
+        line(out, "");
+        line(out, &format!("This is the mail system at {}.", self.reporting_mta));
+        line(out, "");
+        line(out, "Your message could not be delivered to the recipients below. It will not be");
+        line(out, "tried again. The header of your message follows at the end.");
+        for recipient in self.recipients {
+            line(out, "");
+            line(out, &format!("<{}>:", recipient.address));
+            if recipient.status.class == 4 {
+                line(out, "    It was tried again and again without success. The last failure was:");
             }
-            text.push_str(&format!("  {}\r\n", line(&failed.diagnostic, MAX_DIAGNOSTIC)));
+            if let Some(host) = &recipient.remote_mta {
+                line(out, &format!("    The host {} answered:", plain(host)));
+            }
+            folded(out, "    ", &plain(&recipient.diagnostic), "    ");
         }
-        text.push_str("\r\nIt will not be tried again. The header of your message is attached.\r\n\r\n");
-        out.extend_from_slice(text.as_bytes());
+        line(out, "");
     }
 
-    fn delivery_status(&self, boundary: &str, out: &mut Vec<u8>) {
-        let mut text = format!(
-            "--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\n\
-             Reporting-MTA: dns; {}\r\nArrival-Date: {}\r\n",
-            self.hostname,
-            date(self.arrived_millis)
-        );
-        for failed in self.failed {
-            text.push_str(&format!(
-                "\r\nFinal-Recipient: rfc822; {}\r\nAction: failed\r\nStatus: {}\r\n",
-                line(&failed.address.to_string(), MAX_DIAGNOSTIC),
-                status(&failed.status)
-            ));
-            let kind = match &failed.remote {
-                Some(remote) => {
-                    text.push_str(&format!("Remote-MTA: dns; {}\r\n", line(remote, 255)));
-                    "smtp"
-                }
-                None => "x-quorumail",
-            };
-            text.push_str(&format!(
-                "Diagnostic-Code: {kind}; {}\r\n",
-                line(&failed.diagnostic, MAX_DIAGNOSTIC)
-            ));
+    fn write_status(&self, out: &mut Vec<u8>, boundary: &str) {
+        line(out, &format!("--{boundary}"));
+        line(out, "Content-Type: message/delivery-status");
+        line(out, "");
+        line(out, &format!("Reporting-MTA: dns; {}", self.reporting_mta));
+        line(out, &format!("Arrival-Date: {}", rfc5322_date(self.arrived_millis)));
+        for recipient in self.recipients {
+            line(out, "");
+            line(out, &format!("Final-Recipient: {}", typed_address(&recipient.address)));
+            line(out, "Action: failed");
+            line(out, &format!("Status: {}", recipient.status));
+            if let Some(host) = &recipient.remote_mta {
+                line(out, &format!("Remote-MTA: dns; {}", plain(host)));
+            }
+            // RFC 3464 2.3.6: the type says whose words these are.
+            let kind = if recipient.is_reply { "smtp" } else { "x-quorumail" };
+            folded(out, &format!("Diagnostic-Code: {kind}; "), &plain(&recipient.diagnostic), "\t");
         }
-        text.push_str("\r\n");
-        out.extend_from_slice(text.as_bytes());
+        line(out, "");
     }
 }
 
-/// Length of as many whole lines as fit.
-fn whole_lines(octets: &[u8], max: usize) -> usize {
-    if octets.len() <= max {
-        return octets.len();
+/// RFC 3464 2.3.2; RFC 6533 3 for addresses beyond ASCII.
+fn typed_address(address: &Address) -> String {
+    let text = address.to_string();
+    if text.is_ascii() {
+        return format!("rfc822; {text}");
     }
-    octets[..max].iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1)
+    let escaped: String = text
+        .chars()
+        .map(|c| if c.is_ascii() { c.to_string() } else { format!("\\x{{{:X}}}", u32::from(c)) })
+        .collect();
+    format!("utf-8; {escaped}")
+}
+
+/// Printable ASCII without line ends, never empty, at most [`MAX_DIAGNOSTIC`] characters.
+fn plain(text: &str) -> String {
+    let printable = |c: char| match c {
+        ' '..='~' => c,
+        c if c.is_whitespace() || c.is_control() => ' ',
+        _ => '?',
+    };
+    let kept: String = text.trim().chars().take(MAX_DIAGNOSTIC).map(printable).collect();
+    if kept.trim().is_empty() { "no reason was given".to_owned() } else { kept }
+}
+
+fn line(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// `text` behind `first`, on as many lines as it needs; the further ones begin with `next`.
+fn folded(out: &mut Vec<u8>, first: &str, text: &str, next: &str) {
+    let mut current = first.to_owned();
+    let mut empty = true;
+    for word in text.split_ascii_whitespace() {
+        if !empty && current.len() + 1 + word.len() > FOLD_AT {
+            line(out, &current);
+            current = next.to_owned();
+            empty = true;
+        }
+        if !empty {
+            current.push(' ');
+        }
+        current.push_str(word);
+        empty = false;
+    }
+    line(out, &current);
+}
+
+/// Whole fields of the original up to the limit, with CRLF lines and without NUL.
+fn returned_headers(original: &[u8]) -> Vec<u8> {
+    let section = headers::header_section(original);
+    let mut kept = Vec::with_capacity(section.len().min(MAX_RETURNED_HEADERS));
+    for field in fields(section) {
+        let mut clean = Vec::with_capacity(field.raw.len() + 2);
+        for text in field.raw.split_inclusive(|b| *b == b'\n') {
+            clean.extend(text.iter().filter(|b| !matches!(**b, b'\r' | b'\n' | 0)));
+            clean.extend_from_slice(b"\r\n");
+        }
+        if kept.len() + clean.len() > MAX_RETURNED_HEADERS {
+            break;
+        }
+        kept.append(&mut clean);
+    }
+    kept
 }
 
 #[cfg(test)]
 mod tests {
-    use mail_parser::{MessageParser, MimeHeaders as _};
+    use mail_parser::{MessageParser, MimeHeaders};
+    use proptest::prelude::*;
 
     use super::*;
 
-    fn failed(diagnostic: &str) -> Vec<FailedRecipient> {
-        vec![FailedRecipient {
-            address: "bob@example.com".parse().unwrap(),
-            status: "5.1.1".into(),
-            remote: Some("mx.example.com".into()),
+    fn failed(address: &str, status: EnhancedStatus, diagnostic: &str) -> FailedRecipient {
+        FailedRecipient {
+            address: address.parse().unwrap(),
+            status,
+            remote_mta: Some("mx.example.com".into()),
             diagnostic: diagnostic.into(),
-        }]
+            is_reply: true,
+        }
     }
 
-    fn report<'a>(failed: &'a [FailedRecipient], original: &'a [u8]) -> Report<'a> {
+    fn report(recipients: &[FailedRecipient], original: &[u8]) -> Bytes {
         Report {
-            hostname: "mx.example.org",
-            id: "ab12",
+            reporting_mta: &"mail.example.org".parse().unwrap(),
+            id: "0123abc",
+            to: &"alice@example.org".parse().unwrap(),
             arrived_millis: 0,
-            at_millis: 60_000,
-            failed,
+            now_millis: 86_400_000,
+            recipients,
             original,
         }
+        .to_message()
     }
 
     #[test]
-    fn a_report_has_the_three_parts_of_rfc_6522() {
-        let failed = failed("550 5.1.1 no such user\r\nEvil: x");
-        let to = "alice@example.org".parse().unwrap();
-        let original = b"Subject: hello\r\nX: y\r\n\r\nsecret text\r\n";
-        let bytes = report(&failed, original).render(Some(&to)).unwrap();
-        let message = MessageParser::default().parse(&bytes[..]).unwrap();
-        assert_eq!(message.content_type().unwrap().subtype(), Some("report"));
-        let types: Vec<String> = message.parts[1..]
-            .iter()
-            .map(|p| p.content_type().map(|t| format!("{}/{}", t.ctype(), t.subtype().unwrap())).unwrap())
-            .collect();
-        assert_eq!(types, ["text/plain", "message/delivery-status", "text/rfc822-headers"]);
-        let text = std::str::from_utf8(&bytes).unwrap();
-        assert!(text.contains("Auto-Submitted: auto-replied\r\n"));
-        assert!(
-            text.contains("Final-Recipient: rfc822; bob@example.com\r\nAction: failed\r\nStatus: 5.1.1\r\n")
-        );
-        assert!(text.contains("Diagnostic-Code: smtp; 550 5.1.1 no such user??Evil: x\r\n"));
-        assert!(text.contains("Subject: hello\r\n") && !text.contains("secret text"));
-        assert!(text.lines().all(|line| line.len() < 998));
-    }
+    fn a_report_has_its_three_parts() {
+        let recipients = [
+            failed("bob@example.com", EnhancedStatus::new(5, 1, 1), "550 5.1.1 no such user"),
+            failed("eve@example.com", EnhancedStatus::EXPIRED, "connection refused"),
+        ];
+        let message =
+            report(&recipients, b"Subject: gr\xfc\xdfe\r\nMessage-ID: <m1@x>\r\n\r\nsecret body\r\n");
+        let parsed = MessageParser::default().parse(&message[..]).unwrap();
+        assert_eq!(parsed.content_type().unwrap().subtype(), Some("report"));
+        assert_eq!(parsed.header_raw("Auto-Submitted").unwrap().trim(), "auto-replied");
+        assert_eq!(parsed.header_raw("References").unwrap().trim(), "<m1@x>");
+        let parts: Vec<_> =
+            parsed.parts[1..].iter().map(|part| part.content_type().unwrap().subtype().unwrap()).collect();
+        assert_eq!(parts, ["plain", "delivery-status", "rfc822-headers"]);
 
-    #[test]
-    fn no_report_is_made_about_a_report() {
-        assert_eq!(report(&failed("x"), b"").render(None), None);
-    }
-
-    #[test]
-    fn a_status_is_always_a_permanent_one() {
-        for (given, told) in
-            [("5.1.10", "5.1.10"), ("4.4.1", "5.0.0"), ("", "5.0.0"), ("5.x.1", "5.0.0"), ("5.1", "5.0.0")]
-        {
-            assert_eq!(status(given), told);
+        let text = String::from_utf8_lossy(&message).into_owned();
+        for expected in [
+            "From: Mail Delivery System <MAILER-DAEMON@mail.example.org>\r\n",
+            "Reporting-MTA: dns; mail.example.org\r\nArrival-Date: Thu, 01 Jan 1970 00:00:00 +0000\r\n\r\n",
+            "Final-Recipient: rfc822; bob@example.com\r\nAction: failed\r\nStatus: 5.1.1\r\n\
+             Remote-MTA: dns; mx.example.com\r\nDiagnostic-Code: smtp; 550 5.1.1 no such user\r\n\r\n",
+            "Final-Recipient: rfc822; eve@example.com\r\nAction: failed\r\nStatus: 4.4.7\r\n",
+        ] {
+            assert!(text.contains(expected), "{expected}\n--\n{text}");
         }
+        assert!(!text.contains("secret body"));
+        assert!(
+            message.windows(7).any(|window| window == b"gr\xfc\xdfe\r\n"),
+            "8-bit fields are kept as they are"
+        );
     }
 
     #[test]
-    fn a_huge_header_is_cut_at_a_line() {
-        let original = "X: yyyyyyyy\r\n".repeat(20_000);
-        let bytes =
-            report(&failed("x"), original.as_bytes()).render(Some(&"a@b.org".parse().unwrap())).unwrap();
-        assert!(bytes.len() < MAX_ORIGINAL_HEADER + 4096);
-        assert!(bytes.windows(17).any(|w| w == b"yyyyyyyy\r\n\r\n--=_r"));
+    fn returned_headers_are_bounded() {
+        let original = b"X-Filler: ".iter().copied().chain(std::iter::repeat_n(b'x', 900)).chain(*b"\r\n");
+        let original: Vec<u8> = original.collect::<Vec<u8>>().repeat(1000);
+        let returned = returned_headers(&original);
+        assert!(returned.len() <= MAX_RETURNED_HEADERS && returned.len() > MAX_RETURNED_HEADERS - 1000);
+        assert!(returned.ends_with(b"x\r\n"));
+    }
+
+    #[test]
+    fn no_field_of_the_original_can_end_its_part() {
+        let message = report(
+            &[failed("b@x.org", EnhancedStatus::FAILED, "no")],
+            b"--=_report_0123abc--: x\r\nSubject: y\r\n\r\n",
+        );
+        let parsed = MessageParser::default().parse(&message[..]).unwrap();
+        assert_eq!(parsed.parts.len(), 4);
+        assert!(parsed.parts[3].text_contents().unwrap().contains("Subject: y"));
+    }
+
+    #[test]
+    fn an_address_beyond_ascii_is_escaped() {
+        assert_eq!(typed_address(&"b\u{fc}b@x.org".parse().unwrap()), "utf-8; b\\x{FC}b@x.org");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_from_outside_breaks_a_report(
+            diagnostic in ".*", host in ".*",
+            original in proptest::collection::vec(
+                prop_oneof![Just(b'\r'), Just(b'\n'), Just(b':'), Just(b'-'), Just(b'a'), any::<u8>()], 0..500),
+        ) {
+            let mut recipient = failed("b@x.org", EnhancedStatus::FAILED, &diagnostic);
+            recipient.remote_mta = Some(host);
+            let message = report(&[recipient], &original);
+            let parsed = MessageParser::default().parse(&message[..]).unwrap();
+            prop_assert_eq!(parsed.parts.len(), 4);
+            let bare = message.split(|b| *b == b'\n').rev().skip(1).any(|line| !line.ends_with(b"\r"));
+            prop_assert!(!bare);
+            let text = String::from_utf8_lossy(&message).into_owned();
+            prop_assert_eq!(text.matches("\r\nStatus: ").count(), 1);
+        }
     }
 }

@@ -1,116 +1,111 @@
-//! Header fields of a message, found without parsing what is in them. RFC 5322 2.2, RFC 6409 8.
+//! The header section of a message as bytes, field by field, without understanding the fields. RFC 5322 2.2.
+//!
+//! Lenient: lines may end with LF alone, and names may be followed by white space (RFC 5322 4.5). The section ends
+//! at the first line that is empty or no field.
 
 use bytes::Bytes;
 
-use crate::{Address, received::date};
+use crate::{Domain, date::rfc5322_date};
 
-/// More trace fields than this mean that a message runs in a circle. RFC 5321 6.3 asks for a threshold of at least 100.
-pub const MAX_HOPS: usize = 100;
+/// A message with more Received fields than this goes in circles. RFC 5321 6.3 wants a limit of at least 100.
+pub const MAX_RECEIVED: usize = 100;
 
-/// One header field as it stands in the message.
+/// One field of a header section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field<'a> {
-    /// Before the colon, without white space.
-    pub name: &'a str,
-    /// After the colon, with folds, without the last CRLF.
-    pub value: &'a [u8],
-    /// The whole field with its last CRLF.
+    /// The name without the colon, in the case it was written in.
+    pub name: &'a [u8],
+    /// The whole field with its folded lines and line ends.
     pub raw: &'a [u8],
 }
 
-/// The header fields from the top; ends at the empty line, at the end of the message, or at a line that is no field.
-#[derive(Debug, Clone)]
-pub struct Fields<'a>(&'a [u8]);
-
-/// The header fields of a message with CRLF (or, leniently, LF) line ends.
-pub fn fields(message: &[u8]) -> Fields<'_> {
-    Fields(message)
+impl Field<'_> {
+    /// Whether it has this name; names are compared without case.
+    pub fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name.as_bytes())
+    }
 }
 
-/// Length of the first line with its line end.
-fn line_length(octets: &[u8]) -> usize {
-    octets.iter().position(|b| *b == b'\n').map_or(octets.len(), |end| end + 1)
+/// Walks the fields of a message.
+#[derive(Debug, Clone)]
+pub struct Fields<'a> {
+    rest: &'a [u8],
+}
+
+/// The fields of the message, in their order.
+pub fn fields(message: &[u8]) -> Fields<'_> {
+    Fields { rest: message }
 }
 
 impl<'a> Iterator for Fields<'a> {
     type Item = Field<'a>;
 
     fn next(&mut self) -> Option<Field<'a>> {
-        let rest = self.0;
-        let mut length = line_length(rest);
-        let colon = rest[..length].iter().position(|b| *b == b':')?;
-        let name = std::str::from_utf8(&rest[..colon]).ok()?.trim_end_matches([' ', '\t']);
-        // RFC 5322 2.2: printable US-ASCII without the colon.
-        if name.is_empty() || !name.bytes().all(|b| (33..127).contains(&b)) {
-            return None;
+        let mut end = line_len(self.rest);
+        let name = field_name(&self.rest[..end])?;
+        while matches!(self.rest.get(end), Some(b' ' | b'\t')) {
+            end += line_len(&self.rest[end..]);
         }
-        while rest.get(length).is_some_and(|b| matches!(b, b' ' | b'\t')) {
-            length += line_length(&rest[length..]);
-        }
-        let (raw, rest) = rest.split_at(length);
-        self.0 = rest;
-        let value = &raw[colon + 1..];
-        let value = value.strip_suffix(b"\n").unwrap_or(value);
-        let value = value.strip_suffix(b"\r").unwrap_or(value);
-        Some(Field { name, value, raw })
+        let (raw, rest) = self.rest.split_at(end);
+        self.rest = rest;
+        Some(Field { name, raw })
     }
 }
 
-/// The first field of this name, in any case.
-pub fn find<'a>(message: &'a [u8], name: &str) -> Option<Field<'a>> {
-    fields(message).find(|field| field.name.eq_ignore_ascii_case(name))
+/// Length of the first line with its end; 0 only for nothing.
+fn line_len(bytes: &[u8]) -> usize {
+    bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1)
 }
 
-/// The header section with its CRLFs, without the empty line.
-pub fn section(message: &[u8]) -> &[u8] {
-    let length = fields(message).map(|field| field.raw.len()).sum();
+fn field_name(line: &[u8]) -> Option<&[u8]> {
+    let colon = line.iter().position(|b| *b == b':')?;
+    let name = line[..colon].trim_ascii_end();
+    let printable = !name.is_empty() && name.iter().all(|b| (33..=126).contains(b));
+    printable.then_some(name)
+}
+
+/// The header section with the line ends of its fields, without the empty line after it.
+pub fn header_section(message: &[u8]) -> &[u8] {
+    let length: usize = fields(message).map(|field| field.raw.len()).sum();
     &message[..length]
 }
 
-/// Number of Received fields.
-pub fn hops(message: &[u8]) -> usize {
-    fields(message).filter(|field| field.name.eq_ignore_ascii_case("Received")).count()
+/// How many Received fields the message has. More than [`MAX_RECEIVED`]: refuse it with 554 5.4.6.
+pub fn count_received(message: &[u8]) -> usize {
+    fields(message).filter(|field| field.is("Received")).count()
 }
 
-/// Whether the message runs in a circle and is to be refused with 554 5.4.6 (RFC 5321 6.3).
-pub fn loops(message: &[u8]) -> bool {
-    hops(message) > MAX_HOPS
+/// Whether the message has a field of this name.
+pub fn has_field(message: &[u8], name: &str) -> bool {
+    fields(message).any(|field| field.is(name))
 }
 
-/// The fields that a submitted message lacks and is given (RFC 6409 8): Date, Message-ID and From; to stand at its
-/// top. `at_millis`: now, since 1970; `id`: unique, for the Message-ID. Empty when nothing lacks.
-pub fn missing_from_submission(
-    message: &[u8],
-    sender: &Address,
-    at_millis: i64,
-    id: &str,
-    hostname: &str,
-) -> String {
+/// Adds the Date and Message-ID that a submitted message lacks. RFC 6409 8.1 and 8.2. `id` is unique and made of
+/// letters and digits; `now_millis` is in milliseconds since 1970.
+pub fn complete_submission(body: Bytes, now_millis: i64, id: &str, domain: &Domain) -> Bytes {
+    let (mut date, mut message_id, mut any) = (false, false, false);
+    for field in fields(&body) {
+        any = true;
+        date |= field.is("Date");
+        message_id |= field.is("Message-ID");
+    }
+    if date && message_id {
+        return body;
+    }
     let mut added = String::new();
-    if find(message, "Date").is_none() {
-        added.push_str(&format!("Date: {}\r\n", date(at_millis)));
+    if !date {
+        added.push_str(&format!("Date: {}\r\n", rfc5322_date(now_millis)));
     }
-    if find(message, "From").is_none() {
-        added.push_str(&format!("From: {sender}\r\n"));
+    if !message_id {
+        added.push_str(&format!("Message-ID: <{id}@{domain}>\r\n"));
     }
-    if find(message, "Message-ID").is_none() {
-        added.push_str(&format!("Message-ID: <{id}@{hostname}>\r\n"));
-    }
-    if !added.is_empty() && !starts_with_header(message) {
-        // A message that is all text: without the empty line its first line would become a field.
+    // A message that begins with its text has no header section at all: the new one must be closed, or the text
+    // would become part of it.
+    let begins_with_text = !any && !body.starts_with(b"\r\n") && !body.starts_with(b"\n");
+    if begins_with_text {
         added.push_str("\r\n");
     }
-    added
-}
-
-fn starts_with_header(message: &[u8]) -> bool {
-    message.is_empty() || message.starts_with(b"\r\n") || fields(message).next().is_some()
-}
-
-/// The message with `top` before it. Adds the empty line where `message` does not begin with header fields.
-pub fn prepend(top: &str, message: &[u8]) -> Bytes {
-    let gap: &[u8] = if top.ends_with("\r\n\r\n") || starts_with_header(message) { b"" } else { b"\r\n" };
-    [top.as_bytes(), gap, message].concat().into()
+    [added.as_bytes(), &body].concat().into()
 }
 
 #[cfg(test)]
@@ -119,45 +114,56 @@ mod tests {
 
     use super::*;
 
-    const MESSAGE: &[u8] = b"Received: by a\r\n\tfor b\r\nreceived : by c\r\nSubject: x\r\n y: z\r\n\r\nReceived: not a field\r\n";
+    const MESSAGE: &[u8] =
+        b"Received: from a\r\n\tby b\r\nreceived: x\r\nSubject : hi\r\n folded\r\n\r\nReceived: body\r\n";
+
+    fn complete(body: &[u8]) -> String {
+        let domain = "example.org".parse().unwrap();
+        let done = complete_submission(Bytes::copy_from_slice(body), 0, "id1", &domain);
+        String::from_utf8(done.to_vec()).unwrap()
+    }
 
     #[test]
-    fn fields_are_found_with_their_folds() {
-        let names: Vec<&str> = fields(MESSAGE).map(|f| f.name).collect();
+    fn fields_are_found_up_to_the_empty_line() {
+        let names: Vec<_> = fields(MESSAGE).map(|f| String::from_utf8_lossy(f.name).into_owned()).collect();
         assert_eq!(names, ["Received", "received", "Subject"]);
-        assert_eq!(find(MESSAGE, "SUBJECT").unwrap().value, b" x\r\n y: z");
-        assert_eq!(hops(MESSAGE), 2);
-        assert!(MESSAGE[section(MESSAGE).len()..].starts_with(b"\r\nReceived"));
+        assert_eq!(count_received(MESSAGE), 2);
+        assert!(has_field(MESSAGE, "SUBJECT") && !has_field(MESSAGE, "Date"));
+        assert!(header_section(MESSAGE).ends_with(b" folded\r\n"));
     }
 
     #[test]
-    fn a_circle_is_seen_at_the_threshold() {
-        let message = |hops: usize| ["Received: by a\r\n".repeat(hops), "\r\nx\r\n".into()].concat();
-        assert!(!loops(message(MAX_HOPS).as_bytes()));
-        assert!(loops(message(MAX_HOPS + 1).as_bytes()));
-    }
-
-    #[test]
-    fn a_submission_gets_what_it_lacks_and_nothing_else() {
-        let sender: Address = "alice@example.org".parse().unwrap();
-        let add =
-            |message: &str| missing_from_submission(message.as_bytes(), &sender, 0, "abc", "mx.example.org");
+    fn a_submission_gets_the_date_and_message_id_it_lacks() {
         assert_eq!(
-            add("Subject: x\r\n\r\ntext\r\n"),
-            "Date: Thu, 1 Jan 1970 00:00:00 +0000\r\nFrom: alice@example.org\r\nMessage-ID: <abc@mx.example.org>\r\n"
+            complete(b"From: a@b\r\n\r\nx"),
+            "Date: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <id1@example.org>\r\nFrom: a@b\r\n\r\nx"
         );
-        assert_eq!(add("Date: d\r\nFrom: a\r\nmessage-id: <x>\r\n\r\n"), "");
-        assert!(add("only text\r\n").ends_with("\r\n\r\n"));
-        let whole = prepend("Received: by a\r\n", b"only text\r\n");
-        assert_eq!(whole, &b"Received: by a\r\n\r\nonly text\r\n"[..]);
+        assert_eq!(complete(b"date: d\r\n\r\nx"), "Message-ID: <id1@example.org>\r\ndate: d\r\n\r\nx");
+        assert_eq!(complete(b"Date: d\r\nMESSAGE-ID: <m>\r\n\r\nx"), "Date: d\r\nMESSAGE-ID: <m>\r\n\r\nx");
+    }
+
+    #[test]
+    fn a_submission_without_a_header_section_keeps_its_text() {
+        assert!(complete(b"just text\r\n").ends_with("<id1@example.org>\r\n\r\njust text\r\n"));
+        assert!(complete(b"\r\ntext\r\n").ends_with("<id1@example.org>\r\n\r\ntext\r\n"));
+        assert!(complete(b"").ends_with("<id1@example.org>\r\n\r\n"));
     }
 
     proptest! {
         #[test]
-        fn no_octets_make_it_panic(message in prop::collection::vec(prop_oneof![Just(b':'), Just(b'\r'), Just(b'\n'), Just(b' '), any::<u8>()], 0..300)) {
-            let length: usize = fields(&message).map(|f| f.raw.len()).sum();
-            prop_assert!(length <= message.len());
-            section(&message);
+        fn fields_never_overlap_and_never_pass_the_end(message in proptest::collection::vec(
+            prop_oneof![Just(b'\r'), Just(b'\n'), Just(b':'), Just(b' '), Just(b'a'), any::<u8>()], 0..400)) {
+            let walked: Vec<u8> = fields(&message).flat_map(|field| field.raw.to_vec()).collect();
+            prop_assert!(message.starts_with(&walked));
+            prop_assert_eq!(walked.as_slice(), header_section(&message));
+        }
+
+        #[test]
+        fn a_completed_submission_ends_with_what_was_submitted(body in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let domain = "example.org".parse().unwrap();
+            let done = complete_submission(Bytes::from(body.clone()), 0, "id1", &domain);
+            prop_assert!(done.ends_with(&body));
+            prop_assert!(has_field(&done, "Date") && has_field(&done, "Message-ID"));
         }
     }
 }

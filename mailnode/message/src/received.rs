@@ -1,118 +1,158 @@
-//! Trace fields: what every server on the way adds. RFC 5321 4.4.
+//! Trace headers that a mail server adds: Received and Return-Path. RFC 5321 4.4, RFC 3848 (ESMTPS and others).
 
 use std::net::IpAddr;
 
-use jiff::{Timestamp, fmt::rfc2822, tz::TimeZone};
+use crate::{Address, Domain, date::rfc5322_date};
 
-use crate::Address;
+/// Longest HELO name that is copied. RFC 5321 4.5.3.1.2.
+const MAX_HELO: usize = 255;
 
-/// What a Received field tells.
+/// How a message came in, as a Received field tells it.
 #[derive(Debug, Clone)]
 pub struct Received<'a> {
-    /// What the client said in EHLO or HELO.
+    /// What the client called itself in EHLO or HELO; what could break the field is replaced.
     pub helo: &'a str,
-    /// The client's address.
+    /// The client's network address.
     pub remote: IpAddr,
-    /// This host's name.
-    pub by: &'a str,
-    /// EHLO and not HELO.
+    /// This host.
+    pub by: &'a Domain,
+    /// Whether the client said EHLO.
     pub esmtp: bool,
-    /// Under TLS.
+    /// Whether the session was under TLS.
     pub tls: bool,
-    /// After authentication.
+    /// Whether the client had authenticated.
     pub authenticated: bool,
-    /// Under which the message is known here.
+    /// By what the message is found in the logs; letters and digits.
     pub id: &'a str,
-    /// Only when there is exactly one: more would tell recipients of each other (RFC 5321 7.6).
+    /// The recipient, when there is only one: with several, `for` would tell each of them about the others (RFC 5321
+    /// 7.2).
     pub recipient: Option<&'a Address>,
     /// When it was received, in milliseconds since 1970.
     pub at_millis: i64,
 }
 
 impl Received<'_> {
-    /// The field with its CRLF.
-    pub fn render(&self) -> String {
-        // RFC 3848: the protocol types.
-        let with = match (self.esmtp || self.tls || self.authenticated, self.tls, self.authenticated) {
-            (false, ..) => "SMTP",
+    /// The whole field, folded, with CRLF at its end.
+    pub fn to_header(&self) -> String {
+        let helo: String = self.helo.chars().take(MAX_HELO).map(helo_character).collect();
+        let helo = if helo.is_empty() { "unknown".to_owned() } else { helo };
+        let literal = match self.remote.to_canonical() {
+            IpAddr::V4(address) => address.to_string(),
+            // RFC 5321 4.1.3.
+            IpAddr::V6(address) => format!("IPv6:{address}"),
+        };
+        let id: String = self.id.chars().filter(char::is_ascii_alphanumeric).collect();
+        let mut field = format!(
+            "Received: from {helo} ([{literal}])\r\n\tby {} with {} id {id}",
+            self.by,
+            self.protocol()
+        );
+        // A Received field is ASCII unless SMTPUTF8 was asked for (RFC 6531 3.7.3), which it never is here.
+        if let Some(recipient) = self.recipient.map(Address::to_string).filter(|text| text.is_ascii()) {
+            field.push_str("\r\n\tfor <");
+            field.push_str(&recipient);
+            field.push('>');
+        }
+        field.push_str(";\r\n\t");
+        field.push_str(&rfc5322_date(self.at_millis));
+        field.push_str("\r\n");
+        field
+    }
+
+    /// RFC 3848: S for TLS, A for authentication.
+    fn protocol(&self) -> &'static str {
+        match (self.esmtp, self.tls, self.authenticated) {
+            (false, _, _) => "SMTP",
             (true, false, false) => "ESMTP",
             (true, true, false) => "ESMTPS",
             (true, false, true) => "ESMTPA",
             (true, true, true) => "ESMTPSA",
-        };
-        let literal = match self.remote {
-            IpAddr::V4(v4) => format!("[{v4}]"),
-            // RFC 5321 4.1.3.
-            IpAddr::V6(v6) => format!("[IPv6:{v6}]"),
-        };
-        // The name is the client's word; nothing in it may end the field or its comment.
-        let helo: String = self
-            .helo
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || "-._:[]".contains(c) { c } else { '?' })
-            .collect();
-        let recipient = self.recipient.map(|r| format!("\r\n\tfor <{r}>")).unwrap_or_default();
-        format!(
-            "Received: from {helo} ({literal})\r\n\tby {} with {with} id {}{recipient};\r\n\t{}\r\n",
-            self.by,
-            self.id,
-            date(self.at_millis)
-        )
+        }
     }
 }
 
-/// The Return-Path field that final delivery adds, with its CRLF. RFC 5321 4.4.
-pub fn return_path(reverse_path: Option<&Address>) -> String {
-    reverse_path.map_or_else(|| "Return-Path: <>\r\n".into(), |path| format!("Return-Path: <{path}>\r\n"))
+/// A name or an address literal needs no other characters; parentheses, quotes and `;` would change what the rest of
+/// the field means.
+fn helo_character(c: char) -> char {
+    if c.is_ascii_alphanumeric() || "-._:[]".contains(c) { c } else { '?' }
 }
 
-/// A date in the form of RFC 5322 3.3, in UTC.
-pub fn date(at_millis: i64) -> String {
-    let at = Timestamp::from_millisecond(at_millis).unwrap_or(Timestamp::UNIX_EPOCH);
-    // The form cannot tell years before 1 or after 9999; the start of time is as good as any other answer to those.
-    rfc2822::to_string(&at.to_zoned(TimeZone::UTC))
-        .unwrap_or_else(|_| "Thu, 1 Jan 1970 00:00:00 +0000".into())
+/// The Return-Path field that final delivery puts first, with CRLF at its end. RFC 5321 4.4.
+pub fn return_path(reverse_path: Option<&Address>) -> String {
+    match reverse_path {
+        Some(address) => format!("Return-Path: <{address}>\r\n"),
+        None => "Return-Path: <>\r\n".to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
-    #[test]
-    fn received_has_the_form_of_rfc_5321() {
-        let recipient = "alice@example.org".parse().unwrap();
-        let mut received = Received {
-            helo: "client (x)\r\nEvil: y",
-            remote: "2001:db8::1".parse().unwrap(),
-            by: "mx.example.org",
+    fn received<'a>(helo: &'a str, by: &'a Domain, recipient: Option<&'a Address>) -> Received<'a> {
+        Received {
+            helo,
+            remote: "192.0.2.7".parse().unwrap(),
+            by,
             esmtp: true,
             tls: true,
-            authenticated: true,
-            id: "0f",
-            recipient: Some(&recipient),
-            at_millis: 1_700_000_000_000,
-        };
-        assert_eq!(
-            received.render(),
-            "Received: from client??x???Evil:?y ([IPv6:2001:db8::1])\r\n\tby mx.example.org with ESMTPSA id 0f\r\n\t\
-             for <alice@example.org>;\r\n\tTue, 14 Nov 2023 22:13:20 +0000\r\n"
-        );
-        received.esmtp = false;
-        received.tls = false;
-        received.authenticated = false;
-        assert!(received.render().contains(" with SMTP id "));
+            authenticated: false,
+            id: "00ff",
+            recipient,
+            at_millis: 0,
+        }
     }
 
     #[test]
-    fn return_path_of_a_report_is_null() {
+    fn a_received_field_tells_the_way_of_the_message() {
+        let (by, to) = ("mail.example.org".parse().unwrap(), "bob@example.org".parse().unwrap());
+        assert_eq!(
+            received("client.example.com", &by, Some(&to)).to_header(),
+            "Received: from client.example.com ([192.0.2.7])\r\n\tby mail.example.org with ESMTPS id 00ff\r\n\t\
+             for <bob@example.org>;\r\n\tThu, 01 Jan 1970 00:00:00 +0000\r\n"
+        );
+    }
+
+    #[test]
+    fn the_protocol_is_named_as_rfc_3848_says() {
+        let by: Domain = "h".parse().unwrap();
+        for (esmtp, tls, authenticated, name) in [
+            (false, false, false, " SMTP "),
+            (true, false, false, " ESMTP "),
+            (true, true, false, " ESMTPS "),
+            (true, false, true, " ESMTPA "),
+            (true, true, true, " ESMTPSA "),
+        ] {
+            let field = Received { esmtp, tls, authenticated, ..received("c", &by, None) }.to_header();
+            assert!(field.contains(name), "{field}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_client_is_named_by_its_literal() {
+        let by: Domain = "h".parse().unwrap();
+        let field =
+            Received { remote: "2001:db8::1".parse().unwrap(), ..received("c", &by, None) }.to_header();
+        assert!(field.contains("([IPv6:2001:db8::1])"), "{field}");
+    }
+
+    #[test]
+    fn the_return_path_of_a_report_is_empty() {
         assert_eq!(return_path(None), "Return-Path: <>\r\n");
         assert_eq!(return_path(Some(&"a@b.org".parse().unwrap())), "Return-Path: <a@b.org>\r\n");
     }
 
-    #[test]
-    fn no_instant_makes_it_panic() {
-        for at in [i64::MIN, -1, 0, i64::MAX] {
-            assert!(date(at).ends_with(" +0000"), "{}", date(at));
+    proptest! {
+        #[test]
+        fn no_client_can_break_out_of_the_field(helo in ".*", at in any::<i64>()) {
+            let by: Domain = "h".parse().unwrap();
+            let field = Received { at_millis: at, ..received(&helo, &by, None) }.to_header();
+            prop_assert_eq!(field.matches("\r\n").count(), 3);
+            prop_assert_eq!(field.matches('(').count(), 1);
+            prop_assert!(field.is_ascii());
+            prop_assert!(field.lines().all(|line| line.len() <= 998));
         }
     }
 }
