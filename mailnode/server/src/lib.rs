@@ -15,6 +15,7 @@ pub mod http;
 pub mod identity;
 pub mod imap_backend;
 pub mod janitor;
+pub mod listeners;
 pub mod machine;
 pub mod metrics;
 pub mod node;

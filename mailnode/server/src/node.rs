@@ -13,7 +13,7 @@ use quorumail_store::{JournalBodies, Store};
 use tokio::{
     net::TcpListener,
     sync::{Notify, watch},
-    task::{JoinHandle, JoinSet},
+    task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -26,9 +26,12 @@ use crate::{
     groups::Groups,
     http::{self, Readiness},
     identity::Role,
+    imap_backend::ImapBackend,
     janitor,
+    listeners::Listeners,
     machine::Machine,
     metrics::{Metrics, sampled::Sources},
+    smtp_backend::SmtpBackend,
     tls::{self, InternalTls, PublicTls},
     watch::Watchers,
 };
@@ -38,7 +41,7 @@ const READY_INTERVAL: Duration = Duration::from_millis(250);
 /// For leads to move to other nodes.
 const HAND_OVER: Duration = Duration::from_secs(8);
 /// For sessions and deliveries under way.
-const FINISH: Duration = Duration::from_secs(12);
+pub(crate) const FINISH: Duration = Duration::from_secs(12);
 /// For consensus and journal.
 const CLOSE: Duration = Duration::from_secs(5);
 /// Between tries to read the current directory at start.
@@ -61,7 +64,6 @@ pub struct Node {
     client_tasks: JoinSet<()>,
     /// Ends all else, last.
     rest: CancellationToken,
-    mail: Option<JoinHandle<()>>,
 }
 
 impl Sockets {
@@ -150,7 +152,22 @@ impl Node {
 
         let mut client_tasks = JoinSet::new();
         client_tasks.spawn(janitor::run(Arc::clone(&groups), clients.clone()));
-        Ok(Self { groups, ready, clients, client_tasks, rest, mail: None })
+        let smtp = SmtpBackend {
+            auth: Arc::clone(&auth),
+            groups: Arc::clone(&groups),
+            hostname: config.hostname.clone(),
+            disk,
+            queued,
+        };
+        let listeners = Listeners {
+            config,
+            tls: public_tls.server_config(),
+            smtp: Arc::new(smtp),
+            imap: Arc::new(ImapBackend { auth, groups: Arc::clone(&groups), watchers }),
+            metrics,
+        };
+        client_tasks.spawn(serve_mail(Arc::clone(&groups), listeners, mail, clients.clone()));
+        Ok(Self { groups, ready, clients, client_tasks, rest })
     }
 
     /// Runs until `stop` is cancelled, then ends in order; or until something that cannot be mended fails.
@@ -209,6 +226,22 @@ impl Node {
         self.rest.cancel();
         tracing::info!("stopped");
     }
+}
+
+/// Serves mail once the directory here is current: before that every recipient would be unknown.
+async fn serve_mail(
+    groups: Arc<Groups>,
+    listeners: Listeners,
+    sockets: Vec<(Port, TcpListener)>,
+    stop: CancellationToken,
+) {
+    while groups.directory_is_current().await.is_err() {
+        if tokio::time::timeout(DIRECTORY_PAUSE, stop.cancelled()).await.is_ok() {
+            return;
+        }
+    }
+    tracing::info!("mail is served");
+    listeners.serve(sockets, stop).await;
 }
 
 fn consensus_config(config: &Config) -> quorumail_consensus::Config {

@@ -3,19 +3,22 @@
 //!
 //! No label has values without bound: no addresses, no message ids.
 
+mod imap;
 pub mod sampled;
-//TMP mod smtp;
+mod smtp;
+
 
 use std::sync::OnceLock;
 
-use prometheus::{Encoder as _, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use sampled::Sources;
 
 /// All numbers of the node.
 pub struct Metrics {
     registry: Registry,
-    //TMP smtp: smtp::Smtp,
+    smtp: smtp::Smtp,
+    imap: imap::Imap,
     sources: OnceLock<Sources>,
 }
 
@@ -38,6 +41,13 @@ impl Maker<'_> {
         vec
     }
 
+    fn histogram(&self, name: &str, help: &str, labels: &[&str], bounds: &[f64]) -> HistogramVec {
+        let opts = HistogramOpts::from(self.opts(name, help)).buckets(bounds.to_vec());
+        let vec = HistogramVec::new(opts, labels).expect("names of metrics are valid");
+        self.registry.register(Box::new(vec.clone())).expect("each metric is registered once");
+        vec
+    }
+
     fn opts(&self, name: &str, help: &str) -> Opts {
         Opts::new(format!("{}_{name}", self.protocol), help).namespace("quorumail")
     }
@@ -46,8 +56,8 @@ impl Maker<'_> {
 impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
-        //TMP let smtp = smtp::Smtp::new(&registry);
-        Self { registry, sources: OnceLock::new() }
+        let (smtp, imap) = (smtp::Smtp::new(&registry), imap::Imap::new(&registry));
+        Self { registry, smtp, imap, sources: OnceLock::new() }
     }
 }
 
