@@ -89,6 +89,9 @@ impl Cluster {
         partitions: u32,
         change: impl Fn(&mut Config) + Send + Sync + 'static,
     ) -> Cluster {
+        // RUST_LOG tells what to show of a failed run; the first test of the process sets it up.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
         // Reserved by binding all of them at once, then let go for the nodes to take.
         let reserved: Vec<_> =
             (0..nodes).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
