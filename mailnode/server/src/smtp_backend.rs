@@ -165,7 +165,7 @@ impl SmtpBackend {
         let received = Received {
             helo: &envelope.helo,
             remote: envelope.remote,
-            by: self.hostname.as_str(),
+            by: &self.hostname,
             esmtp: envelope.esmtp,
             tls: envelope.tls,
             authenticated: envelope.identity.is_some(),
@@ -176,10 +176,10 @@ impl SmtpBackend {
             },
             at_millis: at.0,
         };
-        let mut top = received.render();
+        let mut top = received.to_header();
         if let (Service::Submission, Some(identity)) = (envelope.service, &envelope.identity) {
-            let hostname = self.hostname.as_str();
-            top.push_str(&headers::missing_from_submission(body, &identity.address, at.0, &id, hostname));
+            let lacking = headers::missing_from_submission(body, &identity.address, at.0, &id, &self.hostname);
+            top.push_str(&lacking);
         }
         top
     }
