@@ -9,6 +9,8 @@
 
 // KubeSchema puts a copy of every type, with its visibility, inside a function.
 #![allow(unreachable_pub)]
+// Printer columns are lists of the same few keys.
+#![allow(clippy::duplicated_attributes)]
 
 pub mod condition;
 pub mod mailbox;

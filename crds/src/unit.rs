@@ -12,6 +12,18 @@ pub const SPAN_PATTERN: &str = "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$";
 /// Longest text of either.
 const MAX_TEXT: usize = 32;
 
+macro_rules! size_form {
+    () => {
+        "a size such as 500M or 10Gi"
+    };
+}
+
+macro_rules! span_form {
+    () => {
+        "a duration such as 90s, 1h30m or 5d"
+    };
+}
+
 /// A text that is no size or duration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnitError {
@@ -51,7 +63,7 @@ impl FromStr for Size {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let error = || UnitError { text: text.to_owned(), form: "a size such as 500M or 10Gi" };
+        let error = || UnitError { text: text.to_owned(), form: size_form!() };
         let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
         let number: u64 = text[..digits].parse().map_err(|_| error())?;
         let factor: u64 = match &text[digits..] {
@@ -97,7 +109,7 @@ impl FromStr for Span {
     type Err = UnitError;
 
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let error = || UnitError { text: text.to_owned(), form: "a duration such as 90s, 1h30m or 5d" };
+        let error = || UnitError { text: text.to_owned(), form: span_form!() };
         let units = [('d', 86_400u64), ('h', 3_600), ('m', 60), ('s', 1)];
         let (mut rest, mut next_unit, mut seconds) = (text, 0, 0u64);
         while !rest.is_empty() {
@@ -118,7 +130,7 @@ impl FromStr for Span {
 }
 
 macro_rules! text_unit {
-    ($unit:ident, $pattern:expr) => {
+    ($unit:ident, $pattern:expr, $form:expr) => {
         impl TryFrom<String> for $unit {
             type Error = UnitError;
             fn try_from(text: String) -> Result<Self, UnitError> {
@@ -148,14 +160,18 @@ macro_rules! text_unit {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": MAX_TEXT, "pattern": $pattern})
+                let rule = format!("self.matches('{}')", $pattern);
+                let rules = serde_json::json!([{"rule": rule, "message": concat!("must be ", $form)}]);
+                json_schema!({
+                    "type": "string", "minLength": 1, "maxLength": MAX_TEXT, "x-kubernetes-validations": rules
+                })
             }
         }
     };
 }
 
-text_unit!(Size, SIZE_PATTERN);
-text_unit!(Span, SPAN_PATTERN);
+text_unit!(Size, SIZE_PATTERN, size_form!());
+text_unit!(Span, SPAN_PATTERN, span_form!());
 
 #[cfg(test)]
 mod tests {

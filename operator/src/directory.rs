@@ -9,7 +9,9 @@ use std::{
     fmt,
 };
 
-use argon2::{Algorithm, Argon2, Params, PasswordHasher as _, Version, password_hash::SaltString};
+use argon2::{Algorithm, Argon2, Block, Params, Version};
+use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
+use parking_lot::Mutex;
 use quorumail_crds::{MailDomainSpec, MailboxSpec};
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
 
@@ -94,22 +96,29 @@ impl Credential {
     }
 
     /// What the mailnodes are told. Costs tens of milliseconds for a password.
-    fn hashed(&self) -> Result<String, argon2::password_hash::Error> {
+    fn hashed(&self) -> Result<String, argon2::Error> {
         match self {
             Self::None => Ok(String::new()),
             Self::Hash(hash) => Ok(hash.0.clone()),
-            Self::Password(password) => {
-                let (memory, passes, lanes) = ARGON2;
-                let salt = SaltString::encode_b64(&rand::random::<[u8; 16]>())?;
-                let argon2 = Argon2::new(
-                    Algorithm::Argon2id,
-                    Version::V0x13,
-                    Params::new(memory, passes, lanes, None)?,
-                );
-                Ok(argon2.hash_password(password.0.as_bytes(), &salt)?.to_string())
-            }
+            Self::Password(password) => argon2id(&password.0),
         }
     }
+}
+
+/// What argon2 works in. One for the process: hashing is serial, and takes this much memory however much there is to do.
+static SCRATCH: Mutex<Vec<Block>> = Mutex::new(Vec::new());
+
+/// A hash in the PHC string format, with a fresh salt.
+fn argon2id(password: &str) -> Result<String, argon2::Error> {
+    let (memory, passes, lanes) = ARGON2;
+    let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::new(memory, passes, lanes, None)?);
+    let salt: [u8; 16] = rand::random();
+    let mut hash = [0; Params::DEFAULT_OUTPUT_LEN];
+    let mut scratch = SCRATCH.lock();
+    scratch.resize(argon2.params().block_count(), Block::default());
+    argon2.hash_password_into_with_memory(password.as_bytes(), &salt, &mut hash, scratch.as_mut_slice())?;
+    let (salt, hash) = (STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(hash));
+    Ok(format!("$argon2id$v=19$m={memory},t={passes},p={lanes}${salt}${hash}"))
 }
 
 /// argon2 (PHC string), sha512-crypt, bcrypt.
@@ -326,7 +335,7 @@ impl Step {
     }
 
     /// What is sent. Hashes the password where there is one: call it off the async threads.
-    pub fn to_change(&self, key: &FingerprintKey) -> Result<DirectoryChange, argon2::password_hash::Error> {
+    pub fn to_change(&self, key: &FingerprintKey) -> Result<DirectoryChange, argon2::Error> {
         let change = match self {
             Self::PutDomain(domain) => Change::PutDomain(admin::Domain {
                 domain: domain.domain.clone(),

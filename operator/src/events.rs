@@ -69,6 +69,7 @@ impl Events {
 fn is_news(old: Option<&Condition>, new: &Condition) -> bool {
     use quorumail_crds::condition::reason::PENDING;
     match old {
+        _ if new.status == "Unknown" => false,
         None => new.status == "True" || new.reason != PENDING,
         Some(old) => old.status != new.status || (new.status != "True" && old.reason != new.reason),
     }
@@ -98,5 +99,6 @@ mod tests {
         assert!(is_news(Some(&synced), &ready("False", "SecretNotFound", "")));
         assert!(!is_news(Some(&ready("False", "Refused", "a")), &ready("False", "Refused", "b")));
         assert!(!is_news(None, &ready("False", "Pending", "")));
+        assert!(!is_news(Some(&synced), &ready("Unknown", "Annotation", "")), "who paused it knows");
     }
 }

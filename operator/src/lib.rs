@@ -7,6 +7,8 @@
 
 pub mod accounts;
 pub mod admin;
+pub mod cli;
+pub mod dev;
 pub mod directory;
 pub mod events;
 pub mod http;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::machine::NodeId;
 
@@ -112,8 +112,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// HTTP/2 flow control: large enough that one append of a large body does not wait for window updates.
-pub(crate) const STREAM_WINDOW: u32 = 8 << 20;
-pub(crate) const CONNECTION_WINDOW: u32 = 32 << 20;
+const STREAM_WINDOW: u32 = 8 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// Adds the settings that every channel to a peer needs: short connect timeout, keepalive, large windows, no delay.
 pub fn endpoint(endpoint: Endpoint) -> Endpoint {
@@ -124,6 +124,16 @@ pub fn endpoint(endpoint: Endpoint) -> Endpoint {
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+}
+
+/// Adds the settings that the server of the peer service needs: keepalive and large windows. The listener must set
+/// TCP_NODELAY on what it accepts.
+pub fn server(server: Server) -> Server {
+    server
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
 }

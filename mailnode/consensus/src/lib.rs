@@ -27,7 +27,7 @@ mod tend;
 mod types;
 mod wire;
 
-pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint};
+pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
 pub use machine::{Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine};
 pub use metrics::{GroupMetrics, LATENCY_BUCKETS_US, Metrics};
 pub use node::{Consensus, GroupStatus, StartError};

@@ -66,9 +66,18 @@ impl Contents {
         }
     }
 
-    fn term_at(&self, index: u64) -> Option<u64> {
-        let slot = index.checked_sub(self.first)?;
-        self.slots.get(slot as usize).map(|slot| slot.term)
+    /// The last entry of every term between two entries, both included. None when one of them is not here.
+    fn ends_of_terms(&self, first: u64, last: u64) -> Option<Vec<LogId>> {
+        let mut ends: Vec<LogId> = Vec::new();
+        for index in first..=last {
+            let slot = self.slots.get(index.checked_sub(self.first)? as usize)?;
+            let id = log_id(slot.term, index);
+            match ends.last_mut() {
+                Some(end) if term_of(end) == slot.term => *end = id,
+                _ => ends.push(id),
+            }
+        }
+        Some(ends)
     }
 
     fn push(&mut self, id: LogId, position: Position) -> Result<(), String> {
@@ -366,26 +375,15 @@ impl RaftLogReader<TypeConfig> for GroupLog {
         Box::pin(futures::TryStreamExt::try_flatten(steps))
     }
 
-    /// Which entries begin a term, straight from the index: the default would read them from the disk.
+    /// The last entry of every term, straight from the index: the default would read the disk for it.
     async fn get_key_log_ids(
         &mut self,
         range: std::ops::RangeInclusive<LogId>,
     ) -> Result<Vec<LogId>, io::Error> {
-        let contents = self.0.contents.lock();
-        let (first, last) = (*range.start(), *range.end());
-        let mut keys: Vec<LogId> = vec![first];
-        for index in first.index + 1..=last.index {
-            let term = contents
-                .term_at(index)
-                .ok_or_else(|| io::Error::other(format!("log entry {index} is not in the index")))?;
-            if keys.last().is_none_or(|key| term_of(key) != term) {
-                keys.push(log_id(term, index));
-            }
-        }
-        if keys.last() != Some(&last) {
-            keys.push(last);
-        }
-        Ok(keys)
+        let (first, last) = (range.start().index, range.end().index);
+        self.0.contents.lock().ends_of_terms(first, last).ok_or_else(|| {
+            io::Error::other(format!("log entries {first} to {last} are not all in the index"))
+        })
     }
 }
 
@@ -525,6 +523,18 @@ mod tests {
         contents.truncate_after(None);
         assert_eq!(contents.last(), Some(log_id(1, 3)), "the purge mark is the end of an empty log");
         contents.push(log_id(2, 4), position(1)).unwrap();
+    }
+
+    #[test]
+    fn key_log_ids_are_the_last_of_every_term() {
+        let mut contents = Contents::default();
+        for (index, term) in [0, 1, 1, 1, 4, 4, 5].into_iter().enumerate() {
+            contents.push(log_id(term, index as u64), position(1)).unwrap();
+        }
+        let ends = vec![log_id(0, 0), log_id(1, 3), log_id(4, 5), log_id(5, 6)];
+        assert_eq!(contents.ends_of_terms(0, 6), Some(ends));
+        assert_eq!(contents.ends_of_terms(2, 4), Some(vec![log_id(1, 3), log_id(4, 4)]));
+        assert_eq!(contents.ends_of_terms(5, 7), None);
     }
 
     #[test]

@@ -240,7 +240,11 @@ impl Answers {
         let decode = |(format, payload): (u32, bytes::Bytes)| {
             wire::decode_append_result(format, &payload).map_err(|error| error.to_string())
         };
-        Some(reply.and_then(decode).map_err(unreachable))
+        let answer = reply.and_then(decode);
+        if let Err(reason) = &answer {
+            tracing::debug!(session = self.session.id, %reason, "append session ends");
+        }
+        Some(answer.map_err(unreachable))
     }
 }
 
@@ -284,7 +288,16 @@ impl NetStreamAppend<TypeConfig> for Network {
         Box::pin(async move {
             let link = self.link()?.clone();
             let lane = if heartbeat { &link.heartbeats } else { &link.log };
-            let session = lane.session(!heartbeat).await.map_err(unreachable)?;
+            let session = match lane.session(!heartbeat).await {
+                Ok(session) => session,
+                Err(reason) => {
+                    // The engine takes its own pause only when it asks for the next request, which it has not done.
+                    if !heartbeat {
+                        tokio::time::sleep(RETRY_PAUSE).await;
+                    }
+                    return Err(unreachable(reason));
+                }
+            };
             let (sent, in_flight) = mpsc::channel(SESSION_REQUESTS);
             let to = (session.id, session.frames());
             let pump = tokio::spawn(pump(input, to, self.group, link.clone(), heartbeat, sent));

@@ -41,6 +41,10 @@ impl RecoveredLog {
     }
 }
 
+/// Streams from this number up are no logs: others of this node keep records of their own there, for example the bodies
+/// that came in a snapshot.
+const FIRST_OTHER_STREAM: u32 = u32::MAX - 255;
+
 /// Opens the journal, or creates it, and rebuilds the logs of all groups. Blocking.
 ///
 /// # Errors
@@ -49,7 +53,7 @@ pub fn open_log(options: Options) -> Result<(Journal, RecoveredLog), OpenError> 
     let mut recovered = RecoveredLog::default();
     let mut damage = None;
     let journal = Journal::open(options, |position: Position, stream: StreamId, payload: Bytes| {
-        if damage.is_some() {
+        if damage.is_some() || stream.0 >= FIRST_OTHER_STREAM {
             return;
         }
         let contents = recovered.groups.entry(GroupId(stream.0)).or_default();

@@ -195,3 +195,52 @@ fn write_all_vectored(file: &mut File, mut slices: &mut [IoSlice<'_>]) -> io::Re
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{env, process::Command, thread};
+
+    use super::*;
+    use crate::{Record, StreamId};
+
+    const CHILD: &str = "QUORUMAIL_JOURNAL_TEST_FAILING_SYNC";
+
+    /// The device takes every write, and `fdatasync` on it fails: just what is needed here.
+    const UNSYNCABLE: &str = "/dev/null";
+
+    fn acknowledge_on_a_disk_that_cannot_sync() {
+        let file = File::options().write(true).open(UNSYNCABLE).unwrap();
+        let header = SegmentHeader { number: 1, previous_len: 0, salt: 1 };
+        let end = SEGMENT_HEADER as u64;
+        let recovered = Recovered { file, header, end, marked: true, segments: 1, disk_bytes: end };
+        let queue = Arc::new(Queue::new(1, end, 1 << 20, 1 << 20));
+        let record = Record { stream: StreamId(1), payload: vec!["mail".into()] };
+        queue.push(vec![record], Some(Box::new(|| println!("acknowledged"))), true);
+        queue.close();
+        let writer = Writer::new("/nowhere".into(), queue, Arc::default(), recovered);
+        thread::spawn(|| writer.run()).join().unwrap();
+        println!("survived");
+    }
+
+    #[test]
+    fn a_failed_sync_ends_the_process_and_acknowledges_nothing() {
+        use std::os::unix::process::ExitStatusExt;
+        if env::var_os(CHILD).is_some() {
+            return acknowledge_on_a_disk_that_cannot_sync();
+        }
+        let output = Command::new(env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "writer::tests::a_failed_sync_ends_the_process_and_acknowledges_nothing",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let (out, err) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.signal(), Some(6), "not aborted: {out}{err}");
+        assert!(err.contains("failed to sync journal segment /nowhere/0000000000000001.seg"), "{err}");
+        assert!(!out.contains("acknowledged") && !out.contains("survived"), "{out}");
+    }
+}

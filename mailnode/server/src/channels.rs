@@ -7,6 +7,7 @@
 use std::{future::Future, io, pin::Pin, sync::Arc, task, time::Duration};
 
 use hyper_util::rt::TokioIo;
+use quorumail_consensus::{ConnectError, Peer};
 use rustls_pki_types::ServerName;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -25,8 +26,6 @@ use crate::{
     tls::InternalTls,
 };
 
-/// To open a connection to a peer, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// For a client to finish its TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes at a time at one service; further clients wait in the listen backlog.
@@ -55,14 +54,18 @@ pub struct BadAddress {
 pub fn channel(tls: &Arc<InternalTls>, address: &str) -> Result<Channel, BadAddress> {
     let bad = || BadAddress { address: address.to_owned() };
     let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|_| bad())?;
-    let endpoint = endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW);
+    let endpoint = quorumail_consensus::endpoint(endpoint);
     Ok(endpoint.connect_with_connector_lazy(Connector { tls: Arc::clone(tls), address: address.to_owned() }))
+}
+
+/// How consensus reaches its peers.
+pub struct PeerConnector(pub Arc<InternalTls>);
+
+impl quorumail_consensus::Connector for PeerConnector {
+    fn channel(&self, peer: &Peer) -> Result<Channel, ConnectError> {
+        let failed = |error: BadAddress| ConnectError { node: peer.id, reason: error.to_string() };
+        channel(&self.0, &peer.address).map_err(failed)
+    }
 }
 
 /// Opens one connection.

@@ -59,7 +59,7 @@ pub struct Config {
     #[serde(default)]
     pub node: Option<u64>,
     /// Name in the SMTP banner, EHLO and Received.
-    #[serde(deserialize_with = "domain")]
+    #[serde(deserialize_with = "hostname")]
     pub hostname: Domain,
     /// Holds `journal/` and `index/`.
     pub data_dir: PathBuf,
@@ -267,8 +267,9 @@ fn default_relay_port() -> u16 {
     25
 }
 
-fn domain<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Domain, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+fn hostname<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Domain, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|error| D::Error::custom(format!("hostname {text:?}: {error}")))
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
@@ -443,7 +444,7 @@ smtp:
             ("portOffset: 100", "portOffset: 60000", "listen.portOffset"),
             ("partitions: 16", "partitions: 0", "partitions"),
             ("node: 1\n", "node: 7\n", "peers"),
-            ("max: 1h30m", "max: 1 hour", "smtp.retry"),
+            ("max: 1h30m", "max: 1 hour", "smtp"),
             ("hostname: Mail.Example.org", "hostname: -x-", "hostname"),
             ("127.0.0.1:9444", "127.0.0.1", "peers"),
             ("initial: 90s", "initial: 2h", "smtp.retry"),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use quorumail_consensus::{Consensus, GroupId, ProposeError};
 use quorumail_store::{
     Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueId, Refusal, Reply, Store, Timestamp,
@@ -94,7 +95,8 @@ impl Groups {
         within: Duration,
     ) -> Result<Applied, CommandFailure> {
         let command = Command { id, at: now(), op, body }.encode();
-        let answer = self.consensus.propose(group, command, within).await.map_err(unavailable)?;
+        // Boxed: the compiler cannot see through all that lies below, and callers nest this future deeply.
+        let answer = self.consensus.propose(group, command, within).boxed().await.map_err(unavailable)?;
         let outcome = decode_outcome(&answer)
             .ok_or_else(|| CommandFailure::Unavailable("the answer cannot be decoded".to_owned()))?;
         Ok(outcome?)
@@ -102,7 +104,7 @@ impl Groups {
 
     /// Reads what was acknowledged before the call.
     pub async fn query(&self, group: GroupId, query: &Query, within: Duration) -> Result<Reply, QueryFailure> {
-        let answer = self.consensus.query(group, query.encode(), within).await;
+        let answer = self.consensus.query(group, query.encode(), within).boxed().await;
         let answer = answer.map_err(|error| QueryFailure(error.to_string()))?;
         match Reply::decode(&answer) {
             Some(Reply::Unreadable(reason)) => Err(QueryFailure(reason)),

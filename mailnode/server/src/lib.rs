@@ -4,9 +4,23 @@
 //! session asks is answered here through [`groups`]: every change is a command proposed to a Raft group, every read a
 //! query of one. Nothing here keeps mail by itself.
 
+pub mod admin;
+pub mod auth;
 pub mod channels;
 pub mod config;
+pub mod disk;
+pub mod exposition;
+pub mod groups;
+pub mod http;
 pub mod identity;
+pub mod imap_backend;
+pub mod janitor;
+pub mod listeners;
+pub mod machine;
+pub mod metrics;
+pub mod node;
+pub mod smtp_backend;
 pub mod throttle;
 pub mod tls;
 pub mod verify;
+pub mod watch;

@@ -9,15 +9,19 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorumail_message::{Address, Domain};
+use quorumail_message::{
+    Address, Domain, headers,
+    received::{self, Received},
+};
 use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
 use quorumail_store::{
-    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Resolution,
+    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Resolution, Timestamp,
 };
 use tokio::sync::Notify;
 
 use crate::{
     auth::{self, Authenticator, Purpose},
+    disk::Disk,
     groups::{self, CommandFailure, Groups},
 };
 
@@ -34,6 +38,8 @@ pub struct SmtpBackend {
     pub groups: Arc<Groups>,
     /// This host's name in Received.
     pub hostname: Domain,
+    /// Room for new mail.
+    pub disk: Arc<Disk>,
     /// Told when something was queued.
     pub queued: Arc<Notify>,
 }
@@ -98,6 +104,13 @@ impl Backend for SmtpBackend {
     }
 
     async fn accept(&self, envelope: Envelope, body: Bytes) -> Result<String, Reject> {
+        if self.disk.is_nearly_full() {
+            // RFC 3463 3.4: mail system full.
+            return Err(reject(452, "4.3.1", "no room for new mail, try again later"));
+        }
+        if headers::loops(&body) {
+            return Err(reject(554, "5.4.6", "the message runs in a circle"));
+        }
         let id = groups::random_queue_id();
         let directory = self.groups.directory();
         let mut mailboxes: Vec<Arc<MailboxRecord>> = Vec::new();
@@ -125,14 +138,16 @@ impl SmtpBackend {
         mailbox: &MailboxRecord,
         body: &Bytes,
     ) -> Result<String, Reject> {
-        let headers = self.trace_headers(id, envelope, true);
-        let body = join(&headers, body);
+        let at = groups::now();
+        let mut top = received::return_path(envelope.reverse_path.as_ref());
+        top.push_str(&self.trace(id, envelope, body, at));
+        let body = headers::prepend(&top, body);
         let too_large = mailbox.quota.bytes != 0 && body.len() as u64 > mailbox.quota.bytes;
         let op = Op::Append {
             mailbox: mailbox.id,
             folder: INBOX.to_owned(),
             flags: Default::default(),
-            internal_date: groups::now(),
+            internal_date: at,
             quota: mailbox.quota,
         };
         let group = Groups::group(mailbox.partition);
@@ -143,6 +158,32 @@ impl SmtpBackend {
         }
     }
 
+    /// What this node adds to the top of a message on its way in: the Received field, and what a submitted message
+    /// lacks (RFC 6409 8).
+    fn trace(&self, id: QueueId, envelope: &Envelope, body: &[u8], at: Timestamp) -> String {
+        let id = id.to_string();
+        let received = Received {
+            helo: &envelope.helo,
+            remote: envelope.remote,
+            by: &self.hostname,
+            esmtp: envelope.esmtp,
+            tls: envelope.tls,
+            authenticated: envelope.identity.is_some(),
+            id: &id,
+            recipient: match envelope.recipients.as_slice() {
+                [only] => Some(only),
+                _ => None,
+            },
+            at_millis: at.0,
+        };
+        let mut top = received.to_header();
+        if let (Service::Submission, Some(identity)) = (envelope.service, &envelope.identity) {
+            let lacking = headers::missing_from_submission(body, &identity.address, at.0, &id, &self.hostname);
+            top.push_str(&lacking);
+        }
+        top
+    }
+
     /// Keeps the message for delivery.
     async fn enqueue(
         &self,
@@ -151,8 +192,8 @@ impl SmtpBackend {
         directory: &Directory,
         body: &Bytes,
     ) -> Result<String, Reject> {
-        let body = join(&self.trace_headers(id, envelope, false), body);
         let arrived = groups::now();
+        let body = headers::prepend(&self.trace(id, envelope, body, arrived), body);
         let recipients = envelope.recipients.iter().map(|address| QueueRecipient {
             address: address.clone(),
             class: match directory.resolve(address) {
@@ -193,13 +234,6 @@ fn owns(directory: &Directory, account: &MailboxRecord, sender: &Address) -> boo
         None => own.clone(),
     };
     std::iter::once(&account.address).chain(&account.aliases).any(|own| canonical(own) == sender)
-}
-
-fn join(headers: &[u8], body: &Bytes) -> Bytes {
-    let mut joined = Vec::with_capacity(headers.len() + body.len());
-    joined.extend_from_slice(headers);
-    joined.extend_from_slice(body);
-    joined.into()
 }
 
 fn reject(code: u16, enhanced: &'static str, text: &str) -> Reject {

@@ -45,12 +45,14 @@ pub struct Reject {
 }
 
 /// RFC 5321 2.3.1.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// The client's network address.
     pub remote: IpAddr,
-    /// What it said in EHLO or HELO.
+    /// What it said in EHLO or HELO; printable ASCII without spaces.
     pub helo: String,
+    /// Whether it said EHLO (RFC 5321 4.4: `with ESMTP`).
+    pub esmtp: bool,
     /// Whether the session is under TLS.
     pub tls: bool,
     /// By which listener it came.
@@ -61,7 +63,8 @@ pub struct Envelope {
     pub reverse_path: Option<Address>,
     /// At least one; without repetitions.
     pub recipients: Vec<Address>,
-    /// BODY=8BITMIME (RFC 6152).
+    /// Whether the body has octets above 127, so that its way on needs 8BITMIME (RFC 6152). It is found by looking,
+    /// not taken from BODY=, which clients set carelessly both ways.
     pub eight_bit: bool,
 }
 
@@ -69,11 +72,16 @@ pub struct Envelope {
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
     /// Checks a user name and password.
-    async fn authenticate(&self, user: &str, password: &str, remote: IpAddr) -> Result<Identity, AuthFailure>;
+    async fn authenticate(&self, user: &str, password: &str, remote: IpAddr)
+    -> Result<Identity, AuthFailure>;
 
     /// Whether `identity` (or anybody, without one) may send with this reverse-path.
-    async fn sender(&self, sender: Option<&Address>, identity: Option<&Identity>, service: Service)
-    -> Result<(), Reject>;
+    async fn sender(
+        &self,
+        sender: Option<&Address>,
+        identity: Option<&Identity>,
+        service: Service,
+    ) -> Result<(), Reject>;
 
     /// Whether mail for this recipient is taken: addresses of this cluster always, others only with an identity.
     async fn recipient(&self, recipient: &Address, identity: Option<&Identity>) -> Result<(), Reject>;

@@ -6,5 +6,20 @@
 //! (PIPELINING), RFC 6152 (8BITMIME), RFC 2034 and 3463 (enhanced status codes).
 
 mod backend;
+mod budget;
+pub mod client;
+mod command;
+mod config;
+mod connection;
+mod data;
+mod gate;
+mod machine;
+mod observer;
+mod reply;
+mod server;
 
 pub use backend::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
+pub use budget::Budget;
+pub use config::{Config, Limits, TlsSource};
+pub use observer::{Closed, Event, Limit, Observer, ProtocolError, Unobserved};
+pub use server::serve;

@@ -1,4 +1,5 @@
-//! Prints how many appends of 8 KiB a second one group applies, and how long a listing of many messages takes:
+//! Prints how many appends of 8 KiB a second one group applies, how long a listing of many messages takes, and what a
+//! large directory costs:
 //! `cargo run --release -p quorumail-store --example apply_rate [APPENDS]`. Bodies are not written: that is the journal's
 //! part.
 
@@ -9,8 +10,8 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use quorumail_journal::Position;
 use quorumail_store::{
-    Bodies, BodyRef, Command, CommandId, FolderId, LogCommand, MailboxId, ModSeq, Op, Query, Quota, Reply,
-    Store, Timestamp,
+    Bodies, BodyRef, Command, CommandId, DomainRecord, FolderId, LogCommand, MailboxId, MailboxRecord,
+    ModSeq, Op, PartitionId, Permissions, Query, Quota, Reply, Resolution, Store, Timestamp,
 };
 
 struct NoBodies;
@@ -26,6 +27,7 @@ impl Bodies for NoBodies {
 
 const BATCH: u64 = 32;
 const MAILBOXES: u64 = 100;
+const DIRECTORY: u64 = 100_000;
 
 fn append(index: u64, mailbox: u64, body: &Bytes) -> LogCommand {
     let op = Op::Append {
@@ -56,10 +58,64 @@ fn run(
     Ok((index - from) as f64 / started.elapsed().as_secs_f64())
 }
 
+/// Resident memory of this process, as Linux tells it.
+fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.map_or("unknown".to_owned(), |line| line.trim().to_owned())
+}
+
+/// Fills the directory.
+fn directory(store: &Store) -> Result<(), Box<dyn std::error::Error>> {
+    let propose = |index: u64, op| {
+        let id = CommandId(u128::from(index) << 64);
+        let command = Command { id, at: Timestamp(1), op, body: Bytes::new() }.encode();
+        LogCommand { index, command, record: Position { segment: 1, offset: index, len: 100 }, offset: 0 }
+    };
+    let domain = DomainRecord {
+        domain: "example.org".parse()?,
+        aliases: Vec::new(),
+        catch_all: None,
+        revision: String::new(),
+    };
+    store.apply(0, vec![propose(1, Op::PutDomain(domain))], b"")?;
+    let record = |n: u64| -> Result<_, Box<dyn std::error::Error>> {
+        Ok(MailboxRecord {
+            id: MailboxId(0),
+            address: format!("mailbox{n}@example.org").parse()?,
+            partition: PartitionId(0),
+            display_name: format!("Mailbox number {n}"),
+            aliases: vec![format!("alias{n}@example.org").parse()?],
+            password_hash: "$argon2id$v=19$m=19456,t=2,p=1$".repeat(3),
+            quota: Quota::default(),
+            suspended: false,
+            permissions: Permissions { send: true, receive: true, login: true },
+            revision: format!("{n:032}"),
+        })
+    };
+    let started = Instant::now();
+    for batch in 0..DIRECTORY / 100 {
+        let mut commands = Vec::new();
+        for n in batch * 100..(batch + 1) * 100 {
+            commands.push(propose(n + 2, Op::PutMailbox { record: record(n)?, partitions: 16 }));
+        }
+        store.apply(0, commands, b"")?;
+    }
+    let rate = DIRECTORY as f64 / started.elapsed().as_secs_f64();
+    println!("directory of {DIRECTORY} mailboxes: {rate:.0} changes/s, memory {}", memory());
+    let address = "ALIAS77777@example.org".parse()?;
+    let started = Instant::now();
+    let found =
+        (0..100_000).filter(|_| store.directory().resolve(&address) != Resolution::NoSuchUser).count();
+    println!("resolving: {:?} each ({found} found)", started.elapsed() / 100_000);
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count: u64 = std::env::args().nth(1).map_or(Ok(100_000), |text| text.parse())?;
     let dir = tempfile::tempdir()?;
     let store = Store::open(dir.path(), Arc::new(NoBodies))?;
+    println!("empty store: memory {}", memory());
     println!("{MAILBOXES} mailboxes: {:.0} appends/s", run(&store, 1, count, |n| n % MAILBOXES)?);
     println!("one mailbox: {:.0} appends/s", run(&store, count + 1000, count, |_| 1_000_000)?);
     let started = Instant::now();
@@ -76,10 +132,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let started = Instant::now();
     store.query(1, &Query::Changes { mailbox, folder, since });
     println!("the last 10 changes: {:?}", started.elapsed());
+    println!("memory {}", memory());
+    directory(&store)?;
     let started = Instant::now();
     drop(store);
     let store = Store::open(dir.path(), Arc::new(NoBodies))?;
     println!("restart: {:?}", started.elapsed());
-    println!("position after it: {:?}", store.position(1)?);
+    println!("{} mailboxes, memory {}", store.directory().mailboxes().len(), memory());
+    let purge = Command {
+        id: CommandId(u128::MAX),
+        at: Timestamp(1),
+        op: Op::PurgeMailbox(mailbox),
+        body: Bytes::new(),
+    };
+    let record = Position { segment: 1, offset: u64::MAX, len: 100 };
+    let started = Instant::now();
+    store.apply(1, vec![LogCommand { index: u64::MAX, command: purge.encode(), record, offset: 0 }], b"")?;
+    println!("purging {} messages: {:?}, memory {}", messages.len(), started.elapsed(), memory());
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::{
-    Bodies, FolderChanges, FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, Query, QueueEntry, QueueId,
-    Reply, StoreError, Uid, folder_name,
+    Bodies, FolderChanges, FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, Query, QueueClass,
+    QueueEntry, QueueId, Reply, StoreError, Timestamp, Uid, folder_name,
     folders::{self, Folder},
     keys,
     queue::QueueIndex,
@@ -17,21 +17,35 @@ use crate::{
 /// Most entries that one query of the queue answers, whatever its limit says.
 pub(crate) const MAX_QUEUE_ENTRIES: u32 = 10_000;
 
-/// Entries of the queue that a query asks for, in its order. Taken while the index and the snapshot agree.
-pub(crate) fn queue_ids(index: &QueueIndex, query: &Query) -> Vec<QueueId> {
-    match query {
-        Query::QueueDue { now, limit } => index.due(*now, (*limit).min(MAX_QUEUE_ENTRIES)),
-        Query::QueueList { class, limit } => index.oldest(*class, (*limit).min(MAX_QUEUE_ENTRIES)),
-        _ => Vec::new(),
+/// What the queue's index says to a query. Taken while the index and the snapshot agree.
+#[derive(Default)]
+pub(crate) struct FromIndex {
+    /// Entries, in the order of the answer.
+    ids: Vec<QueueId>,
+    counts: Vec<(QueueClass, u64, Option<Timestamp>)>,
+}
+
+impl FromIndex {
+    pub(crate) fn new(index: &QueueIndex, query: &Query) -> Self {
+        match query {
+            Query::QueueDue { now, limit } => {
+                Self { ids: index.due(*now, (*limit).min(MAX_QUEUE_ENTRIES)), ..Self::default() }
+            }
+            Query::QueueList { class, limit } => {
+                Self { ids: index.oldest(*class, (*limit).min(MAX_QUEUE_ENTRIES)), ..Self::default() }
+            }
+            Query::QueueCounts => Self { counts: index.counts(), ..Self::default() },
+            _ => Self::default(),
+        }
     }
 }
 
-/// Answers from the snapshot; `ids` are those of [`queue_ids`].
+/// Answers from the snapshot and what the index said at the same instant.
 pub(crate) fn answer(
     view: &SnapshotView<'_>,
     bodies: &dyn Bodies,
     query: &Query,
-    ids: &[QueueId],
+    index: FromIndex,
 ) -> Result<Reply, StoreError> {
     Ok(match query {
         Query::Folders(mailbox) => Reply::Folders(folder_list(view, *mailbox)?),
@@ -52,7 +66,7 @@ pub(crate) fn answer(
             let usage = |id: &MailboxId| Ok(folders::mailbox_head(view, *id)?.unwrap_or_default().usage());
             Reply::Usage(mailboxes.iter().map(usage).collect::<Result<_, StoreError>>()?)
         }
-        Query::QueueDue { .. } | Query::QueueList { .. } => Reply::Queue(queue_entries(view, ids)?),
+        Query::QueueDue { .. } | Query::QueueList { .. } => Reply::Queue(queue_entries(view, &index.ids)?),
         Query::QueueEntry(id) => match view.get(&keys::queue(*id))? {
             None => Reply::QueueEntry(None),
             Some(value) => {
@@ -63,8 +77,7 @@ pub(crate) fn answer(
                 }
             }
         },
-        // Answered from the index in memory by the caller.
-        Query::QueueCounts => Reply::QueueCounts(QueueIndex::default().counts()),
+        Query::QueueCounts => Reply::QueueCounts(index.counts),
     })
 }
 

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     Applied, BodyRef, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, accounts,
+    encode_outcome,
     error::Stop,
     folders::{self, Mailbox},
     keys, queue,
@@ -20,7 +21,7 @@ pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Byte
         Ok(command) => command,
         // The same bytes on every replica, and the same answer. It has no id to remember.
         Err(CommandError::Malformed) => {
-            return Ok(encode(&Err(Refusal::Invalid(CommandError::Malformed.to_string()))));
+            return Ok(encode_outcome(&Err(Refusal::Invalid(CommandError::Malformed.to_string()))));
         }
         // A later version knows what it means: going on without it would make replicas differ.
         Err(error @ CommandError::Format(_)) => return Err(error.into()),
@@ -41,13 +42,9 @@ pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Byte
         }
         Err(Stop::Failed(error)) => return Err(error),
     };
-    let outcome = encode(&outcome);
+    let outcome = encode_outcome(&outcome);
     remember(txn, id, index, &outcome)?;
     Ok(outcome)
-}
-
-fn encode(outcome: &Outcome) -> Bytes {
-    postcard::to_stdvec(outcome).expect("an outcome holds no type that postcard refuses").into()
 }
 
 /// The outcome of a command that was applied within the window.

@@ -163,6 +163,11 @@ pub enum Op {
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
 pub type Outcome = Result<Applied, Refusal>;
 
+/// The bytes that applying a command answers.
+pub fn encode_outcome(outcome: &Outcome) -> Bytes {
+    postcard::to_stdvec(outcome).expect("an outcome holds no type that postcard refuses").into()
+}
+
 /// Reads the encoded outcome of a command, as applying it answers; none for other bytes.
 pub fn decode_outcome(bytes: &[u8]) -> Option<Outcome> {
     postcard::from_bytes(bytes).ok()
@@ -193,7 +198,8 @@ pub enum Applied {
     Folder(FolderId),
     /// Of [`Op::StoreFlags`]: what was changed, and what was left alone because of `unchanged_since`.
     Stored {
-        /// UID, new MODSEQ and new flags.
+        /// UID, MODSEQ and flags as they are now, ascending by UID; with its old MODSEQ, a message that had the flags
+        /// already.
         changed: Vec<(Uid, ModSeq, Flags)>,
         /// RFC 7162 3.1.3 MODIFIED.
         modified: Vec<Uid>,

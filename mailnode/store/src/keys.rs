@@ -12,6 +12,8 @@ pub(crate) const ROOT: u32 = 0;
 pub(crate) const ROOT_GROUP: u8 = 1;
 /// Key in [`ROOT`] of the format number.
 pub(crate) const ROOT_FORMAT: u8 = 2;
+/// Key in [`ROOT`] of the number of the last checkpoint.
+pub(crate) const ROOT_CHECKPOINT: u8 = 3;
 
 pub(crate) const POSITION: u8 = 1;
 /// Slot of the ring of remembered commands: index and id.

@@ -22,6 +22,7 @@ mod model;
 mod query;
 mod queue;
 mod records;
+mod recovery;
 mod snapshot;
 mod store;
 mod txn;
@@ -31,7 +32,9 @@ use quorumail_message::{Address, Domain};
 
 pub use apply::REMEMBERED_COMMANDS;
 pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
-pub use command::{Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome};
+pub use command::{
+    Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
+};
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
 pub use ids::{CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};

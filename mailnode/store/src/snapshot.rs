@@ -9,7 +9,7 @@
 //! stays bounded, and readers see the old state or the new one.
 
 use bytes::{Buf, Bytes};
-use fjall::{Iter, PersistMode, Readable, Snapshot};
+use fjall::{Iter, Readable, Snapshot};
 
 use crate::{
     BodyRef, Store, StoreError, accounts, keys, records,
@@ -245,7 +245,8 @@ impl SnapshotWriter {
         }
         let old = std::mem::replace(&mut *space, self.space);
         self.finished = true;
-        inner.database.persist(PersistMode::SyncAll)?;
+        self.store.committed();
+        self.store.checkpoint()?;
         drop(space);
         self.store.announce(vec![Change::Group { group: self.group }]);
         self.store.clear_space(old)
@@ -285,4 +286,66 @@ fn take(bytes: &mut Bytes, len: usize) -> Result<Bytes, StoreError> {
 
 fn take_length(bytes: &mut Bytes) -> Result<usize, StoreError> {
     Ok(take(bytes, 4)?.get_u32_le() as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use super::*;
+    use crate::Bodies;
+
+    struct NoBodies;
+
+    impl Bodies for NoBodies {
+        fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
+            Err("there are no bodies".to_owned())
+        }
+        fn keep(&self, _: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
+            Err("there are no bodies".to_owned())
+        }
+    }
+
+    fn open(dir: &Path) -> Store {
+        Store::open(dir, Arc::new(NoBodies)).unwrap()
+    }
+
+    fn chunk(store: &Store) -> Bytes {
+        store.snapshot(1).unwrap().next_chunk().unwrap().unwrap()
+    }
+
+    #[test]
+    fn spaces_without_a_group_are_cleared() {
+        let dir = tempfile::tempdir().unwrap();
+        let from = open(&dir.path().join("from"));
+        from.apply(1, Vec::new(), b"5").unwrap();
+        let key = keys::in_space(*from.group(1).unwrap().space.lock(), &keys::text(keys::DOMAIN, "x"));
+        from.0.keyspace.insert(key, b"value").unwrap();
+
+        let path = dir.path().join("to");
+        let to = open(&path);
+        to.apply(1, Vec::new(), b"1").unwrap();
+        let before = to.spaces().unwrap();
+
+        // Given up, and finished: only the space in use is left each time.
+        let mut writer = to.install(1).unwrap();
+        writer.write(chunk(&from)).unwrap();
+        assert_eq!(to.spaces().unwrap().len(), 2);
+        drop(writer);
+        assert_eq!(to.spaces().unwrap(), before);
+        let mut writer = to.install(1).unwrap();
+        writer.write(chunk(&from)).unwrap();
+        writer.finish(b"5").unwrap();
+        let after = to.spaces().unwrap();
+        assert!(after.len() == 1 && after != before);
+
+        // Left behind by a crash: the next start clears it, and does not use its number for another while it does.
+        let stray = to.new_space();
+        to.0.keyspace.insert(keys::in_space(stray, b"left"), b"behind").unwrap();
+        drop(to);
+        let to = open(&path);
+        assert_eq!(to.spaces().unwrap(), after);
+        assert!(to.new_space() > stray);
+        assert_eq!(to.position(1).unwrap(), Some(b"5".to_vec()));
+    }
 }

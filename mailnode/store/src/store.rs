@@ -1,41 +1,39 @@
 //! The store: all groups of a node over one index.
 //!
 //! Every batch of commands is one atomic batch of the index, together with the position in the log that it reached,
-//! so after a crash the index holds exactly what some prefix of the log makes of it (fjall frames a batch with its
-//! length and a checksum in its journal, and drops an incomplete one with all after it). It is not synced: that is
-//! what [`Store::checkpoint`] does, and what is lost before it is applied again from the log.
+//! so after a crash the index holds exactly what some prefix of the log makes of it: fjall frames a batch with its
+//! length and a checksum in its one journal, drops an incomplete one with all after it, and writes memtables out
+//! between batches. A batch is not synced: that is what [`Store::checkpoint`] does, and what is lost after it is applied
+//! again from the log. See `recovery.rs` for what a power failure may leave.
 
 use std::{
     collections::{BTreeSet, HashMap},
     ops::ControlFlow,
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
+use fjall::{Database, Keyspace, PersistMode, Readable};
 use parking_lot::{Mutex, RwLock};
 use quorumail_journal::Position;
 use tokio::sync::broadcast;
 
 use crate::{
-    Bodies, BodyRef, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts, answers, apply,
-    keys,
+    Bodies, BodyRef, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
+    answers::{self, FromIndex},
+    apply, keys,
     queue::{QueueFacts, QueueIndex},
     records::{self, Queued},
+    recovery::{self, Index},
     txn::{SnapshotView, Txn, View},
 };
 
 /// Format of the index; a later one is refused at start.
 pub(crate) const STATE_FORMAT: u32 = 1;
-/// Memory for blocks of the index that were read.
-const CACHE_BYTES: u64 = 32 * 1024 * 1024;
-/// Size at which the index in memory is written out. Several may be in memory while the disk is slow.
-const MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
-/// Bound of the index's own journal, which is cut as memtables are written out.
-const INDEX_JOURNAL_BYTES: u64 = 128 * 1024 * 1024;
-/// Threads that write out and compact the index.
-const INDEX_WORKERS: usize = 2;
 /// Changes a subscriber may lie behind; one that is further behind is told so and looks at everything.
 const CHANGES_KEPT: usize = 4096;
 /// Keys removed in one batch while the space of an old state is cleared.
@@ -104,6 +102,11 @@ pub(crate) struct Inner {
     pub(crate) changes: broadcast::Sender<Change>,
     groups: RwLock<HashMap<u32, Arc<Group>>>,
     last_space: Mutex<u32>,
+    dir: PathBuf,
+    /// Number of the last checkpoint.
+    checkpoint: Mutex<u64>,
+    /// Whether something was applied since.
+    dirty: AtomicBool,
 }
 
 /// The replicated state of all groups of a node. Cheap to clone; all calls may block on disk.
@@ -119,13 +122,7 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens or creates the index in a directory of its own.
     pub fn open(dir: &Path, bodies: Arc<dyn Bodies>) -> Result<Self, StoreError> {
-        let database = Database::builder(dir)
-            .cache_size(CACHE_BYTES)
-            .max_journaling_size(INDEX_JOURNAL_BYTES)
-            .worker_threads(INDEX_WORKERS)
-            .open()?;
-        let keyspace = database
-            .keyspace("state", || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES))?;
+        let Index { database, keyspace, checkpoint } = recovery::open(dir)?;
         let store = Self(Arc::new(Inner {
             database,
             keyspace,
@@ -134,6 +131,9 @@ impl Store {
             changes: broadcast::channel(CHANGES_KEPT).0,
             groups: RwLock::default(),
             last_space: Mutex::new(keys::ROOT),
+            dir: dir.to_owned(),
+            checkpoint: Mutex::new(checkpoint),
+            dirty: AtomicBool::new(false),
         }));
         store.check_format()?;
         store.load_groups()?;
@@ -165,11 +165,15 @@ impl Store {
         txn.put(vec![keys::POSITION], position.to_vec());
         let mut index = self.0.database.batch();
         let effects = txn.fill(&mut index);
-        {
+        if effects.queue.is_empty() {
+            // Readers of the queue need not wait, however long the index lets writers wait for its disk.
+            index.commit()?;
+        } else {
             let mut queue = group.queue.write();
             index.commit()?;
             queue.apply(&effects.queue);
         }
+        self.committed();
         if !effects.directory.is_empty() {
             self.0.directory.apply(effects.directory);
         }
@@ -191,21 +195,18 @@ impl Store {
             return Ok(answers::nothing(query));
         };
         let queue = group.queue.read();
-        if matches!(query, Query::QueueCounts) {
-            return Ok(Reply::QueueCounts(queue.counts()));
-        }
-        let ids = answers::queue_ids(&queue, query);
+        let index = FromIndex::new(&queue, query);
         let view = self.view(group.number)?;
         drop(queue);
         match view {
-            Some(view) => answers::answer(&view, self.0.bodies.as_ref(), query, &ids),
+            Some(view) => answers::answer(&view, self.0.bodies.as_ref(), query, index),
             None => Ok(answers::nothing(query)),
         }
     }
 
     /// As [`Store::query`], with the query and the reply encoded.
-    pub fn query_bytes(&self, group: u32, query: &Bytes) -> Bytes {
-        let reply = match Query::decode(query) {
+    pub fn query_bytes(&self, group: u32, query: Bytes) -> Bytes {
+        let reply = match Query::decode(&query) {
             Some(query) => self.query(group, &query),
             None => Reply::Unreadable("the query cannot be decoded".to_owned()),
         };
@@ -224,7 +225,25 @@ impl Store {
 
     /// Makes everything applied so far durable.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
-        Ok(self.0.database.persist(PersistMode::SyncAll)?)
+        let inner = &self.0;
+        let mut number = inner.checkpoint.lock();
+        if !inner.dirty.swap(false, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let next = *number + 1;
+        let save = || {
+            inner.keyspace.insert(recovery::checkpoint_key(), next.to_be_bytes())?;
+            inner.database.persist(PersistMode::SyncAll)?;
+            recovery::write_checkpoint(&inner.dir, next)
+        };
+        save().inspect_err(|_| inner.dirty.store(true, Ordering::Release))?;
+        *number = next;
+        Ok(())
+    }
+
+    /// To be called after a commit that a checkpoint must make durable.
+    pub(crate) fn committed(&self) {
+        self.0.dirty.store(true, Ordering::Release);
     }
 
     /// Fingerprint of a group's logical state: equal on replicas that applied the same log. Where bodies lie does not
@@ -356,7 +375,7 @@ impl Store {
     }
 
     /// Spaces in which there is a key.
-    fn spaces(&self) -> Result<BTreeSet<u32>, StoreError> {
+    pub(crate) fn spaces(&self) -> Result<BTreeSet<u32>, StoreError> {
         let mut found = BTreeSet::new();
         let mut next = keys::ROOT + 1;
         while let Some(guard) = self.0.keyspace.range(next.to_be_bytes()..).next() {

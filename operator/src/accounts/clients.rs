@@ -43,12 +43,14 @@ pub struct Connection {
 /// What a connection depends on: versions of the two Secrets and the number of nodes.
 type Basis = (Option<String>, Option<String>, u32);
 
+type Connections = HashMap<Key, (Basis, Arc<Connection>)>;
+
 /// All connections, made when they are first needed and again when a Secret changed.
 #[derive(Clone)]
 pub struct Clients {
     client: kube::Client,
     stores: Arc<Stores>,
-    connections: Arc<parking_lot::Mutex<HashMap<Key, (Basis, Arc<Connection>)>>>,
+    connections: Arc<parking_lot::Mutex<Connections>>,
 }
 
 impl Clients {

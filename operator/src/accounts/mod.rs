@@ -84,7 +84,7 @@ impl Drop for Supervisor {
 impl Supervisor {
     async fn look(&mut self, changes: &[Changed]) {
         let clusters: BTreeSet<Key> =
-            self.context.stores.clusters.state_filter(|c| is_there(c)).iter().map(|c| key(&**c)).collect();
+            self.context.stores.clusters.state_filter(is_there).iter().map(|c| key(&**c)).collect();
         self.workers.retain(|cluster, running| {
             let stays = clusters.contains(cluster);
             if !stays {

@@ -128,12 +128,11 @@ fn drop_domains(
     for domain in domains.iter().filter(|d| is_leaving(**d)) {
         let name = domain.spec.domain.to_lowercase();
         let taken = plan.desired.domains.contains_key(&name) || plan.desired.leave_domains.contains(&name);
+        let retained = domain.spec.deletion_policy == DeletionPolicy::Retain && in_use.contains(&name);
         let verdict = if is_paused(*domain) {
             plan.desired.leave_domains.insert(name);
             Verdict::Paused
-        } else if taken || !listing.domains.contains_key(&name) {
-            Verdict::Released
-        } else if domain.spec.deletion_policy == DeletionPolicy::Retain && in_use.contains(&name) {
+        } else if taken || retained || !listing.domains.contains_key(&name) {
             Verdict::Released
         } else {
             plan.desired.remove_domains.insert(name.clone());

@@ -103,7 +103,7 @@ fn an_address_made_anew_is_not_removed_by_its_predecessor() {
 #[test]
 fn a_deleted_domain_in_use_is_retained_and_an_empty_one_goes() {
     let gone: Arc<MailDomain> = object("x", 1, "{domain: x.org}", DELETED);
-    let plan = run(&[gone.clone()], &[mbx("a", 1, "a@x.org")], &listed(&["x.org"], &["a@x.org"]));
+    let plan = run(std::slice::from_ref(&gone), &[mbx("a", 1, "a@x.org")], &listed(&["x.org"], &["a@x.org"]));
     assert_eq!((&plan.verdicts["x"], &plan.verdicts["a"]), (&Verdict::Released, &Verdict::Wanted));
     let plan = run(&[gone], &[], &listed(&["x.org"], &[]));
     assert_eq!(plan.verdicts["x"], Verdict::Leaving);

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{
     admin::{AdminError, Listing},
-    directory::{BATCH, Credential, Orphans, Step, diff},
+    directory::{BATCH, Credential, Orphans, Step, diff, domain_of},
     mailbox::{self, Facts},
     mailcluster::Context,
     maildomain,
@@ -258,6 +258,10 @@ impl Worker {
             let just_now: Vec<&str> = batch.iter().map(Step::subject).collect();
             self.report(members, plan, &listing, |name| just_now.contains(&name)).await?;
         }
+        if !steps.is_empty() {
+            // The number of mailboxes of a domain changes with others' steps.
+            self.report(members, plan, &listing, |_| true).await?;
+        }
         if unfinished > 0 {
             return Err(SyncError::Unfinished(unfinished));
         }
@@ -306,15 +310,20 @@ impl Worker {
         about: impl Fn(&str) -> bool,
     ) -> Result<(), SyncError> {
         let now = Timestamp::now();
+        let mut counts: HashMap<&str, u32> = HashMap::new();
+        for address in listing.mailboxes.keys() {
+            *counts.entry(domain_of(address)).or_default() += 1;
+        }
         let mut work = Vec::new();
         for domain in members.domains.iter().filter(|d| about(&d.spec.domain.to_lowercase())) {
             let name = domain.spec.domain.to_lowercase();
             let held = listing.domains.get(&name);
+            let mailboxes = counts.get(name.as_str()).copied().unwrap_or(0);
             match self.outcome(plan, domain.metadata.uid.as_deref(), &name, held.is_some()) {
                 Outcome::Release => work.push(Work::ReleaseDomain(domain.clone())),
                 Outcome::Show(observed) => {
                     let base = with_written(domain, &self.written_domains);
-                    let status = maildomain::status(&base, &observed, held.map(|d| d.mailboxes), now);
+                    let status = maildomain::status(&base, &observed, held.map(|_| mailboxes), now);
                     if base.status.as_ref() != Some(&status) {
                         self.written_domains.insert(domain.uid().unwrap_or_default(), status.clone());
                         work.push(Work::Domain(base, status));

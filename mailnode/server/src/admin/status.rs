@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use quorumail_proto::admin::{
     ClusterStatus, GetNodeStatusRequest, GroupStatus, NodeReport, NodeStatus, admin_client::AdminClient,
 };
@@ -27,9 +27,9 @@ pub(super) fn of_node(service: &AdminService) -> NodeStatus {
         learners: status.learners,
         leader: status.leader,
         term: status.term,
-        last_log_index: status.last_log_index,
-        applied_index: status.applied_index,
-        in_sync: status.in_sync,
+        last_log_index: status.last_log_index.unwrap_or(0),
+        applied_index: status.applied_index.unwrap_or(0),
+        in_sync: status.in_sync.unwrap_or_default(),
     });
     let version = env!("CARGO_PKG_VERSION").to_owned();
     NodeStatus { node: service.node, version, ready, reason, groups: groups.collect() }
@@ -37,7 +37,8 @@ pub(super) fn of_node(service: &AdminService) -> NodeStatus {
 
 /// What all nodes see that answer in time.
 pub(super) async fn of_cluster(service: &AdminService) -> ClusterStatus {
-    let reports = futures::stream::iter(&service.peers).map(|peer| report(service, peer)).buffered(PEERS_AT_ONCE);
+    let reports = service.peers.iter().map(|peer| report(service, peer).boxed());
+    let reports = futures::stream::iter(reports.collect::<Vec<_>>()).buffered(PEERS_AT_ONCE);
     let nodes: Vec<NodeReport> = reports.collect().await;
     let groups = merge(nodes.iter().filter_map(|report| report.status.as_ref()));
     ClusterStatus { nodes, groups, partitions: service.groups.partitions }

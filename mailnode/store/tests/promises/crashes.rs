@@ -10,6 +10,7 @@ use crate::world::*;
 use quorumail_store::*;
 
 const BATCHES: u64 = 60;
+const CHECKPOINT_AFTER: u64 = 25;
 
 fn journal_file(dir: &Path) -> PathBuf {
     let files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
@@ -30,7 +31,7 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 /// Writes batches and answers the fingerprint after each.
-fn written(dir: &Path) -> Vec<[u8; 32]> {
+fn written(dir: &Path, checkpoint_after: Option<u64>) -> Vec<[u8; 32]> {
     let node = Node::open(dir);
     let mut fingerprints = vec![node.store.fingerprint(GROUP).unwrap()];
     for batch in 0..BATCHES {
@@ -43,6 +44,9 @@ fn written(dir: &Path) -> Vec<[u8; 32]> {
             )
         };
         node.apply(GROUP, &[command(0), command(1), command(2)]);
+        if checkpoint_after == Some(batch + 1) {
+            node.store.checkpoint().unwrap();
+        }
         fingerprints.push(node.store.fingerprint(GROUP).unwrap());
     }
     fingerprints
@@ -65,7 +69,7 @@ fn batches_left(dir: &Path, fingerprints: &[[u8; 32]]) -> u64 {
 fn a_torn_index_holds_a_prefix_of_the_log() {
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    let fingerprints = written(&whole);
+    let fingerprints = written(&whole, None);
     let used =
         fs::read(journal_file(&whole)).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     let mut seen = Vec::new();
@@ -83,26 +87,32 @@ fn a_torn_index_holds_a_prefix_of_the_log() {
 }
 
 #[test]
-fn experiment_hole() {
+fn a_hole_in_what_was_not_synced_leaves_the_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let whole = dir.path().join("whole");
-    let _ = written(&whole);
-    let used =
-        fs::read(journal_file(&whole)).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
-    println!("used {used}");
-    let mut at = 4096;
-    while at < used {
-        let torn = dir.path().join(format!("torn{at}"));
-        copy_dir(&whole, &torn);
-        let path = journal_file(&torn);
-        let mut bytes = fs::read(&path).unwrap();
-        bytes[at as usize..at as usize + 4096].fill(0);
-        fs::write(&path, &bytes).unwrap();
-        let r = Store::open(&torn, Arc::new(MemoryBodies::default()) as Arc<dyn Bodies>);
-        println!(
-            "{at}: {:?}",
-            r.map(|s| s.position(GROUP).map(|p| p.map(|p| u64::from_be_bytes(p.try_into().unwrap()))))
-        );
-        at += 4096;
+    let fingerprints = written(&whole, Some(CHECKPOINT_AFTER));
+    let journal = fs::read(journal_file(&whole)).unwrap();
+    let used = journal.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let (mut refused, mut kept) = (0, Vec::new());
+    for hole in (4096..used).step_by(4096) {
+        let damaged = dir.path().join(format!("hole{hole}"));
+        copy_dir(&whole, &damaged);
+        let mut bytes = journal.clone();
+        bytes[hole..(hole + 4096).min(used)].fill(0);
+        fs::write(journal_file(&damaged), &bytes).unwrap();
+        match Store::open(&damaged, Arc::new(MemoryBodies::default())) {
+            Ok(store) => {
+                drop(store);
+                kept.push(batches_left(&damaged, &fingerprints));
+            }
+            // Before the checkpoint: what was safe is gone, and that is said rather than served.
+            Err(StoreError::Damaged(_) | StoreError::Index(_)) => {
+                assert!(kept.is_empty(), "a hole at {hole}, after the checkpoint, is not refused");
+                refused += 1;
+            }
+            Err(other) => panic!("{other}"),
+        }
     }
+    assert!(refused > 2 && kept.len() > 4, "{refused} {kept:?}");
+    assert!(kept.iter().all(|batches| *batches >= CHECKPOINT_AFTER), "{kept:?}");
 }

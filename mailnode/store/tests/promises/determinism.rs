@@ -146,6 +146,14 @@ fn copy_dir(from: &std::path::Path, to: &std::path::Path) {
     }
 }
 
+/// What the directory in memory says.
+fn directory(store: &Store) -> impl PartialEq + std::fmt::Debug + use<> {
+    let directory = store.directory();
+    let addresses =
+        ADDRESSES.map(|text| (directory.resolve(&address(text)), directory.login(&address(text))));
+    (directory.domains(), directory.mailboxes(), directory.deleted(), addresses)
+}
+
 fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample::Index, again: usize) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
@@ -172,6 +180,7 @@ fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample:
     let from = cut.saturating_sub(again);
     assert_eq!(in_batches(&restarted, group, &log[from..], sizes), outcomes[from..]);
     assert_eq!(restarted.store.fingerprint(group).unwrap(), fingerprint);
+    assert_eq!(directory(&restarted.store), directory(&single.store));
 
     // A replica that starts from a snapshot over something else.
     let installed = Node::open(&path("installed"));
@@ -181,6 +190,7 @@ fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample:
     transfer(&partly.store, &installed.store, group);
     assert_eq!(in_batches(&installed, group, &log[cut..], sizes), outcomes[cut..]);
     assert_eq!(installed.store.fingerprint(group).unwrap(), fingerprint);
+    assert_eq!(directory(&installed.store), directory(&single.store));
     assert_eq!(
         installed.store.query(group, &Query::QueueCounts),
         single.store.query(group, &Query::QueueCounts)
@@ -188,7 +198,7 @@ fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample:
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn state_machine_is_deterministic(

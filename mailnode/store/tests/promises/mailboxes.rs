@@ -62,7 +62,7 @@ fn a_body_is_read_back_whole_and_in_part() {
     assert_eq!(bodies[2].as_deref(), Some(&b"Subject: a\r\n\r\nhello"[..]));
 
     let query = Query::Bodies { mailbox: MAILBOX, folder: inbox, uids: vec![first], prefix: 7, max_bytes: 1 };
-    let reply = node.store.query_bytes(GROUP, &query.encode());
+    let reply = node.store.query_bytes(GROUP, query.encode());
     assert_eq!(Reply::decode(&reply), Some(Reply::Bodies(vec![Some("Subject".into())])));
 }
 
@@ -331,5 +331,5 @@ fn bytes_that_are_no_command_are_refused_and_later_formats_stop_the_group() {
     assert!(matches!(decode_outcome(&outcome[0]), Some(Err(Refusal::Invalid(_)))));
     assert!(node.store.apply(GROUP, vec![log(b"\x02....")], b"2").is_err());
     assert_eq!(node.store.position(GROUP).unwrap(), Some(b"1".to_vec()));
-    assert!(matches!(Reply::decode(&node.store.query_bytes(GROUP, &"?".into())), Some(Reply::Unreadable(_))));
+    assert!(matches!(Reply::decode(&node.store.query_bytes(GROUP, "?".into())), Some(Reply::Unreadable(_))));
 }

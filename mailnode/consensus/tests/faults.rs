@@ -1,0 +1,224 @@
+//! What is kept when nodes are lost, over real sockets on loopback.
+
+mod kit;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kit::{Cluster, ONE_AT_A_TIME, PATIENCE, until};
+use parking_lot::Mutex;
+use quorumail_consensus::{GroupId, LogRetention, NodeId, ProposeError};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::RwLock;
+
+/// Writes ids one after the other until told to stop; returns those acknowledged.
+async fn write_some(cluster: &Cluster, node: NodeId, group: u32, ids: std::ops::Range<u64>) {
+    for id in ids {
+        cluster.node(node).propose(group, id, b"body", PATIENCE).await.expect("acknowledged");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_commands_survive_the_loss_of_their_leader() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 3).await;
+    cluster.ready().await;
+    for group in 1..=3 {
+        write_some(&cluster, 0, group, 0..50).await;
+    }
+    let lost = cluster.leader(1).await;
+    let other = (lost + 1) % 3;
+    cluster.crash(lost);
+    let started = Instant::now();
+    for group in 1..=3 {
+        cluster.node(other).propose(group, 1000, b"after", PATIENCE).await.expect("acknowledged");
+    }
+    println!("writable {:?} after the loss of a leader", started.elapsed());
+    for group in 1..=3 {
+        assert_eq!(cluster.node(other).count(group).await, 51);
+    }
+    cluster.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_node_catches_up_from_the_log_and_takes_its_leads_back() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 3).await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..50).await;
+    cluster.crash(1);
+    write_some(&cluster, 0, 1, 50..150).await;
+    cluster.up(1).await;
+    cluster.settled().await;
+    let node = cluster.node(1);
+    assert_eq!(node.machine.digest(GroupId(1)).0, 150);
+    assert_eq!(node.consensus.metrics().snapshots_installed, 0, "the log was enough");
+    let preferred = |group: &GroupId| node.consensus.placements()[group].voters[0] == 1;
+    let mine: Vec<GroupId> = node.consensus.placements().keys().copied().filter(preferred).collect();
+    assert!(!mine.is_empty());
+    until("the leads to return", || (node.consensus.led_groups() == mine).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_are_far_behind_or_lost_their_disk_catch_up_by_snapshot() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start_with(3, 2, |config| {
+        config.log_retention = LogRetention { entries: 20, bytes: 1 << 20 };
+        config.checkpoint_interval = Duration::from_millis(100);
+    })
+    .await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..100).await;
+    for (round, wiped) in [(1u64, false), (2, true)] {
+        // Node 0 is the first voter of the directory: emptied, it must not found it a second time.
+        write_some(&cluster, 1, 0, round * 1000..round * 1000 + 50).await;
+        cluster.crash(0);
+        write_some(&cluster, 1, 1, round * 100..round * 100 + 100).await;
+        let purged = |node: NodeId| {
+            let ids = cluster.node(node).consensus.metrics();
+            ids.checkpoints
+        };
+        let before = (purged(1), purged(2));
+        until("checkpoints", || (purged(1) > before.0 + 2 && purged(2) > before.1 + 2).then_some(())).await;
+        if wiped {
+            cluster.wipe(0);
+        }
+        cluster.up(0).await;
+        cluster.settled().await;
+        let node = cluster.node(0);
+        assert_eq!(node.machine.digest(GroupId(1)).0, 100 + 100 * round as usize);
+        assert!(node.consensus.metrics().snapshots_installed >= 1, "the log had been purged");
+        cluster.ready().await;
+    }
+    // The emptied replica counts again: with it and one other there is a majority.
+    cluster.crash(2);
+    write_some(&cluster, 0, 1, 5000..5010).await;
+    assert_eq!(cluster.node(0).count(1).await, 310);
+    assert_eq!(cluster.node(0).count(0).await, 100);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_replica_does_not_help_to_elect_one_that_lacks_what_it_had_acknowledged() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..20).await;
+    cluster.settled().await;
+    // Node 0 misses what nodes 1 and 2 acknowledge. Then 2 is lost for now and 1 loses its disk: nobody left knows.
+    cluster.crash(0);
+    write_some(&cluster, 1, 1, 20..40).await;
+    cluster.crash(2);
+    cluster.crash(1);
+    cluster.wipe(1);
+    cluster.up(1).await;
+    cluster.up(0).await;
+    let outcome = cluster.node(0).propose(1, 9999, b"lost?", Duration::from_secs(4)).await;
+    assert_eq!(outcome, Err(ProposeError::TimedOut), "no leader without the missing commands");
+    assert!(cluster.node(1).consensus.metrics().votes_refused > 0);
+    cluster.up(2).await;
+    cluster.node(0).propose(1, 10_000, b"found", PATIENCE).await.expect("acknowledged");
+    let ids: BTreeSet<u64> = cluster.node(2).machine.ids(GroupId(1)).into_iter().collect();
+    assert!((0..40).all(|id| ids.contains(&id)), "everything acknowledged is there");
+    cluster.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_minority_acknowledges_and_reads_nothing() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..10).await;
+    let leader = cluster.leader(1).await;
+    for other in (0..3).filter(|node| *node != leader) {
+        cluster.crash(other);
+    }
+    let node = cluster.node(leader);
+    let within = Duration::from_secs(2);
+    let (write, read) = tokio::join!(
+        node.propose(1, 99, b"alone", within),
+        node.query(1, Bytes::from_static(b"count"), within)
+    );
+    assert_eq!(write, Err(ProposeError::TimedOut));
+    assert_eq!(read, Err(ProposeError::TimedOut));
+    until("the lease to run out", || (!node.consensus.leads(GroupId(1))).then_some(())).await;
+    let back = (leader + 1) % 3;
+    cluster.up(back).await;
+    cluster.node(leader).propose(1, 100, b"together", PATIENCE).await.expect("acknowledged");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_command_takes_effect_once() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(3, 1).await;
+    let first = cluster.node(0).propose(1, 7, b"body", PATIENCE).await.expect("acknowledged");
+    for node in cluster.nodes.values() {
+        let again = node.propose(1, 7, b"body", PATIENCE).await.expect("acknowledged");
+        assert_eq!(again, first, "answered as the first time");
+    }
+    assert_eq!(cluster.node(1).count(1).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_while_nodes_crash_at_random() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    const GROUPS: u32 = 16;
+    let seed =
+        std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random::<u64>);
+    println!("SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let cluster = Arc::new(RwLock::new(Cluster::start(3, GROUPS).await));
+    cluster.read().await.ready().await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let next = Arc::new(AtomicU64::new(0));
+    let acknowledged: Arc<Mutex<Vec<(u32, u64)>>> = Arc::default();
+    let mut writers = Vec::new();
+    for writer in 0..12u64 {
+        let (cluster, stop, next) = (cluster.clone(), stop.clone(), next.clone());
+        let acknowledged = acknowledged.clone();
+        writers.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let id = next.fetch_add(1, Ordering::Relaxed);
+                let group = 1 + (id % u64::from(GROUPS)) as u32;
+                let consensus =
+                    cluster.read().await.nodes.get(&(writer % 3)).map(|node| node.consensus.clone());
+                let Some(consensus) = consensus else {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                };
+                let command = kit::toy::command(id, &id.to_le_bytes().repeat(64));
+                if consensus.propose(GroupId(group), command, Duration::from_secs(2)).await.is_ok() {
+                    acknowledged.lock().push((group, id));
+                }
+            }
+        }));
+    }
+    for _ in 0..6 {
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..1500))).await;
+        let victim = random.random_range(0..3);
+        cluster.write().await.crash(victim);
+        tokio::time::sleep(Duration::from_millis(random.random_range(0..1500))).await;
+        cluster.write().await.up(victim).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("the writer ends");
+    }
+    let cluster = cluster.read().await;
+    for group in 0..=GROUPS {
+        let outcome = cluster.node(0).propose(group, u64::MAX, b"end", PATIENCE).await;
+        assert!(outcome.is_ok(), "group {group} is stuck, SEED={seed}: {}", cluster.explain(group));
+    }
+    cluster.settled().await;
+    let acknowledged = acknowledged.lock().clone();
+    println!("{} of {} commands acknowledged", acknowledged.len(), next.load(Ordering::Relaxed));
+    assert!(acknowledged.len() > 100);
+    for group in 1..=GROUPS {
+        let applied: BTreeSet<u64> = cluster.node(0).machine.ids(GroupId(group)).into_iter().collect();
+        let lost = acknowledged.iter().filter(|(of, id)| *of == group && !applied.contains(id)).count();
+        assert_eq!(lost, 0, "group {group} has lost acknowledged commands; SEED={seed}");
+    }
+}

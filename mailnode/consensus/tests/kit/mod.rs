@@ -1,0 +1,264 @@
+//! Nodes in one process over real sockets: each has its own runtime, so that stopping the runtime is a crash.
+#![allow(dead_code, unreachable_pub)]
+
+pub mod toy;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use quorumail_consensus::{
+    Config, ConnectError, Connector, Consensus, GroupId, LogRetention, NodeId, Peer, ProposeError, endpoint,
+    open_log, server,
+};
+use quorumail_journal::Options;
+use tokio::runtime::Runtime;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Channel, Endpoint, Server};
+use toy::{Toy, command};
+
+/// Longest wait for anything in these tests.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One test at a time: they measure time and share two cores.
+pub static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+struct Plain;
+
+impl Connector for Plain {
+    fn channel(&self, peer: &Peer) -> Result<Channel, ConnectError> {
+        let uri = Endpoint::from_shared(format!("http://{}", peer.address));
+        let uri = uri.map_err(|error| ConnectError { node: peer.id, reason: error.to_string() })?;
+        Ok(endpoint(uri).connect_lazy())
+    }
+}
+
+pub struct Node {
+    runtime: Option<Runtime>,
+    pub consensus: Consensus,
+    pub machine: Arc<Toy>,
+}
+
+impl Node {
+    pub async fn propose(
+        &self,
+        group: u32,
+        id: u64,
+        body: &[u8],
+        within: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        let (consensus, command) = (self.consensus.clone(), command(id, body));
+        let runtime = self.runtime.as_ref().expect("the node runs");
+        // On the node's own runtime, so that it dies with the node.
+        let proposal = runtime.spawn(async move { consensus.propose(GroupId(group), command, within).await });
+        proposal.await.unwrap_or(Err(ProposeError::TimedOut))
+    }
+
+    pub async fn query(&self, group: u32, query: Bytes, within: Duration) -> Result<Bytes, ProposeError> {
+        let consensus = self.consensus.clone();
+        let runtime = self.runtime.as_ref().expect("the node runs");
+        let answer = runtime.spawn(async move { consensus.query(GroupId(group), query, within).await });
+        answer.await.unwrap_or(Err(ProposeError::TimedOut))
+    }
+
+    /// How many commands the group has applied, read through consensus.
+    pub async fn count(&self, group: u32) -> u64 {
+        let answer = self.query(group, Bytes::from_static(b"count"), PATIENCE).await.expect("an answer");
+        u64::from_le_bytes(answer[..].try_into().expect("a number"))
+    }
+}
+
+pub struct Cluster {
+    pub nodes: BTreeMap<NodeId, Node>,
+    peers: Vec<Peer>,
+    dir: tempfile::TempDir,
+    change: Box<dyn Fn(&mut Config) + Send + Sync>,
+    partitions: u32,
+}
+
+impl Cluster {
+    pub async fn start(nodes: u64, partitions: u32) -> Cluster {
+        Cluster::start_with(nodes, partitions, |_| {}).await
+    }
+
+    pub async fn start_with(
+        nodes: u64,
+        partitions: u32,
+        change: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Cluster {
+        // RUST_LOG tells what to show of a failed run; the first test of the process sets it up.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
+        // Reserved by binding all of them at once, then let go for the nodes to take.
+        let reserved: Vec<_> =
+            (0..nodes).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
+        let peer = |(id, listener): (usize, &std::net::TcpListener)| Peer {
+            id: id as NodeId,
+            address: listener.local_addr().expect("an address").to_string(),
+        };
+        let peers = reserved.iter().enumerate().map(peer).collect();
+        drop(reserved);
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut cluster =
+            Cluster { nodes: BTreeMap::new(), peers, dir, change: Box::new(change), partitions };
+        for id in 0..nodes {
+            cluster.up(id).await;
+        }
+        cluster
+    }
+
+    fn dir(&self, id: NodeId) -> PathBuf {
+        self.dir.path().join(format!("node-{id}"))
+    }
+
+    /// Starts a node, with whatever its disk holds.
+    pub async fn up(&mut self, id: NodeId) {
+        let mut config = Config::new(id, "test", self.peers.clone(), self.partitions, 3);
+        config.heartbeat = Duration::from_millis(100);
+        config.election_timeout = Duration::from_millis(400)..Duration::from_millis(600);
+        config.log_retention = LogRetention { entries: 100_000, bytes: 1 << 30 };
+        config.checkpoint_interval = Duration::from_millis(500);
+        (self.change)(&mut config);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name(format!("node-{id}"))
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let (dir, address) = (self.dir(id), self.peers[id as usize].address.clone());
+        let started = runtime.spawn(async move { start_node(config, dir, &address).await });
+        let (consensus, machine) = started.await.expect("the node starts");
+        self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine });
+    }
+
+    /// Ends a node without any goodbye.
+    pub fn crash(&mut self, id: NodeId) {
+        let mut node = self.nodes.remove(&id).expect("the node runs");
+        node.runtime.take().expect("the node runs").shutdown_background();
+    }
+
+    pub fn wipe(&self, id: NodeId) {
+        let deadline = Instant::now() + PATIENCE;
+        while std::fs::remove_dir_all(self.dir(id)).is_err() && self.dir(id).exists() {
+            assert!(Instant::now() < deadline, "the directory cannot be removed");
+        }
+    }
+
+    pub fn node(&self, id: NodeId) -> &Node {
+        &self.nodes[&id]
+    }
+
+    /// Waits until a running node leads the group in the eyes of all running nodes that hold it.
+    pub async fn leader(&self, group: u32) -> NodeId {
+        let group = GroupId(group);
+        until("a leader that all agree on", || {
+            let mut leads =
+                self.nodes.iter().filter(|(_, node)| node.consensus.leads(group)).map(|(id, _)| *id);
+            let leader = leads.next()?;
+            let agreed = self.nodes.values().filter(|node| node.consensus.holds(group));
+            agreed
+                .map(|node| node.consensus.leader(group))
+                .all(|known| known == Some(leader))
+                .then_some(leader)
+        })
+        .await
+    }
+
+    /// Waits until every node that runs has applied the same in all groups it holds.
+    pub async fn settled(&self) {
+        for group in 0..=self.partitions {
+            until(&format!("replicas of group {group} to be equal"), || {
+                let holders: Vec<&Node> =
+                    self.nodes.values().filter(|node| node.consensus.holds(GroupId(group))).collect();
+                let digests: Vec<_> =
+                    holders.iter().map(|node| node.machine.digest(GroupId(group))).collect();
+                digests.windows(2).all(|pair| pair[0] == pair[1]).then_some(())
+            })
+            .await;
+        }
+    }
+
+    /// What every node thinks of the group, for a failed test.
+    pub fn explain(&self, group: u32) -> String {
+        let describe = |(id, node): (&NodeId, &Node)| {
+            let status = node.consensus.status().into_iter().find(|status| status.group.0 == group);
+            let fatal = futures::FutureExt::now_or_never(node.consensus.fatal());
+            format!("node {id}: {status:?}, fatal {fatal:?}\n")
+        };
+        self.nodes.iter().map(describe).collect()
+    }
+
+    pub async fn ready(&self) {
+        until("all nodes to be ready", || {
+            self.nodes.values().all(|node| node.consensus.ready().is_ok()).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // A journal whose directory goes away under it ends the process, so all must be closed before that. Runtimes
+        // may only be waited for outside of the test's own.
+        let nodes = std::mem::take(&mut self.nodes);
+        let journals: Vec<PathBuf> =
+            (0..self.peers.len()).map(|id| self.dir(id as NodeId).join("journal")).collect();
+        let close = move || {
+            for mut node in nodes.into_values() {
+                node.runtime.take().expect("the node runs").shutdown_timeout(PATIENCE);
+            }
+            let deadline = Instant::now() + PATIENCE;
+            for journal in journals.into_iter().filter(|journal| journal.exists()) {
+                while open_log(Options::new(&journal)).is_err() && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        };
+        // A panic in there has been reported already.
+        let _ = std::thread::spawn(close).join();
+    }
+}
+
+async fn start_node(config: Config, dir: PathBuf, address: &str) -> (Consensus, Arc<Toy>) {
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let deadline = Instant::now() + PATIENCE;
+    // The node before this one may still be letting go of the directory and the port.
+    let (journal, recovered) = loop {
+        match open_log(Options::new(dir.join("journal"))) {
+            Ok(opened) => break opened,
+            Err(error) => assert!(Instant::now() < deadline, "the journal cannot be opened: {error:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let address: SocketAddr = address.parse().expect("an address");
+    let listener = loop {
+        match tokio::net::TcpListener::bind(address).await {
+            Ok(listener) => break listener,
+            Err(error) => assert!(Instant::now() < deadline, "cannot listen at {address}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let machine = Arc::new(Toy::open(dir.join("state"), journal.clone()));
+    let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(Plain))
+        .await
+        .expect("consensus starts");
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service = consensus.peer_service();
+    tokio::spawn(server(Server::builder()).add_service(service).serve_with_incoming(incoming));
+    (consensus, machine)
+}
+
+/// Waits for a condition, looking often.
+pub async fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited too long for {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -1,0 +1,167 @@
+//! A state machine that keeps everything in memory and, at checkpoints, in a file.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use quorumail_consensus::{Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine};
+use quorumail_journal::Journal;
+
+/// A command: its id and a body.
+pub fn command(id: u64, body: &[u8]) -> Bytes {
+    [&id.to_le_bytes()[..], body].concat().into()
+}
+
+fn id_of(command: &[u8]) -> u64 {
+    u64::from_le_bytes(command[..8].try_into().expect("a command has an id"))
+}
+
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+struct State {
+    /// Answers by id, so that a repeated command is answered as before and changes nothing.
+    answers: HashMap<u64, u64>,
+    /// Ids in the order in which they took effect.
+    order: Vec<u64>,
+    /// Depends on every command and on their order.
+    digest: u64,
+    position: Option<Vec<u8>>,
+}
+
+pub struct Toy {
+    file: PathBuf,
+    journal: Journal,
+    groups: std::sync::Arc<Mutex<BTreeMap<GroupId, State>>>,
+    /// Repeated commands met.
+    pub repeated: AtomicU64,
+    /// Fails all further batches when set.
+    pub broken: std::sync::atomic::AtomicBool,
+}
+
+impl Toy {
+    pub fn open(file: PathBuf, journal: Journal) -> Toy {
+        let groups = match std::fs::read(&file) {
+            Ok(bytes) => {
+                postcard::from_bytes(&bytes).expect("a checkpoint that was renamed into place is whole")
+            }
+            Err(_) => BTreeMap::new(),
+        };
+        let groups = std::sync::Arc::new(Mutex::new(groups));
+        Toy { file, journal, groups, repeated: AtomicU64::new(0), broken: false.into() }
+    }
+
+    pub fn digest(&self, group: GroupId) -> (usize, u64) {
+        self.groups.lock().get(&group).map_or((0, 0), |state| (state.order.len(), state.digest))
+    }
+
+    pub fn ids(&self, group: GroupId) -> Vec<u64> {
+        self.groups.lock().get(&group).map(|state| state.order.clone()).unwrap_or_default()
+    }
+}
+
+impl StateMachine for Toy {
+    fn position(&self, group: GroupId) -> Result<Option<Vec<u8>>, MachineError> {
+        Ok(self.groups.lock().get(&group).and_then(|state| state.position.clone()))
+    }
+
+    fn apply(
+        &self,
+        group: GroupId,
+        batch: Vec<Committed>,
+        position: &[u8],
+    ) -> Result<Vec<Bytes>, MachineError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(MachineError { group: group.0, reason: "broken on purpose".into() });
+        }
+        for committed in &batch {
+            let len = u32::try_from(committed.command.len()).expect("commands are smaller than 4 GiB");
+            let stored = self
+                .journal
+                .read_range(committed.record, committed.offset, len)
+                .expect("the record is there");
+            assert_eq!(stored, committed.command, "the journal holds the command where it says");
+        }
+        let mut groups = self.groups.lock();
+        let state = groups.entry(group).or_default();
+        state.position = Some(position.to_vec());
+        let apply = |committed: Committed| {
+            let id = id_of(&committed.command);
+            let next = state.order.len() as u64;
+            let answer = *state.answers.entry(id).or_insert(next);
+            if answer == next {
+                let mut hasher = DefaultHasher::new();
+                (state.digest, &committed.command[..]).hash(&mut hasher);
+                state.digest = hasher.finish();
+                state.order.push(id);
+            } else {
+                self.repeated.fetch_add(1, Ordering::Relaxed);
+            }
+            Bytes::copy_from_slice(&answer.to_le_bytes())
+        };
+        Ok(batch.into_iter().map(apply).collect())
+    }
+
+    fn query(&self, group: GroupId, query: Bytes) -> Bytes {
+        let groups = self.groups.lock();
+        let count = groups.get(&group).map_or(0, |state| state.order.len() as u64);
+        assert_eq!(&query[..], b"count");
+        Bytes::copy_from_slice(&count.to_le_bytes())
+    }
+
+    fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
+        let state = self.groups.lock().get(&group).cloned().unwrap_or_default();
+        let bytes = Bytes::from(postcard::to_stdvec(&state).expect("the state can be encoded"));
+        Ok(Box::new(Reader { position: state.position.unwrap_or_default(), bytes }))
+    }
+
+    fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError> {
+        Ok(Box::new(Writer { group, groups: self.groups.clone(), bytes: Vec::new() }))
+    }
+
+    fn checkpoint(&self) -> Result<(), MachineError> {
+        let bytes = postcard::to_stdvec(&*self.groups.lock()).expect("the state can be encoded");
+        let wrong = |error: std::io::Error| MachineError { group: 0, reason: error.to_string() };
+        let new = self.file.with_extension("new");
+        std::fs::write(&new, bytes).map_err(wrong)?;
+        std::fs::rename(&new, &self.file).map_err(wrong)
+    }
+}
+
+struct Reader {
+    position: Vec<u8>,
+    bytes: Bytes,
+}
+
+impl SnapshotReader for Reader {
+    fn position(&self) -> &[u8] {
+        &self.position
+    }
+
+    fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
+        let len = self.bytes.len().min(1000);
+        Ok((len > 0).then(|| self.bytes.split_to(len)))
+    }
+}
+
+struct Writer {
+    group: GroupId,
+    groups: std::sync::Arc<Mutex<BTreeMap<GroupId, State>>>,
+    bytes: Vec<u8>,
+}
+
+impl SnapshotWriter for Writer {
+    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
+        self.bytes.extend(chunk);
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>, position: &[u8]) -> Result<(), MachineError> {
+        let mut state: State = postcard::from_bytes(&self.bytes)
+            .map_err(|error| MachineError { group: self.group.0, reason: error.to_string() })?;
+        state.position = Some(position.to_vec());
+        self.groups.lock().insert(self.group, state);
+        Ok(())
+    }
+}

@@ -1,0 +1,310 @@
+//! What a journal promises to those who append and read.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quorumail_journal::{Journal, OpenError, Options, Position, ReadError, Record, StreamId};
+use tempfile::TempDir;
+
+fn record(stream: u32, payload: &[u8]) -> Record {
+    Record { stream: StreamId(stream), payload: vec![Bytes::copy_from_slice(payload)] }
+}
+
+fn small(dir: &TempDir) -> Options {
+    Options { segment_bytes: 4096, ..Options::new(dir.path().join("journal")) }
+}
+
+fn open(options: &Options) -> Journal {
+    Journal::open(options.clone(), |_, _, _| {}).unwrap()
+}
+
+fn contents(options: &Options) -> Vec<(Position, u32, Bytes)> {
+    let mut all = Vec::new();
+    let journal = Journal::open(options.clone(), |position, stream, payload| {
+        all.push((position, stream.0, payload));
+    });
+    drop(journal.unwrap());
+    all
+}
+
+/// Keeps the writing thread busy inside a `done` until the sender is dropped.
+fn hold_writer(journal: &Journal) -> mpsc::Sender<()> {
+    let (release, released) = mpsc::channel::<()>();
+    let (entered, inside) = mpsc::channel();
+    journal.append(Vec::new(), move || {
+        entered.send(()).unwrap();
+        // Ends with an error when the sender is dropped.
+        let _ = released.recv();
+    });
+    inside.recv().unwrap();
+    release
+}
+
+#[test]
+fn records_come_back_in_order_with_their_positions() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let mut expected = Vec::new();
+    for round in 0..3u32 {
+        let journal = open(&options);
+        for i in 0..40u32 {
+            let payload = vec![u8::try_from(i).unwrap(); (i * 17) as usize];
+            let positions =
+                journal.append(vec![record(round, &payload), record(round + 10, b"with it")], || {});
+            expected.push((positions[0], round, Bytes::from(payload)));
+            expected.push((positions[1], round + 10, Bytes::from_static(b"with it")));
+        }
+    }
+    assert_eq!(contents(&options), expected);
+    let journal = open(&options);
+    assert!(journal.stats().segments > 5, "the test is meant to cross segments");
+    for (position, _, payload) in &expected {
+        assert_eq!(journal.read(*position).unwrap(), payload);
+    }
+}
+
+#[test]
+fn a_payload_in_pieces_reads_back_as_one() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let pieces: Vec<Bytes> = (0..3000u32).map(|i| Bytes::from(i.to_string())).collect();
+    let whole: Vec<u8> = pieces.concat();
+    let positions = journal.append(
+        vec![Record { stream: StreamId(1), payload: pieces }, record(2, b""), record(3, b"x")],
+        || {},
+    );
+    journal.flush();
+    assert_eq!(journal.read(positions[0]).unwrap(), whole);
+    assert_eq!(journal.read(positions[1]).unwrap(), Bytes::new());
+    assert_eq!(journal.read_range(positions[0], 10, 100).unwrap(), whole[10..110]);
+    assert_eq!(journal.read_range(positions[0], positions[0].len, 0).unwrap(), Bytes::new());
+    for (offset, len) in [(positions[0].len, 1), (u32::MAX, u32::MAX)] {
+        let refused = journal.read_range(positions[0], offset, len);
+        assert!(matches!(refused, Err(ReadError::OutOfRange { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn pending_records_are_read_from_memory() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let release = hold_writer(&journal);
+    let positions = journal.append_unsynced(vec![Record {
+        stream: StreamId(1),
+        payload: vec![Bytes::from_static(b"not "), Bytes::from_static(b"yet")],
+    }]);
+    assert_eq!(journal.stats().appended_records, 0);
+    assert!(journal.pending_bytes() > 7);
+    assert_eq!(journal.read(positions[0]).unwrap(), "not yet");
+    assert_eq!(journal.read_range(positions[0], 4, 3).unwrap(), "yet");
+    drop(release);
+    journal.flush();
+    assert_eq!(journal.pending_bytes(), 0);
+    assert_eq!(journal.stats().appended_records, 1);
+    assert_eq!(journal.read(positions[0]).unwrap(), "not yet");
+}
+
+#[test]
+fn all_that_waits_shares_one_sync() {
+    let dir = TempDir::new().unwrap();
+    let journal = Journal::open(Options::new(dir.path()), |_, _, _| {}).unwrap();
+    let release = hold_writer(&journal);
+    let before = journal.stats().syncs;
+    let done = Arc::new(AtomicUsize::new(0));
+    for i in 0..500u32 {
+        let done = Arc::clone(&done);
+        journal.append(vec![record(i, b"payload")], move || {
+            done.fetch_add(1, Ordering::SeqCst);
+        });
+    }
+    drop(release);
+    journal.flush();
+    assert_eq!(done.load(Ordering::SeqCst), 500);
+    assert!(journal.stats().syncs - before <= 2, "{:?}", journal.stats());
+}
+
+#[test]
+fn unsynced_records_ride_with_the_next_batch_or_are_written_soon() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let release = hold_writer(&journal);
+    let first = journal.append_unsynced(vec![record(1, b"first")]);
+    let second = journal.append(vec![record(1, b"second")], || {});
+    assert!(first[0].offset < second[0].offset);
+    let before = journal.stats().syncs;
+    drop(release);
+    journal.flush();
+    assert!(journal.stats().syncs - before <= 1, "they share a sync");
+    let third = journal.append_unsynced(vec![record(1, b"third")]);
+    let begin = Instant::now();
+    while journal.pending_bytes() > 0 {
+        assert!(begin.elapsed() < Duration::from_secs(10), "an unsynced record was never written");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(journal.read(third[0]).unwrap(), "third");
+    drop(journal);
+    let payloads: Vec<Bytes> = contents(&options).into_iter().map(|(_, _, payload)| payload).collect();
+    assert_eq!(payloads, ["first", "second", "third"]);
+}
+
+#[test]
+fn dropping_the_last_handle_writes_what_is_queued() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let other = journal.clone();
+    journal.append_unsynced(vec![record(1, b"one")]);
+    drop(journal);
+    other.append_unsynced(vec![record(1, b"two")]);
+    drop(other);
+    assert_eq!(contents(&options).len(), 2);
+}
+
+#[test]
+fn pending_bytes_stay_within_their_bound() {
+    const BOUND: u64 = 10_000;
+    let dir = TempDir::new().unwrap();
+    let options = Options { max_pending_bytes: BOUND, ..small(&dir) };
+    let journal = open(&options);
+    let most = thread::scope(|scope| {
+        let appenders: Vec<_> = (0..4u32)
+            .map(|stream| {
+                let journal = journal.clone();
+                scope.spawn(move || {
+                    let mut most = 0;
+                    for i in 0..200u32 {
+                        if i % 3 == 0 {
+                            journal.append_unsynced(vec![record(stream, &[7; 900])]);
+                        } else {
+                            journal.append(vec![record(stream, &[7; 900])], || {});
+                        }
+                        most = most.max(journal.pending_bytes());
+                    }
+                    most
+                })
+            })
+            .collect();
+        appenders.into_iter().map(|appender| appender.join().unwrap()).max().unwrap()
+    });
+    assert!(most <= BOUND, "{most} bytes were pending");
+    drop(journal);
+    assert_eq!(contents(&options).len(), 800);
+}
+
+#[test]
+fn an_append_larger_than_the_bound_is_taken_alone() {
+    let dir = TempDir::new().unwrap();
+    let options = Options { max_pending_bytes: 100, ..small(&dir) };
+    let journal = open(&options);
+    for _ in 0..5 {
+        let positions = journal.append(vec![record(1, &[1; 50_000])], || {});
+        assert_eq!(journal.read(positions[0]).unwrap().len(), 50_000);
+    }
+    journal.flush();
+    assert_eq!(journal.stats().appended_bytes, 250_000);
+}
+
+#[test]
+fn only_one_may_hold_the_directory() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let second = Journal::open(options.clone(), |_, _, _| {});
+    assert!(matches!(second, Err(OpenError::Locked { .. })), "{second:?}");
+    drop(journal);
+    open(&options);
+}
+
+#[test]
+fn a_done_may_append_and_may_hold_the_last_handle() {
+    let dir = TempDir::new().unwrap();
+    let options = Options { max_pending_bytes: 1, ..small(&dir) };
+    let journal = open(&options);
+    let (tell, told) = mpsc::channel();
+    let inner = journal.clone();
+    journal.append(vec![record(1, b"outer")], move || {
+        inner.append(vec![record(1, b"inner")], move || tell.send(()).unwrap());
+    });
+    drop(journal);
+    told.recv().unwrap();
+    // The thread that ran it lets go of the lock a moment later.
+    let begin = Instant::now();
+    while matches!(Journal::open(options.clone(), |_, _, _| {}), Err(OpenError::Locked { .. })) {
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        thread::yield_now();
+    }
+    assert_eq!(contents(&options).len(), 2);
+}
+
+#[test]
+fn a_position_that_was_never_given_out_is_not_found() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let position = journal.append(vec![record(1, b"QMR1 in the payload")], || {})[0];
+    journal.flush();
+    let wrong = [
+        Position { segment: 99, ..position },
+        Position { len: 3, ..position },
+        Position { len: u32::MAX, ..position },
+        Position { offset: 1 << 40, ..position },
+    ];
+    for wrong in wrong {
+        assert!(matches!(journal.read(wrong), Err(ReadError::NotFound { .. })), "{wrong:?}");
+    }
+    let inside = Position { offset: position.offset + 32, len: 0, ..position };
+    assert!(matches!(journal.read(inside), Err(ReadError::Damaged { .. } | ReadError::NotFound { .. })));
+}
+
+#[test]
+fn a_damaged_record_is_noticed_when_it_is_read() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let position = journal.append(vec![record(1, b"precious")], || {})[0];
+    journal.flush();
+    let path = options.dir.join("0000000000000001.seg");
+    let mut bytes = fs::read(&path).unwrap();
+    let at = usize::try_from(position.offset).unwrap() + 32 + 3;
+    bytes[at] ^= 4;
+    fs::write(&path, &bytes).unwrap();
+    let error = journal.read(position).unwrap_err();
+    assert_eq!(error.to_string(), "journal segment 0000000000000001.seg is damaged at offset 48");
+}
+
+#[test]
+fn more_segments_than_open_files_can_be_read() {
+    let dir = TempDir::new().unwrap();
+    let options = Options { segment_bytes: 64, ..small(&dir) };
+    let journal = open(&options);
+    let positions: Vec<Position> =
+        (0..150u32).map(|i| journal.append(vec![record(1, &i.to_le_bytes())], || {})[0]).collect();
+    journal.flush();
+    assert_eq!(positions.iter().map(|position| position.segment).collect::<BTreeSet<_>>().len(), 150);
+    for _ in 0..2 {
+        for (i, position) in (0..150u32).zip(&positions) {
+            assert_eq!(journal.read(*position).unwrap(), i.to_le_bytes().to_vec());
+        }
+    }
+    let open_files = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|fd| fs::read_link(fd.unwrap().path()).ok())
+        .filter(|path| path.starts_with(&options.dir))
+        .count();
+    assert!(open_files <= 64 + 2, "{open_files} files of the journal are open");
+}

@@ -1,0 +1,255 @@
+//! What is found again after torn writes, flipped bits and lost files: what was safe, or a refusal that says where.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use quorumail_journal::{Journal, OpenError, Options, Position, Record, StreamId};
+use tempfile::TempDir;
+
+type Found = Vec<(Position, StreamId, Bytes)>;
+
+const RECORD_HEADER: u64 = 32;
+const SEGMENT_HEADER: u64 = 48;
+
+fn options(dir: &TempDir) -> Options {
+    Options { segment_bytes: 700, ..Options::new(dir.path()) }
+}
+
+fn open(options: &Options) -> Result<(Journal, Found), OpenError> {
+    let mut found = Vec::new();
+    let journal = Journal::open(options.clone(), |position, stream, payload| {
+        found.push((position, stream, payload));
+    })?;
+    Ok((journal, found))
+}
+
+/// Appends batches, each on disk before the next, and closes the journal.
+fn write(options: &Options, batches: &[Vec<Vec<u8>>]) -> Found {
+    let (journal, mut found) = open(options).unwrap();
+    for batch in batches {
+        let records: Vec<Record> = batch
+            .iter()
+            .enumerate()
+            .map(|(i, payload)| Record {
+                stream: StreamId(u32::try_from(i).unwrap()),
+                payload: vec![Bytes::copy_from_slice(payload)],
+            })
+            .collect();
+        let positions = journal.append(records.clone(), || {});
+        journal.flush();
+        found.extend(positions.into_iter().zip(records).map(|(p, r)| (p, r.stream, r.payload[0].clone())));
+    }
+    found
+}
+
+fn end(position: &Position) -> u64 {
+    position.offset + RECORD_HEADER + u64::from(position.len)
+}
+
+fn segment_path(options: &Options, number: u64) -> std::path::PathBuf {
+    options.dir.join(format!("{number:016}.seg"))
+}
+
+fn segments(options: &Options) -> Vec<(u64, Vec<u8>)> {
+    (1..).map_while(|n| fs::read(segment_path(options, n)).ok().map(|bytes| (n, bytes))).collect()
+}
+
+fn batches() -> impl Strategy<Value = Vec<Vec<Vec<u8>>>> {
+    let payload = prop_oneof![
+        prop::collection::vec(any::<u8>(), 0..200),
+        // What looks like records inside a payload must not be taken for some.
+        Just(b"QMR1\0\0\0\0QMR1\x01\0\0\0".repeat(5)),
+        Just(Vec::new()),
+    ];
+    prop::collection::vec(prop::collection::vec(payload, 1..5), 1..8)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn a_cut_at_any_byte_keeps_every_whole_record_before_it(batches in batches(), at in any::<prop::sample::Index>()) {
+        let dir = TempDir::new().unwrap();
+        let options = options(&dir);
+        let written = write(&options, &batches);
+        let (last, bytes) = segments(&options).pop().unwrap();
+        let cut = SEGMENT_HEADER + at.index(bytes.len() - 48 + 1) as u64;
+        fs::write(segment_path(&options, last), &bytes[..usize::try_from(cut).unwrap()]).unwrap();
+
+        let (journal, found) = open(&options).unwrap();
+
+        let mut expected: Found =
+            written.into_iter().filter(|(p, ..)| p.segment < last || end(p) <= cut).collect();
+        prop_assert_eq!(&found, &expected);
+        // The journal goes on where it was cut, and what is written then is found as well.
+        let after = journal.append(vec![Record { stream: StreamId(9), payload: vec![] }], || {})[0];
+        drop(journal);
+        expected.push((after, StreamId(9), Bytes::new()));
+        prop_assert_eq!(open(&options).unwrap().1, expected);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_refused_by_segment_and_offset(batches in batches(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+        let dir = TempDir::new().unwrap();
+        let options = options(&dir);
+        let written = write(&options, &batches);
+        let mut all = segments(&options);
+        let mut index = at.index(all.iter().map(|(_, bytes)| bytes.len()).sum());
+        let last = all.len() as u64;
+        let (number, bytes) = all
+            .iter_mut()
+            .find(|(_, bytes)| if index < bytes.len() { true } else { index -= bytes.len(); false })
+            .unwrap();
+        bytes[index] ^= 1 << bit;
+        fs::write(segment_path(&options, *number), &*bytes).unwrap();
+        let untouched = segments(&options);
+        let index = index as u64;
+        let inside_final_mark = *number == last && index >= bytes.len() as u64 - RECORD_HEADER
+            && bytes.len() as u64 > SEGMENT_HEADER;
+
+        match open(&options) {
+            // The mark at the very end vouches for the others and holds nothing itself.
+            Ok((_, found)) => {
+                prop_assert!(inside_final_mark);
+                prop_assert_eq!(found, written);
+            }
+            Err(OpenError::Damaged { segment, offset, .. }) => {
+                prop_assert_eq!(segment, format!("{number:016}.seg"));
+                let hit = written.iter().find(|(p, ..)| p.segment == *number && p.offset <= index && index < end(p));
+                if let Some((position, ..)) = hit {
+                    prop_assert_eq!(offset, position.offset);
+                } else {
+                    // A header of the segment, or a mark.
+                    prop_assert!(offset <= index && index < offset + SEGMENT_HEADER);
+                }
+                prop_assert_eq!(segments(&options), untouched, "a refused journal is not touched");
+            }
+            Err(other) => prop_assert!(false, "unexpected {other:?}"),
+        }
+    }
+
+    #[test]
+    fn pages_lost_from_the_batch_being_written_cost_nothing_that_was_safe(
+        batches in batches(),
+        torn in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..60), 1..6),
+        holes in prop::collection::vec((any::<prop::sample::Index>(), 1..40usize), 1..4),
+    ) {
+        let dir = TempDir::new().unwrap();
+        let options = Options { segment_bytes: 1 << 20, ..options(&dir) };
+        let safe = write(&options, &batches);
+        let written = write(&options, &[torn]);
+        // As if the power had failed in the middle of the last batch: no mark behind it, and holes in it.
+        let begin = usize::try_from(written[safe.len()].0.offset).unwrap();
+        let finish = usize::try_from(end(&written.last().unwrap().0)).unwrap();
+        let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
+        bytes.truncate(finish);
+        let mut first_hole = finish;
+        for (at, len) in holes {
+            let at = begin + at.index(finish - begin);
+            let hole = at..(at + len).min(finish);
+            if bytes[hole.clone()].iter().any(|byte| *byte != 0) {
+                first_hole = first_hole.min(at + bytes[hole.clone()].iter().position(|byte| *byte != 0).unwrap());
+            }
+            bytes[hole].fill(0);
+        }
+        fs::write(segment_path(&options, 1), &bytes).unwrap();
+
+        let (_, found) = open(&options).unwrap();
+
+        let whole = written.iter().filter(|(p, ..)| end(p) <= first_hole as u64).count();
+        prop_assert!(whole >= safe.len());
+        prop_assert_eq!(&found[..], &written[..whole]);
+    }
+
+    #[test]
+    fn whatever_lies_behind_the_end_is_cut(batches in batches(), tail in prop_oneof![
+        (1..5000usize).prop_map(|len| vec![0; len]),
+        prop::collection::vec(any::<u8>(), 1..300),
+    ]) {
+        let dir = TempDir::new().unwrap();
+        let options = options(&dir);
+        let written = write(&options, &batches);
+        let (last, mut bytes) = segments(&options).pop().unwrap();
+        let len = bytes.len();
+        bytes.extend(tail);
+        fs::write(segment_path(&options, last), &bytes).unwrap();
+
+        prop_assert_eq!(open(&options).unwrap().1, written);
+
+        prop_assert_eq!(&segments(&options).pop().unwrap().1[..len], &bytes[..len]);
+        prop_assert!(segments(&options).pop().unwrap().1.len() <= len + 32);
+    }
+}
+
+#[test]
+fn a_record_copied_to_another_place_is_not_valid_there() {
+    let dir = TempDir::new().unwrap();
+    let options = Options::new(dir.path());
+    let written = write(&options, &[vec![b"deposit".to_vec()]]);
+    let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
+    let copy = bytes[48..usize::try_from(end(&written[0].0)).unwrap()].to_vec();
+    bytes.extend(copy);
+    fs::write(segment_path(&options, 1), &bytes).unwrap();
+    assert_eq!(open(&options).unwrap().1, written);
+}
+
+#[test]
+fn an_earlier_segment_cut_between_two_records_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    let written = write(&options, &vec![vec![vec![1; 100]]; 20]);
+    let boundary = written[1].0.offset;
+    let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
+    bytes.truncate(usize::try_from(boundary).unwrap());
+    fs::write(segment_path(&options, 1), &bytes).unwrap();
+    let error = open(&options).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "journal segment 0000000000000001.seg is damaged at offset {boundary}: it is shorter than its successor remembers"
+        )
+    );
+}
+
+#[test]
+fn a_missing_segment_is_named() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    write(&options, &vec![vec![vec![1; 100]]; 20]);
+    assert!(segments(&options).len() > 3);
+    fs::remove_file(segment_path(&options, 2)).unwrap();
+    let error = open(&options).unwrap_err();
+    assert!(
+        matches!(&error, OpenError::Missing { segment, .. } if segment == "0000000000000002.seg"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_segment_whose_making_was_interrupted_is_forgotten() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    let written = write(&options, &[vec![b"kept".to_vec()]]);
+    let unfinished = options.dir.join("0000000000000002.seg.tmp");
+    fs::write(&unfinished, b"half a hea").unwrap();
+    assert_eq!(open(&options).unwrap().1, written);
+    assert!(!unfinished.exists());
+}
+
+#[test]
+fn a_journal_of_another_version_is_not_touched() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    write(&options, &[vec![b"old".to_vec()]]);
+    let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
+    bytes[8] = 2;
+    let crc = crc32c::crc32c(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+    fs::write(segment_path(&options, 1), &bytes).unwrap();
+    let error = open(&options).unwrap_err();
+    assert!(matches!(error, OpenError::Version { found: 2, expected: 1, .. }), "{error}");
+    assert_eq!(fs::read(segment_path(&options, 1)).unwrap(), bytes);
+}

@@ -1,0 +1,203 @@
+//! Numbers that other rooms keep, taken when somebody asks for the metrics.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use quorumail_consensus::LATENCY_BUCKETS_US;
+use quorumail_journal::Journal;
+use quorumail_store::{Query, QueueClass, Reply};
+use tokio::sync::watch;
+
+use crate::{
+    disk::Disk,
+    exposition::Exposition,
+    groups::{self, DIRECTORY, Groups},
+    http::Readiness,
+    tls::{InternalTls, PublicTls},
+};
+
+/// Where the numbers come from.
+pub struct Sources {
+    /// Consensus and store.
+    pub groups: Arc<Groups>,
+    /// The log.
+    pub journal: Journal,
+    /// The disk of both.
+    pub disk: Arc<Disk>,
+    /// Certificates of SMTP and IMAP.
+    pub public_tls: Arc<PublicTls>,
+    /// Certificates between nodes.
+    pub internal_tls: Arc<InternalTls>,
+    /// Whether the node is ready.
+    pub ready: watch::Receiver<Readiness>,
+}
+
+impl Sources {
+    /// All of them. May block on disk.
+    pub(super) fn text(&self) -> String {
+        let mut text = Exposition::default();
+        text.gauge("ready", "Whether this node serves mail.").value(u8::from(self.ready.borrow().is_ok()));
+        let mut certificates =
+            text.gauge("certificate_not_after_seconds", "When the certificate in use expires, in Unix seconds.");
+        for (section, expiry) in [("public", self.public_tls.not_after()), ("internal", self.internal_tls.not_after())] {
+            certificates.labelled("section", section, expiry.unwrap_or(0));
+        }
+        self.journal(&mut text);
+        self.consensus(&mut text);
+        self.groups(&mut text);
+        self.store(&mut text);
+        text.into_text()
+    }
+
+    fn journal(&self, text: &mut Exposition) {
+        let stats = self.journal.stats();
+        text.counter("journal_records_total", "Records written to the journal.").value(stats.appended_records);
+        text.counter("journal_bytes_total", "Bytes of payload written to the journal.").value(stats.appended_bytes);
+        text.counter("journal_syncs_total", "Calls of fdatasync.").value(stats.syncs);
+        text.counter("journal_sync_seconds_total", "Time spent in fdatasync.").value(stats.sync_time.as_secs_f64());
+        text.gauge("journal_last_sync_seconds", "Duration of the last fdatasync.").value(stats.last_sync.as_secs_f64());
+        text.gauge("journal_pending_bytes", "Bytes that wait to be on disk.").value(stats.pending_bytes);
+        text.gauge("journal_segments", "Segment files.").value(stats.segments);
+        text.gauge("journal_disk_bytes", "Bytes of all segment files.").value(stats.disk_bytes);
+        text.gauge("disk_free_bytes", "Free bytes of the data's file system.").value(self.disk.free());
+        text.gauge("disk_size_bytes", "Size of the data's file system.").value(self.disk.size());
+    }
+
+    fn consensus(&self, text: &mut Exposition) {
+        let metrics = self.groups.consensus.metrics();
+        let mut proposals = text.counter("proposals_total", "Commands proposed through this node, by outcome.");
+        proposals
+            .labelled("outcome", "ok", metrics.proposals)
+            .labelled("outcome", "timed_out", metrics.proposals_timed_out)
+            .labelled("outcome", "overloaded", metrics.proposals_overloaded);
+        let bounds = LATENCY_BUCKETS_US.map(|us| us as f64 / 1e6);
+        text.histogram(
+            "proposal_seconds",
+            "Time from the proposal of a command to its acknowledgement.",
+            &bounds,
+            &metrics.latency_buckets,
+            metrics.latency_seconds_sum,
+        );
+        text.gauge("proposal_pending_bytes", "Bytes of commands being proposed.").value(metrics.pending_proposal_bytes);
+        let mut queries = text.counter("queries_total", "Reads through consensus, by outcome.");
+        queries.labelled("outcome", "ok", metrics.queries).labelled("outcome", "failed", metrics.queries_failed);
+        for (name, help, value) in [
+            ("proposal_retries_total", "Repeated attempts of commands.", metrics.proposal_retries),
+            ("proposal_bytes_total", "Bytes of acknowledged commands.", metrics.proposal_bytes),
+            ("forwarded_total", "Commands and reads sent to another node.", metrics.forwarded),
+            ("applied_total", "Commands applied by the replicas here.", metrics.applied),
+            ("apply_batches_total", "Batches in which they were applied.", metrics.apply_batches),
+            ("leads_won_total", "Times that this node became a leader.", metrics.leads_won),
+            ("leads_lost_total", "Times that it ceased to be one.", metrics.leads_lost),
+            ("lead_transfers_total", "Leads handed over by plan.", metrics.transfers),
+            ("append_sent_bytes_total", "Bytes of commands sent to followers.", metrics.append_bytes_sent),
+            ("append_received_bytes_total", "Bytes of commands taken from leaders.", metrics.append_bytes_received),
+            ("peer_connects_total", "Streams to peers opened.", metrics.peer_connects),
+            ("peer_failures_total", "Calls to peers that failed.", metrics.peer_failures),
+            ("snapshots_sent_total", "Snapshots sent.", metrics.snapshots_sent),
+            ("snapshots_installed_total", "Snapshots installed.", metrics.snapshots_installed),
+            ("snapshot_sent_bytes_total", "Bytes of snapshots sent.", metrics.snapshot_bytes_sent),
+            ("checkpoints_total", "Checkpoints of the index.", metrics.checkpoints),
+            ("log_disk_reads_total", "Log entries read back from disk.", metrics.log_disk_reads),
+        ] {
+            text.counter(name, help).value(value);
+        }
+        text.counter("apply_seconds_total", "Time spent applying commands.").value(metrics.apply_seconds_sum);
+    }
+
+    /// By group: bounded by the number of partitions.
+    fn groups(&self, text: &mut Exposition) {
+        let node = self.groups.consensus.metrics();
+        let status = self.groups.consensus.status();
+        let mut family = text.gauge("group_has_leader", "Whether this node knows a leader of the group.");
+        for group in &status {
+            family.labelled("group", group.group.0, u8::from(group.leader.is_some()));
+        }
+        let led: Vec<_> = status.iter().filter(|group| self.groups.consensus.leads(group.group)).collect();
+        let mut family = text.gauge("group_leads", "Whether this node leads the group.");
+        for group in &status {
+            let leads = led.iter().any(|led| led.group == group.group);
+            family.labelled("group", group.group.0, u8::from(leads));
+        }
+        let mut family = text.gauge("group_voters", "Replicas that the group should have, told by its leader.");
+        for group in &led {
+            family.labelled("group", group.group.0, group.voters.len());
+        }
+        let mut family = text.gauge("group_voters_in_sync", "Replicas that keep up, told by the leader.");
+        for group in &led {
+            let in_sync = group.in_sync.as_deref().unwrap_or_default();
+            let voters = in_sync.iter().filter(|node| group.voters.contains(node)).count();
+            family.labelled("group", group.group.0, voters);
+        }
+        let mut family = text.gauge("group_applied_index", "Log index applied here.");
+        for (group, metrics) in &node.groups {
+            family.labelled("group", group.0, metrics.applied_index);
+        }
+        let mut family = text.gauge("group_term", "Raft term.");
+        for (group, metrics) in &node.groups {
+            family.labelled("group", group.0, metrics.term);
+        }
+    }
+
+    fn store(&self, text: &mut Exposition) {
+        let directory = self.groups.directory();
+        text.gauge("directory_domains", "Domains served.").value(directory.domains().len());
+        text.gauge("directory_mailboxes", "Mailboxes, deleted ones not counted.").value(directory.mailboxes().len());
+        // Told by leaders only, so that the sum over all nodes counts each entry once.
+        let mut classes: BTreeMap<&str, (u64, Option<i64>)> =
+            ["local", "remote", "bad", "held"].map(|class| (class, (0, None))).into();
+        for group in self.groups.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY) {
+            let Reply::QueueCounts(counts) = self.groups.store.query(group.0, &Query::QueueCounts) else { continue };
+            for (class, recipients, oldest) in counts {
+                let total = classes.entry(class_name(class)).or_default();
+                total.0 += recipients;
+                total.1 = [total.1, oldest.map(|at| at.0)].into_iter().flatten().min();
+            }
+        }
+        let mut family = text.gauge("queue_recipients", "Recipients that wait, in queues that this node leads.");
+        for (class, (recipients, _)) in &classes {
+            family.labelled("class", class, recipients);
+        }
+        let now = groups::now().0;
+        let mut family = text.gauge("queue_oldest_seconds", "Age of the oldest entry in queues that this node leads.");
+        for (class, (_, oldest)) in &classes {
+            let age = oldest.map_or(0.0, |at| now.saturating_sub(at).max(0) as f64 / 1e3);
+            family.labelled("class", class, age);
+        }
+    }
+}
+
+/// A class as a label.
+fn class_name(class: QueueClass) -> &'static str {
+    match class {
+        QueueClass::Local => "local",
+        QueueClass::Remote => "remote",
+        QueueClass::Bad => "bad",
+        QueueClass::Held => "held",
+    }
+}
+
+/// The process itself. The names are those that Prometheus clients use everywhere, without our prefix.
+pub(super) fn process() -> String {
+    let mut text = Exposition::default();
+    text.gauge("build_info", "Version of this mailnode.").labelled("version", env!("CARGO_PKG_VERSION"), 1);
+    let mut text = text.into_text();
+    let resident = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| resident_bytes(&status));
+    let descriptors = std::fs::read_dir("/proc/self/fd").map(Iterator::count).ok();
+    let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).ok();
+    for (name, help, value) in [
+        ("process_resident_memory_bytes", "Resident memory.", resident),
+        ("process_open_fds", "Open file descriptors.", descriptors.and_then(|n| i64::try_from(n).ok())),
+        ("process_threads", "Threads.", threads.and_then(|n| i64::try_from(n).ok())),
+    ] {
+        if let Some(value) = value {
+            text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n"));
+        }
+    }
+    text
+}
+
+/// From the text of proc(5) `/proc/self/status`.
+fn resident_bytes(status: &str) -> Option<i64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()?.checked_mul(1024)
+}

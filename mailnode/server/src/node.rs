@@ -1,0 +1,289 @@
+//! A node from start to end: in which order the rooms are opened, and in which they are closed.
+//!
+//! Start: listeners are bound first, so that a port in use is told before anything is written; then the log is read,
+//! consensus begins, and mail is served once the directory here is current. End: not ready, leads handed over, sessions
+//! finished, consensus and journal closed.
+
+use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use quorumail_consensus::{Consensus, open_log};
+use quorumail_journal::{Journal, Options};
+use quorumail_store::{JournalBodies, Store};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::AdminService,
+    auth::Authenticator,
+    channels::{self, PeerConnector},
+    config::{Config, Port},
+    disk::Disk,
+    groups::Groups,
+    http::{self, Readiness},
+    identity::Role,
+    imap_backend::ImapBackend,
+    janitor,
+    listeners::Listeners,
+    machine::Machine,
+    metrics::{Metrics, sampled::Sources},
+    smtp_backend::SmtpBackend,
+    tls::{self, InternalTls, PublicTls},
+    watch::Watchers,
+};
+
+/// How often it is looked whether the node is ready.
+const READY_INTERVAL: Duration = Duration::from_millis(250);
+/// For leads to move to other nodes.
+const HAND_OVER: Duration = Duration::from_secs(8);
+/// For sessions and deliveries under way.
+pub(crate) const FINISH: Duration = Duration::from_secs(12);
+/// For consensus and journal.
+const CLOSE: Duration = Duration::from_secs(5);
+/// Between tries to read the current directory at start.
+const DIRECTORY_PAUSE: Duration = Duration::from_millis(100);
+
+/// Sockets of all listeners.
+struct Sockets {
+    mail: Vec<(Port, TcpListener)>,
+    http: TcpListener,
+    admin: TcpListener,
+    peer: TcpListener,
+}
+
+/// A node that was started.
+pub struct Node {
+    groups: Arc<Groups>,
+    ready: watch::Sender<Readiness>,
+    /// Ends what serves clients.
+    clients: CancellationToken,
+    client_tasks: JoinSet<()>,
+    /// Ends all else, last.
+    rest: CancellationToken,
+}
+
+impl Sockets {
+    async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let mut mail = Vec::new();
+        for port in [Port::SmtpMx, Port::Submission, Port::SubmissionTls, Port::Imap, Port::ImapTls] {
+            mail.push((port, bind(config.address(port)).await?));
+        }
+        Ok(Self {
+            mail,
+            http: bind(config.address(Port::Http)).await?,
+            admin: bind(config.address(Port::Admin)).await?,
+            peer: bind(config.address(Port::Peer)).await?,
+        })
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("failed to listen on {address}"))
+}
+
+/// Opens what the node has on disk.
+fn open_data(dir: &Path) -> anyhow::Result<(Journal, quorumail_consensus::RecoveredLog, Store)> {
+    let index = dir.join("index");
+    for dir in [dir, &index] {
+        std::fs::create_dir_all(dir).with_context(|| format!("failed to make {}", dir.display()))?;
+    }
+    let (journal, recovered) = open_log(Options::new(dir.join("journal"))).context("failed to open the journal")?;
+    let bodies = Arc::new(JournalBodies::new(journal.clone()));
+    let store = Store::open(&index, bodies).context("failed to open the index")?;
+    Ok((journal, recovered, store))
+}
+
+impl Node {
+    /// Starts everything; mail is served as soon as the directory is current.
+    pub async fn start(config: Arc<Config>) -> anyhow::Result<Self> {
+        tracing::info!(
+            node = config.node(), cluster = config.cluster, version = env!("CARGO_PKG_VERSION"), "mailnode starts"
+        );
+        let internal_tls = InternalTls::load(&config.tls.internal).context("failed to load tls.internal")?;
+        let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
+        let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
+        let (clients, rest) = (CancellationToken::new(), CancellationToken::new());
+        let (ready, is_ready) = watch::channel(Err("the log is being read".to_owned()));
+        let metrics = Arc::new(Metrics::default());
+        spawn("http", http::serve(http, is_ready.clone(), Arc::clone(&metrics), rest.clone()));
+        tokio::spawn(tls::watch(Arc::clone(&public_tls), Arc::clone(&internal_tls), rest.clone()));
+
+        let dir = config.data_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || open_data(&dir)).await.context("opening the data failed")?;
+        let (journal, recovered, store) = opened?;
+        let connector = Arc::new(PeerConnector(Arc::clone(&internal_tls)));
+        let machine = Arc::new(Machine(store.clone()));
+        let consensus = Consensus::start(consensus_config(&config), journal.clone(), recovered, machine, connector)
+            .await
+            .context("failed to start consensus")?;
+        let peers = channels::incoming(peer, Arc::clone(&internal_tls), &[Role::Node], rest.clone());
+        let service = channels::server().add_service(consensus.peer_service());
+        spawn("peer", service.serve_with_incoming_shutdown(peers, rest.clone().cancelled_owned()));
+
+        let watchers = Watchers::start(&store, rest.clone());
+        let groups = Arc::new(Groups::new(consensus, store, config.partitions));
+        let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
+        let disk = Disk::watch(&config.data_dir, rest.clone());
+        let queued = Arc::new(Notify::new());
+        metrics.sample(Sources {
+            groups: Arc::clone(&groups),
+            journal,
+            disk: Arc::clone(&disk),
+            public_tls: Arc::clone(&public_tls),
+            internal_tls: Arc::clone(&internal_tls),
+            ready: is_ready.clone(),
+        });
+        let service = AdminService {
+            groups: Arc::clone(&groups),
+            auth: Arc::clone(&auth),
+            ready: is_ready,
+            peers: config.peers.clone(),
+            node: config.node(),
+            tls: Arc::clone(&internal_tls),
+            queued: Arc::clone(&queued),
+        };
+        let admins = channels::incoming(admin, internal_tls, &[Role::Node, Role::Operator], rest.clone());
+        let service = channels::server().add_service(service.into_server());
+        spawn("admin", service.serve_with_incoming_shutdown(admins, rest.clone().cancelled_owned()));
+
+        let mut client_tasks = JoinSet::new();
+        client_tasks.spawn(janitor::run(Arc::clone(&groups), clients.clone()));
+        let smtp = SmtpBackend {
+            auth: Arc::clone(&auth),
+            groups: Arc::clone(&groups),
+            hostname: config.hostname.clone(),
+            disk,
+            queued,
+        };
+        let listeners = Listeners {
+            config,
+            tls: public_tls.server_config(),
+            smtp: Arc::new(smtp),
+            imap: Arc::new(ImapBackend { auth, groups: Arc::clone(&groups), watchers }),
+            metrics,
+        };
+        client_tasks.spawn(serve_mail(Arc::clone(&groups), listeners, mail, clients.clone()));
+        Ok(Self { groups, ready, clients, client_tasks, rest })
+    }
+
+    /// Runs until `stop` is cancelled, then ends in order; or until something that cannot be mended fails.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let fatal = tokio::select! {
+            () = stop.cancelled() => None,
+            reason = self.groups.consensus.fatal() => Some(reason),
+            () = self.watch_readiness() => unreachable!("readiness is watched until the node ends"),
+        };
+        match fatal {
+            None => {
+                self.end().await;
+                Ok(())
+            }
+            Some(reason) => {
+                drop(self.ready.send_replace(Err(reason.clone())));
+                Err(anyhow::anyhow!(reason))
+            }
+        }
+    }
+
+    /// Never returns.
+    async fn watch_readiness(&self) {
+        loop {
+            let now = self.groups.consensus.ready();
+            self.ready.send_if_modified(|before| {
+                let changed = *before != now;
+                if changed {
+                    match &now {
+                        Ok(()) => tracing::info!("ready"),
+                        Err(reason) => tracing::info!(reason, "not ready"),
+                    }
+                    *before = now;
+                }
+                changed
+            });
+            tokio::time::sleep(READY_INTERVAL).await;
+        }
+    }
+
+    async fn end(mut self) {
+        tracing::info!("stopping");
+        drop(self.ready.send_replace(Err("stopping".to_owned())));
+        let left = self.groups.consensus.hand_over(HAND_OVER).await;
+        if left > 0 {
+            tracing::warn!(left, "some groups have no other node that could lead them");
+        }
+        self.clients.cancel();
+        let finish = async { while self.client_tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(FINISH, finish).await.is_err() {
+            tracing::warn!("sessions or deliveries did not finish in time");
+        }
+        if tokio::time::timeout(CLOSE, self.groups.consensus.shutdown()).await.is_err() {
+            tracing::warn!("consensus did not stop in time; the log has all that was acknowledged");
+        }
+        self.rest.cancel();
+        tracing::info!("stopped");
+    }
+}
+
+/// Serves mail once the directory here is current: before that every recipient would be unknown.
+async fn serve_mail(
+    groups: Arc<Groups>,
+    listeners: Listeners,
+    sockets: Vec<(Port, TcpListener)>,
+    stop: CancellationToken,
+) {
+    while groups.directory_is_current().await.is_err() {
+        if tokio::time::timeout(DIRECTORY_PAUSE, stop.cancelled()).await.is_ok() {
+            return;
+        }
+    }
+    tracing::info!("mail is served");
+    listeners.serve(sockets, stop).await;
+}
+
+fn consensus_config(config: &Config) -> quorumail_consensus::Config {
+    let peers = config.peers.iter().map(|peer| quorumail_consensus::Peer { id: peer.node, address: peer.address.clone() });
+    quorumail_consensus::Config::new(
+        config.node(),
+        config.cluster.clone(),
+        peers.collect(),
+        config.partitions,
+        config.replicas,
+    )
+}
+
+/// Runs a server; that it ends is only logged, for the node's own end is decided elsewhere.
+fn spawn<E: std::fmt::Display>(name: &'static str, server: impl Future<Output = Result<(), E>> + Send + 'static) {
+    tokio::spawn(async move {
+        if let Err(error) = server.await {
+            tracing::error!(name, %error, "a server ended");
+        }
+    });
+}
+
+/// Cancels `stop` at SIGTERM and SIGINT.
+pub fn stop_on_signal(stop: CancellationToken) -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stop.cancel();
+    });
+    Ok(())
+}
+
+/// Cancels `stop` when standard input ends.
+pub fn stop_on_end_of_stdin(stop: CancellationToken) {
+    // A thread of its own: reading standard input cannot be cancelled.
+    std::thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        stop.cancel();
+    });
+}

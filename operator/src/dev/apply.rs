@@ -1,0 +1,260 @@
+//! From the resources to the mailnodes: what the operator does with watches, done with files.
+//!
+//! The decisions are the operator's own ([`accounts::plan`](crate::accounts::plan), [`directory`]). What is different
+//! here: an object that is in no file any more is deleted, for there is no API server to keep it; but nothing
+//! is deleted while a file cannot be read, so that a slip of the pen takes no mailbox away.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use kube::ResourceExt as _;
+use quorumail_crds::{
+    DeletionPolicy, Mailbox,
+    condition::{Observed, kind, reason},
+};
+use quorumail_proto::admin::{DirectoryResult, directory_result::Code};
+
+use super::{
+    resources::Resources,
+    state::{self, StateError},
+};
+use crate::{
+    accounts::plan::{Verdict, plan},
+    admin::{AdminClient, AdminError},
+    directory::{self, BATCH, Credential, FingerprintKey, Listing, Orphans, Step, diff, domain_of},
+};
+
+/// How long the mail of a mailbox is kept whose resource is gone and was never seen: the default of `gracePeriod`.
+const KEEP_SECONDS: u64 = 720 * 3600;
+
+/// Why the mailnodes could not be brought to what the resources ask.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// They did not answer.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The generated passwords cannot be kept.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// No majority took a change; it can be sent again.
+    #[error("{0} changes were not taken: {1}")]
+    Unavailable(usize, String),
+    /// A password could not be hashed.
+    #[error("failed to hash a password: {0}")]
+    Hash(String),
+}
+
+/// What came of it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Changes that were taken.
+    pub changes: usize,
+    /// For people: which object, and what is wrong with it.
+    pub problems: Vec<String>,
+    /// Addresses for which a password was made.
+    pub new_passwords: Vec<(String, String)>,
+}
+
+/// Applies resources to one set of mailnodes.
+pub struct Applier {
+    client: AdminClient,
+    key: FingerprintKey,
+    /// Where the generated passwords are kept.
+    dir: PathBuf,
+    /// For how long the mail of each mailbox is kept once its resource is gone.
+    keep: BTreeMap<String, u64>,
+}
+
+impl Applier {
+    /// `key` must be the same for all runs with the same mailnodes.
+    pub fn new(client: AdminClient, key: FingerprintKey, dir: &Path) -> Self {
+        Self { client, key, dir: dir.to_owned(), keep: BTreeMap::new() }
+    }
+
+    /// Brings the mailnodes to what the resources ask, as far as the resources are right.
+    pub async fn apply(&mut self, resources: &Resources) -> Result<Outcome, ApplyError> {
+        let mut outcome = Outcome { problems: resources.problems.clone(), ..Outcome::default() };
+        let credentials = self.credentials(resources, &mut outcome)?;
+        let listing = self.client.list_directory().await?;
+        let steps = self.steps(resources, &credentials, &listing, &mut outcome.problems);
+        for mailbox in &resources.mailboxes {
+            self.keep.insert(mailbox.spec.address.to_lowercase(), keep_seconds(mailbox));
+        }
+        for batch in steps.chunks(BATCH) {
+            let results = self.send(batch.to_vec()).await?;
+            self.judge(resources, batch, results, &mut outcome)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Whether `client` sees all that the resources ask: nothing would have to be said.
+    pub async fn is_seen_by(&self, client: &AdminClient, resources: &Resources) -> Result<bool, ApplyError> {
+        let credentials = self.credentials(resources, &mut Outcome::default())?;
+        let listing = client.list_directory().await?;
+        let desired = plan(&resources.domains, &resources.mailboxes, &credentials, &listing).desired;
+        let domains = desired.domains.iter().all(|(name, domain)| {
+            listing.domains.get(name).is_some_and(|entry| entry.revision == self.key.domain(domain))
+        });
+        let mailboxes = desired.mailboxes.iter().all(|(address, mailbox)| {
+            listing.mailboxes.get(address).is_some_and(|entry| entry.revision == self.key.mailbox(mailbox))
+        });
+        Ok(domains && mailboxes)
+    }
+
+    fn steps(
+        &self,
+        resources: &Resources,
+        credentials: &BTreeMap<String, Result<Credential, Observed>>,
+        listing: &Listing,
+        problems: &mut Vec<String>,
+    ) -> Vec<Step> {
+        let mut plan = plan(&resources.domains, &resources.mailboxes, credentials, listing);
+        let origins = resources.domains.iter().map(|d| (d.uid(), resources.origin(&**d)));
+        for (uid, origin) in
+            origins.chain(resources.mailboxes.iter().map(|m| (m.uid(), resources.origin(&**m))))
+        {
+            if let Some(Verdict::Blocked(observed)) = uid.and_then(|uid| plan.verdicts.get(&uid)) {
+                problems.push(format!("{origin}: {}", observed.message));
+            }
+        }
+        for (address, seconds) in &self.keep {
+            plan.desired.remove_mailboxes.insert(address.clone(), *seconds);
+        }
+        let mut steps =
+            diff(&plan.desired, listing, &self.key, Orphans::RemoveAll { keep_seconds: KEEP_SECONDS });
+        keep_what_is_written(&mut steps, resources, listing);
+        steps
+    }
+
+    /// Passwords of all mailboxes, by uid.
+    fn credentials(
+        &self,
+        resources: &Resources,
+        outcome: &mut Outcome,
+    ) -> Result<BTreeMap<String, Result<Credential, Observed>>, ApplyError> {
+        let mut generated = state::credentials(&self.dir)?;
+        let mut made = false;
+        let mut all = BTreeMap::new();
+        for mailbox in &resources.mailboxes {
+            let credential = if mailbox.spec.password_secret_ref.is_some() {
+                from_secret(mailbox, resources)
+            } else {
+                let address = mailbox.spec.address.to_lowercase();
+                let password = generated.entry(address.clone()).or_insert_with(|| {
+                    made = true;
+                    let password = state::new_password();
+                    outcome.new_passwords.push((address, password.clone()));
+                    password
+                });
+                Credential::from_secret(password.as_bytes())
+                    .map_err(|error| invalid(format!("its password in {} {error}", state::CREDENTIALS)))
+            };
+            all.insert(mailbox.uid().unwrap_or_default(), credential);
+        }
+        if made {
+            state::save_credentials(&self.dir, &generated)?;
+        }
+        Ok(all)
+    }
+
+    async fn send(&self, batch: Vec<Step>) -> Result<Vec<DirectoryResult>, ApplyError> {
+        let key = self.key.clone();
+        let changes = tokio::task::spawn_blocking(move || {
+            batch.iter().map(|step| step.to_change(&key)).collect::<Result<Vec<_>, _>>()
+        });
+        let changes = changes.await.map_err(|error| ApplyError::Hash(error.to_string()))?;
+        let changes = changes.map_err(|error| ApplyError::Hash(error.to_string()))?;
+        Ok(self.client.apply_directory(changes).await?)
+    }
+
+    fn judge(
+        &mut self,
+        resources: &Resources,
+        batch: &[Step],
+        results: Vec<DirectoryResult>,
+        outcome: &mut Outcome,
+    ) -> Result<(), ApplyError> {
+        let mut unavailable = (0, String::new());
+        for (step, result) in batch.iter().zip(results) {
+            match result.code() {
+                Code::Ok => {
+                    outcome.changes += 1;
+                    if let Step::DeleteMailbox { address, .. } = step {
+                        self.keep.remove(address);
+                    }
+                }
+                Code::Invalid | Code::Conflict => {
+                    outcome.problems.push(format!("{}: {}", origin_of(step, resources), result.message));
+                }
+                Code::Unavailable | Code::Unspecified => {
+                    unavailable = (unavailable.0 + 1, format!("{}: {}", step.subject(), result.message));
+                }
+            }
+        }
+        match unavailable {
+            (0, _) => Ok(()),
+            (count, last) => Err(ApplyError::Unavailable(count, last)),
+        }
+    }
+}
+
+/// Takes removals out of `steps`: all of them when a file could not be read, otherwise those of names that are still
+/// written in some file, where an object is blocked rather than gone.
+fn keep_what_is_written(steps: &mut Vec<Step>, resources: &Resources, listing: &Listing) {
+    let written: BTreeSet<String> =
+        resources.mailboxes.iter().map(|m| m.spec.address.to_lowercase()).collect();
+    let mut domains: BTreeSet<String> =
+        resources.domains.iter().map(|d| d.spec.domain.to_lowercase()).collect();
+    let unreadable = !resources.problems.is_empty();
+    domains
+        .extend(listing.mailboxes.keys().filter(|a| written.contains(*a)).map(|a| domain_of(a).to_owned()));
+    steps.retain(|step| match step {
+        Step::DeleteMailbox { address, .. } => !unreadable && !written.contains(address),
+        Step::DeleteDomain(domain) => !unreadable && !domains.contains(domain),
+        Step::PutDomain(_) | Step::PutMailbox(_) => true,
+    });
+}
+
+fn origin_of(step: &Step, resources: &Resources) -> String {
+    let subject = step.subject();
+    let mailbox = resources.mailboxes.iter().find(|m| m.spec.address.eq_ignore_ascii_case(subject));
+    let domain = resources.domains.iter().find(|d| d.spec.domain.eq_ignore_ascii_case(subject));
+    match (mailbox, domain) {
+        (Some(mailbox), _) => resources.origin(&**mailbox),
+        (None, Some(domain)) => resources.origin(&**domain),
+        (None, None) => subject.to_owned(),
+    }
+}
+
+fn keep_seconds(mailbox: &Mailbox) -> u64 {
+    match mailbox.spec.deletion_policy {
+        DeletionPolicy::Delete => 0,
+        DeletionPolicy::Retain => mailbox.spec.grace_period.duration().as_secs(),
+    }
+}
+
+fn invalid(message: String) -> Observed {
+    Observed::no(kind::READY, reason::SECRET_INVALID, message)
+}
+
+/// The password that a mailbox's Secret holds.
+fn from_secret(mailbox: &Mailbox, resources: &Resources) -> Result<Credential, Observed> {
+    let Some(reference) = &mailbox.spec.password_secret_ref else { return Ok(directory::Credential::None) };
+    let missing = |message| Observed::no(kind::READY, reason::SECRET_NOT_FOUND, message);
+    let (name, key) = (&reference.name, &reference.key);
+    let place = (mailbox.namespace().unwrap_or_default(), name.clone());
+    let secret = resources.secrets.get(&place).ok_or_else(|| {
+        missing(format!("Secret {name} does not exist; add it to the files, or remove passwordSecretRef"))
+    })?;
+    let value = secret.data.as_ref().and_then(|data| data.get(key)).ok_or_else(|| {
+        missing(format!("Secret {name} has no key `{key}`; add it, or remove passwordSecretRef"))
+    })?;
+    Credential::from_secret(&value.0)
+        .map_err(|error| invalid(format!("key `{key}` of Secret {name} {error}")))
+}
+
+#[cfg(test)]
+#[path = "apply_tests.rs"]
+mod tests;
