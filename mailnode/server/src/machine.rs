@@ -32,7 +32,7 @@ impl StateMachine for Machine {
     }
 
     fn query(&self, group: GroupId, query: Bytes) -> Bytes {
-        self.0.query_bytes(group.0, &query)
+        self.0.query_bytes(group.0, query)
     }
 
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
