@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use quorumail_message::Address;
 
 use super::*;
-use crate::{Budget, Limits};
+use crate::{AuthFailure, Budget, Limits};
 
 fn config(service: Service) -> Config {
     Config {
