@@ -19,6 +19,10 @@ pub const MAX_LITERAL_BEFORE_LOGIN: u64 = 4096;
 /// A refused non-synchronizing literal is read and thrown away up to this multiple of the largest message; a longer
 /// one ends the connection.
 const DISCARD_FACTOR: u64 = 4;
+/// Octets to read at once while a line is awaited.
+const READ_LINE: usize = 2 * 1024;
+/// Octets to read at once within a literal: what a client can make the server hold beside the command at hand.
+const READ_LITERAL: usize = 64 * 1024;
 /// Longest announcement of a literal with its CRLF that is still recognised in a line that is thrown away.
 const MAX_ANNOUNCEMENT: usize = 32;
 /// Capacity above which the buffer is given back once it is empty.
@@ -90,6 +94,16 @@ impl Framer {
     /// Raises the bounds after log-in.
     pub fn authenticated(&mut self) {
         self.authenticated = true;
+    }
+
+    /// How much to read at once: little while a line is awaited, so that an idle connection holds little, and more
+    /// within a literal.
+    pub fn read_at_once(&self) -> usize {
+        match self.state {
+            State::Literal { until } => (until - self.buffer.len()).clamp(READ_LINE, READ_LITERAL),
+            State::Line { .. } => READ_LINE,
+            State::Discard { .. } => READ_LITERAL,
+        }
     }
 
     /// Where to read into. Read a bounded piece and only when [`Framer::next_input`] has nothing: then the buffer

@@ -96,3 +96,9 @@ proptest! {
         let _ = fields(&message).map(|(_, whole)| value(whole)).count();
     }
 }
+
+#[test]
+fn an_empty_part_between_two_delimiters_lies_within_its_parent() {
+    let message = b"Content-Type: multipart/mixed; boundary=o\n\n--o\nContent-Type: multipart/mixed; boundary=i\n\n--i\n--o--\n";
+    check(&walk(message), &(0..message.len()));
+}
