@@ -100,7 +100,9 @@ impl Framer {
     /// within a literal.
     pub fn read_at_once(&self) -> usize {
         match self.state {
-            State::Literal { until } => (until - self.buffer.len()).clamp(READ_LINE, READ_LITERAL),
+            State::Literal { until } => {
+                until.saturating_sub(self.buffer.len()).clamp(READ_LINE, READ_LITERAL)
+            }
             State::Line { .. } => READ_LINE,
             State::Discard { .. } => READ_LITERAL,
         }
@@ -196,7 +198,7 @@ impl Framer {
             self.reset();
             return Some(Input::Command(frame));
         };
-        let for_message = self.authenticated && is_append(&self.buffer);
+        let for_message = self.authenticated && is_append(&self.buffer[..end]);
         let room = if for_message && found.octets > MAX_LITERAL { self.message == 0 } else { true };
         let max = match (for_message, self.authenticated) {
             (true, _) => self.max_message,
@@ -306,7 +308,7 @@ pub(crate) fn literal(line: &[u8]) -> Option<Literal> {
 
 /// Whether a frame starts with a tag and APPEND.
 fn is_append(frame: &[u8]) -> bool {
-    let Some(space) = frame.iter().take(MAX_COMMAND_BEFORE_LOGIN).position(|&b| b == b' ') else {
+    let Some(space) = frame.iter().position(|b| !b.is_ascii_graphic()).filter(|&at| frame[at] == b' ') else {
         return false;
     };
     frame[space + 1..].get(..7).is_some_and(|word| word.eq_ignore_ascii_case(b"APPEND "))
@@ -401,6 +403,12 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(matches!(found[0], Input::Refused(_)));
         assert_eq!(found[1], Input::Command(Bytes::from_static(b"b NOOP")));
+    }
+
+    #[test]
+    fn what_comes_after_a_command_does_not_change_its_bounds() {
+        let found = commands(b"{9000+}\r\nzzz APPEND INBOX ");
+        assert!(matches!(found[..], [Input::Refused(_)]), "{found:?}");
     }
 
     #[test]

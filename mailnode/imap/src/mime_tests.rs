@@ -93,7 +93,7 @@ proptest! {
     fn arbitrary_bytes_never_panic(message: Vec<u8>) {
         check(&walk(&message), &(0..message.len()));
         let _ = (parse_content_type(&message), parse_disposition(&message), header_end(&message));
-        let _ = fields(&message).map(|(_, whole)| value(whole)).count();
+        fields(&message).for_each(|(_, whole)| drop(value(whole)));
     }
 }
 
