@@ -37,7 +37,9 @@ fn an_outer_delimiter_ends_an_open_inner_multipart() {
 fn nesting_and_number_of_parts_are_bounded() {
     let mut deep = Vec::new();
     for level in 0..200 {
-        deep.extend_from_slice(format!("Content-Type: multipart/mixed; boundary=b{level}x\r\n\r\n--b{level}x\r\n").as_bytes());
+        deep.extend_from_slice(
+            format!("Content-Type: multipart/mixed; boundary=b{level}x\r\n\r\n--b{level}x\r\n").as_bytes(),
+        );
     }
     let mut depth = 0;
     let mut part = walk(&deep);
@@ -54,7 +56,9 @@ fn nesting_and_number_of_parts_are_bounded() {
 
 #[test]
 fn parameters_are_read_as_written_by_real_senders() {
-    let found = parse_content_type(b"text/plain (comment; x=y) ; charset = \"u\\tf-8\";;name=a/b=c; junk ; x=\"\"").unwrap();
+    let found =
+        parse_content_type(b"text/plain (comment; x=y) ; charset = \"u\\tf-8\";;name=a/b=c; junk ; x=\"\"")
+            .unwrap();
     assert!(found.is("TEXT", "Plain"));
     assert_eq!(found.parameter("CHARSET"), Some(b"utf-8".as_slice()));
     assert_eq!(found.parameter("name"), Some(b"a/b=c".as_slice()));
@@ -89,6 +93,12 @@ proptest! {
     fn arbitrary_bytes_never_panic(message: Vec<u8>) {
         check(&walk(&message), &(0..message.len()));
         let _ = (parse_content_type(&message), parse_disposition(&message), header_end(&message));
-        let _ = fields(&message).map(|(_, whole)| value(whole)).count();
+        fields(&message).for_each(|(_, whole)| drop(value(whole)));
     }
+}
+
+#[test]
+fn an_empty_part_between_two_delimiters_lies_within_its_parent() {
+    let message = b"Content-Type: multipart/mixed; boundary=o\n\n--o\nContent-Type: multipart/mixed; boundary=i\n\n--i\n--o--\n";
+    check(&walk(message), &(0..message.len()));
 }

@@ -15,6 +15,8 @@ use quorumail_store::{
 
 /// The group that holds the directory.
 pub const DIRECTORY: GroupId = GroupId(0);
+/// Where mail that arrives is put; the one folder that is always there (RFC 9051 5.1).
+pub const INBOX: &str = "INBOX";
 /// For a read of the current directory before something is refused because of it.
 const DIRECTORY_WITHIN: Duration = Duration::from_secs(3);
 

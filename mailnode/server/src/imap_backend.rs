@@ -18,7 +18,7 @@ use quorumail_store::{
 
 use crate::{
     auth::{self, Authenticator, Purpose},
-    groups::{self, CommandFailure, Groups},
+    groups::{self, CommandFailure, Groups, INBOX},
     watch::Watchers,
 };
 
@@ -32,8 +32,6 @@ const BODIES_AT_ONCE: u32 = 8 * 1024 * 1024;
 const POLL: Duration = Duration::from_millis(500);
 /// How often a waiter looks at the folder although nothing was announced.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// RFC 9051 5.1: the one folder that is always there.
-const INBOX: &str = "INBOX";
 
 /// Opens mailboxes.
 pub struct ImapBackend {

@@ -8,11 +8,12 @@ use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use quorumail_consensus::{Consensus, open_log};
+use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_store::{JournalBodies, Store};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, watch},
+    sync::watch,
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
@@ -22,6 +23,7 @@ use crate::{
     auth::Authenticator,
     channels::{self, PeerConnector},
     config::{Config, Port},
+    delivery_queue::DeliveryQueue,
     disk::Disk,
     groups::Groups,
     http::{self, Readiness},
@@ -33,6 +35,7 @@ use crate::{
     metrics::{Metrics, sampled::Sources},
     smtp_backend::SmtpBackend,
     tls::{self, InternalTls, PublicTls},
+    transport::{SmtpTransport, delivery_config},
     watch::Watchers,
 };
 
@@ -105,6 +108,8 @@ impl Node {
         );
         let internal_tls = InternalTls::load(&config.tls.internal).context("failed to load tls.internal")?;
         let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
+        let dns = quorumail_delivery::Dns::new(&config.smtp.dns_servers).context("failed to set up DNS")?;
+        let resolver = Arc::new(dns);
         let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
         let (clients, rest) = (CancellationToken::new(), CancellationToken::new());
         let (ready, is_ready) = watch::channel(Err("the log is being read".to_owned()));
@@ -128,7 +133,6 @@ impl Node {
         let groups = Arc::new(Groups::new(consensus, store, config.partitions));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let disk = Disk::watch(&config.data_dir, rest.clone());
-        let queued = Arc::new(Notify::new());
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
@@ -144,7 +148,7 @@ impl Node {
             peers: config.peers.clone(),
             node: config.node(),
             tls: Arc::clone(&internal_tls),
-            queued: Arc::clone(&queued),
+            hostname: config.hostname.clone(),
         };
         let admins = channels::incoming(admin, internal_tls, &[Role::Node, Role::Operator], rest.clone());
         let service = channels::server().add_service(service.into_server());
@@ -152,12 +156,17 @@ impl Node {
 
         let mut client_tasks = JoinSet::new();
         client_tasks.spawn(janitor::run(Arc::clone(&groups), clients.clone()));
+        let queue = Arc::new(DeliveryQueue::new(Arc::clone(&groups), Arc::clone(&watchers)));
+        let transport = Arc::new(SmtpTransport::new(config.hostname.to_string()));
+        let observer = Arc::clone(&metrics);
+        let worker = Worker::new(delivery_config(&config)?, queue, resolver, transport, observer);
+        let stop = clients.clone();
+        client_tasks.spawn(async move { worker.run(stop).await });
         let smtp = SmtpBackend {
             auth: Arc::clone(&auth),
             groups: Arc::clone(&groups),
             hostname: config.hostname.clone(),
             disk,
-            queued,
         };
         let listeners = Listeners {
             config,

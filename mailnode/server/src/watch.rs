@@ -7,14 +7,14 @@ use std::{collections::HashMap, sync::Arc};
 
 use parking_lot::Mutex;
 use quorumail_store::{Change, MailboxId, Store};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Who waits for what.
 #[derive(Default)]
 pub struct Watchers {
     mailboxes: Mutex<HashMap<(u32, MailboxId), watch::Sender<()>>>,
-    queue: tokio::sync::Notify,
+    queue: Arc<Notify>,
 }
 
 /// Tells of changes of one mailbox that are committed after it was made.
@@ -55,9 +55,9 @@ impl Watchers {
         Watcher { watchers: Arc::clone(self), key, receiver }
     }
 
-    /// Returns after the next change of any queue that this node holds.
-    pub async fn queue_changed(&self) {
-        self.queue.notified().await;
+    /// Notified after each change of a queue that this node holds.
+    pub fn queue(&self) -> Arc<Notify> {
+        Arc::clone(&self.queue)
     }
 
     fn tell(&self, change: Change) {

@@ -62,7 +62,9 @@ impl Reading {
         let mut bodies = self.bodies(&uids, self.prefix()).await?;
         if self.need == Need::Header {
             for (wanted, body) in wanted.iter().zip(&mut bodies) {
-                let cut = |octets: &Bytes| octets.len() < wanted.size as usize && mime::header_end(octets).is_none();
+                let cut = |octets: &Bytes| {
+                    octets.len() < wanted.size as usize && mime::header_end(octets).is_none()
+                };
                 if body.as_ref().is_some_and(cut) {
                     *body = self.bodies(&[wanted.uid], 0).await?.pop().flatten();
                 }
@@ -81,11 +83,15 @@ impl Reading {
     }
 
     fn take(&mut self) -> Vec<Wanted> {
-        let prefix = self.prefix();
+        let most = match self.need {
+            Need::Nothing => 0,
+            Need::Whole => u32::MAX,
+            Need::Header | Need::Prefix(_) => self.prefix(),
+        };
         let mut octets = 0;
         let mut out = Vec::new();
         while let Some(&next) = self.waiting.front() {
-            octets += u64::from(if prefix == 0 { next.size } else { next.size.min(prefix) });
+            octets += u64::from(next.size.min(most));
             if !out.is_empty() && (octets > BATCH_OCTETS || out.len() >= BATCH_MESSAGES) {
                 break;
             }
@@ -99,7 +105,8 @@ impl Reading {
     async fn bodies(&self, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure> {
         let mut out: Vec<Option<Bytes>> = Vec::with_capacity(uids.len());
         while out.len() < uids.len() {
-            let more = ask(&self.shared, self.mailbox.bodies(self.folder, &uids[out.len()..], prefix)).await?;
+            let more =
+                ask(&self.shared, self.mailbox.bodies(self.folder, &uids[out.len()..], prefix)).await?;
             if more.is_empty() || more.len() > uids.len() - out.len() {
                 // Against its contract; asking again would not end.
                 return Err(Failure::Unavailable);

@@ -9,13 +9,14 @@ mod status;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
+use quorumail_message::Domain;
 use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
     DirectoryEntry, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest,
     HandOverResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
     admin_server::{Admin, AdminServer},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -49,8 +50,8 @@ pub struct AdminService {
     pub node: u64,
     /// For channels to peers.
     pub tls: Arc<InternalTls>,
-    /// Told when something in a queue became due.
-    pub queued: Arc<Notify>,
+    /// This host's name in reports.
+    pub hostname: Domain,
 }
 
 impl AdminService {
@@ -117,8 +118,7 @@ impl Admin for AdminService {
         &self,
         request: Request<ActOnQueueRequest>,
     ) -> Result<Response<ActOnQueueResponse>, Status> {
-        let changed = queue::act(&self.groups, request.into_inner()).await?;
-        self.queued.notify_waiters();
+        let changed = queue::act(&self.groups, &self.hostname, request.into_inner()).await?;
         Ok(Response::new(ActOnQueueResponse { changed }))
     }
 

@@ -1,8 +1,9 @@
 //! The queue, as people see it and act on it.
 
 use bytes::Bytes;
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use quorumail_consensus::GroupId;
+use quorumail_message::{Address, Domain, EnhancedStatus, FailedRecipient, Report};
 use quorumail_proto::admin::{self, ActOnQueueRequest, ListQueueRequest, act_on_queue_request::Action};
 use quorumail_store::{Op, Query, QueueClass, QueueEntry, QueueId, QueueRecipient, Reply, Resolution};
 use tonic::Status;
@@ -32,7 +33,7 @@ pub(super) async fn list(groups: &Groups, request: ListQueueRequest) -> Result<V
 }
 
 /// Acts on entries; how many were changed.
-pub(super) async fn act(groups: &Groups, request: ActOnQueueRequest) -> Result<u32, Status> {
+pub(super) async fn act(groups: &Groups, hostname: &Domain, request: ActOnQueueRequest) -> Result<u32, Status> {
     let action = match request.action() {
         Action::Unspecified => return Err(Status::invalid_argument("no action was named")),
         action => action,
@@ -45,7 +46,7 @@ pub(super) async fn act(groups: &Groups, request: ActOnQueueRequest) -> Result<u
         let ids = request.ids.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>, _>>()?;
         found(groups, &ids).await?
     };
-    let acts = entries.into_iter().map(|(group, entry)| act_on(groups, group, entry, action, class));
+    let acts = entries.into_iter().map(|(group, entry)| act_on(groups, hostname, group, entry, action, class).boxed());
     let mut acts = futures::stream::iter(acts).buffer_unordered(AT_ONCE);
     let mut changed = 0;
     while let Some(acted) = acts.next().await {
@@ -96,17 +97,22 @@ async fn found(groups: &Groups, ids: &[QueueId]) -> Result<Vec<(GroupId, QueueEn
 /// Changes one entry; with a class only its recipients of that class. Whether anything was to be changed.
 async fn act_on(
     groups: &Groups,
+    hostname: &Domain,
     group: GroupId,
     entry: QueueEntry,
     action: Action,
     class: Option<QueueClass>,
 ) -> Result<bool, Status> {
     let id = entry.id;
-    let chosen = entry.recipients.into_iter().filter(|recipient| class.is_none_or(|class| recipient.class == class));
+    let chosen: Vec<QueueRecipient> =
+        entry.recipients.iter().filter(|recipient| class.is_none_or(|c| recipient.class == c)).cloned().collect();
+    if action == Action::Bounce && !chosen.is_empty() {
+        report(groups, hostname, group, &entry, &chosen).await?;
+    }
     let (mut done, mut changed) = (Vec::new(), Vec::new());
     for recipient in chosen {
         match action {
-            Action::Delete => done.push(recipient.address),
+            Action::Delete | Action::Bounce => done.push(recipient.address),
             _ => changed.extend(changed_recipient(groups, recipient, action)),
         }
     }
@@ -116,6 +122,63 @@ async fn act_on(
     let op = Op::UpdateQueue { id, done, changed };
     groups.propose(group, groups::random_command(), op, Bytes::new(), WITHIN).await.map_err(failed)?;
     Ok(true)
+}
+
+/// Queues the report that these recipients are given up. A null reverse-path gets none (RFC 5321 6.1).
+async fn report(
+    groups: &Groups,
+    hostname: &Domain,
+    group: GroupId,
+    entry: &QueueEntry,
+    given_up: &[QueueRecipient],
+) -> Result<(), Status> {
+    let Some(to) = &entry.reverse_path else { return Ok(()) };
+    let query = Query::QueueEntry(entry.id);
+    let Reply::QueueEntry(Some((_, original))) = groups.query(group, &query, WITHIN).await.map_err(unreadable)? else {
+        return Ok(());
+    };
+    let recipients = given_up.iter().map(|recipient| FailedRecipient {
+        address: recipient.address.clone(),
+        status: EnhancedStatus::FAILED,
+        remote_mta: None,
+        diagnostic: match recipient.last_error.as_str() {
+            "" => "delivery was given up by an administrator".to_owned(),
+            last => format!("delivery was given up by an administrator; the last attempt: {last}"),
+        },
+        is_reply: false,
+    });
+    let recipients: Vec<_> = recipients.collect();
+    let (id, now) = (groups::random_queue_id(), groups::now());
+    let report = Report {
+        reporting_mta: hostname,
+        id: &id.to_string(),
+        to,
+        arrived_millis: entry.arrived.0,
+        now_millis: now.0,
+        recipients: &recipients,
+        original: &original,
+    };
+    let body = report.to_message();
+    let class = class_of(groups, to);
+    let recipient =
+        QueueRecipient { address: to.clone(), class, attempts: 0, next_attempt: now, last_error: String::new() };
+    let report = QueueEntry {
+        id,
+        reverse_path: None,
+        recipients: vec![recipient],
+        arrived: now,
+        size: u32::try_from(body.len()).unwrap_or(u32::MAX),
+        eight_bit: !body.is_ascii(),
+    };
+    groups.propose(group, groups::random_command(), Op::Enqueue(report), body, WITHIN).await.map_err(failed)?;
+    Ok(())
+}
+
+fn class_of(groups: &Groups, address: &Address) -> QueueClass {
+    match groups.directory().resolve(address) {
+        Resolution::NotLocal => QueueClass::Remote,
+        Resolution::Mailbox(_) | Resolution::NoSuchUser => QueueClass::Local,
+    }
 }
 
 /// The recipient after the action; none when the action does not apply to it.
@@ -128,10 +191,7 @@ fn changed_recipient(groups: &Groups, mut recipient: QueueRecipient, action: Act
             return Some(recipient);
         }
         Action::Release if waits_for_a_person => {
-            recipient.class = match groups.directory().resolve(&recipient.address) {
-                Resolution::NotLocal => QueueClass::Remote,
-                Resolution::Mailbox(_) | Resolution::NoSuchUser => QueueClass::Local,
-            };
+            recipient.class = class_of(groups, &recipient.address);
         }
         _ => return None,
     }

@@ -3,6 +3,7 @@
 //!
 //! No label has values without bound: no addresses, no message ids.
 
+mod delivery;
 mod imap;
 pub mod sampled;
 mod smtp;
@@ -12,6 +13,7 @@ use std::sync::OnceLock;
 
 use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use quorumail_store::QueueClass;
 use sampled::Sources;
 
 /// All numbers of the node.
@@ -19,6 +21,7 @@ pub struct Metrics {
     registry: Registry,
     smtp: smtp::Smtp,
     imap: imap::Imap,
+    delivery: delivery::Delivery,
     sources: OnceLock<Sources>,
 }
 
@@ -57,7 +60,8 @@ impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
         let (smtp, imap) = (smtp::Smtp::new(&registry), imap::Imap::new(&registry));
-        Self { registry, smtp, imap, sources: OnceLock::new() }
+        let delivery = delivery::Delivery::new(&registry);
+        Self { registry, smtp, imap, delivery, sources: OnceLock::new() }
     }
 }
 
@@ -92,4 +96,14 @@ fn label(name: &impl std::fmt::Debug) -> String {
         label.push(c.to_ascii_lowercase());
     }
     label
+}
+
+/// A class of the queue as a label.
+fn class_name(class: QueueClass) -> &'static str {
+    match class {
+        QueueClass::Local => "local",
+        QueueClass::Remote => "remote",
+        QueueClass::Bad => "bad",
+        QueueClass::Held => "held",
+    }
 }

@@ -4,9 +4,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use quorumail_consensus::LATENCY_BUCKETS_US;
 use quorumail_journal::Journal;
-use quorumail_store::{Query, QueueClass, Reply};
+use quorumail_store::{Query, Reply};
 use tokio::sync::watch;
 
+use super::class_name;
 use crate::{
     disk::Disk,
     exposition::Exposition,
@@ -163,16 +164,6 @@ impl Sources {
             let age = oldest.map_or(0.0, |at| now.saturating_sub(at).max(0) as f64 / 1e3);
             family.labelled("class", class, age);
         }
-    }
-}
-
-/// A class as a label.
-fn class_name(class: QueueClass) -> &'static str {
-    match class {
-        QueueClass::Local => "local",
-        QueueClass::Remote => "remote",
-        QueueClass::Bad => "bad",
-        QueueClass::Held => "held",
     }
 }
 

@@ -1,0 +1,153 @@
+//! The queue and the mailboxes as delivery sees them.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use quorumail_consensus::GroupId;
+use quorumail_delivery::{LocalFailure, Queue, Unavailable};
+use quorumail_message::{Address, return_path};
+use quorumail_store::{
+    CommandId, Op, PartitionId, Query, QueueEntry, QueueId, QueueRecipient, Refusal, Reply, Resolution, Timestamp,
+};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    groups::{CommandFailure, DIRECTORY, Groups, INBOX},
+    watch::Watchers,
+};
+
+/// For a command or a read. Delivery tries again by itself.
+const WITHIN: Duration = Duration::from_secs(15);
+
+/// All partitions of the cluster; work is done in those that this node leads.
+pub struct DeliveryQueue {
+    groups: Arc<Groups>,
+    watchers: Arc<Watchers>,
+    led: watch::Receiver<Vec<PartitionId>>,
+}
+
+impl DeliveryQueue {
+    /// Follows which partitions this node leads, on a task that ends with the last user.
+    pub fn new(groups: Arc<Groups>, watchers: Arc<Watchers>) -> Self {
+        let mut leads = groups.consensus.watch_leads();
+        let partitions = |leads: &[GroupId]| -> Vec<PartitionId> {
+            leads.iter().filter(|group| **group != DIRECTORY).map(|group| PartitionId(group.0)).collect()
+        };
+        let (send, led) = watch::channel(partitions(&leads.borrow_and_update()));
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = send.closed() => return,
+                    changed = leads.changed() => if changed.is_err() { return },
+                }
+                send.send_replace(partitions(&leads.borrow_and_update()));
+            }
+        });
+        Self { groups, watchers, led }
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Unavailable {
+    Unavailable(error.to_string())
+}
+
+fn wrong_kind() -> Unavailable {
+    Unavailable("a partition gave an answer of the wrong kind".to_owned())
+}
+
+#[async_trait]
+impl Queue for DeliveryQueue {
+    async fn due(&self, partition: PartitionId, now: Timestamp, limit: u32) -> Result<Vec<QueueEntry>, Unavailable> {
+        let query = Query::QueueDue { now, limit };
+        match self.groups.query(Groups::group(partition), &query, WITHIN).await.map_err(unavailable)? {
+            Reply::Queue(entries) => Ok(entries),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    async fn entry(
+        &self,
+        partition: PartitionId,
+        id: QueueId,
+    ) -> Result<Option<(QueueEntry, Bytes)>, Unavailable> {
+        let query = Query::QueueEntry(id);
+        match self.groups.query(Groups::group(partition), &query, WITHIN).await.map_err(unavailable)? {
+            Reply::QueueEntry(entry) => Ok(entry),
+            _ => Err(wrong_kind()),
+        }
+    }
+
+    async fn update(
+        &self,
+        partition: PartitionId,
+        command: CommandId,
+        id: QueueId,
+        done: Vec<Address>,
+        changed: Vec<QueueRecipient>,
+    ) -> Result<(), Unavailable> {
+        let op = Op::UpdateQueue { id, done, changed };
+        match self.groups.propose(Groups::group(partition), command, op, Bytes::new(), WITHIN).await {
+            Ok(_) | Err(CommandFailure::Refused(Refusal::NotFound(_))) => Ok(()),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    async fn deliver_local(
+        &self,
+        address: &Address,
+        reverse_path: Option<&Address>,
+        body: Bytes,
+        command: CommandId,
+    ) -> Result<(), LocalFailure> {
+        let mut found = self.groups.directory().resolve(address);
+        if !matches!(&found, Resolution::Mailbox(mailbox) if mailbox.permissions.receive) {
+            // A failure is for good, and the replica here may lag behind.
+            let current = self.groups.directory_is_current().await;
+            current.map_err(|error| LocalFailure::Unavailable(error.to_string()))?;
+            found = self.groups.directory().resolve(address);
+        }
+        let Resolution::Mailbox(mailbox) = found else { return Err(LocalFailure::NoSuchUser) };
+        if !mailbox.permissions.receive {
+            return Err(LocalFailure::NoSuchUser);
+        }
+        let body: Bytes = [return_path(reverse_path).as_bytes(), &body].concat().into();
+        let op = Op::Append {
+            mailbox: mailbox.id,
+            folder: INBOX.to_owned(),
+            flags: Default::default(),
+            internal_date: crate::groups::now(),
+            quota: mailbox.quota,
+        };
+        match self.groups.propose(Groups::group(mailbox.partition), command, op, body, WITHIN).await {
+            Ok(_) => Ok(()),
+            Err(CommandFailure::Refused(Refusal::OverQuota)) => Err(LocalFailure::OverQuota),
+            Err(error) => Err(LocalFailure::Unavailable(error.to_string())),
+        }
+    }
+
+    async fn report(
+        &self,
+        partition: PartitionId,
+        entry: QueueEntry,
+        body: Bytes,
+        command: CommandId,
+    ) -> Result<(), Unavailable> {
+        match self.groups.propose(Groups::group(partition), command, Op::Enqueue(entry), body, WITHIN).await {
+            Ok(_) | Err(CommandFailure::Refused(Refusal::AlreadyExists(_))) => Ok(()),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    fn led(&self) -> watch::Receiver<Vec<PartitionId>> {
+        self.led.clone()
+    }
+
+    fn changed(&self) -> Arc<Notify> {
+        self.watchers.queue()
+    }
+
+    fn is_local(&self, address: &Address) -> bool {
+        self.groups.directory().resolve(address) != Resolution::NotLocal
+    }
+}
