@@ -26,20 +26,20 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub const P1: PartitionId = PartitionId(1);
+pub(crate) const P1: PartitionId = PartitionId(1);
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
-pub fn address(text: &str) -> Address {
+pub(crate) fn address(text: &str) -> Address {
     text.parse().unwrap()
 }
 
 /// What a mailbox does with the next deliveries.
 #[derive(Debug, Clone, Copy)]
-pub enum Mailbox {
+pub(crate) enum Mailbox {
     Takes,
     IsFull,
     /// Takes it, but the answer is lost.
@@ -48,22 +48,22 @@ pub enum Mailbox {
 
 /// The replicated part: shared by all nodes.
 #[derive(Default)]
-pub struct World {
-    pub entries: Mutex<HashMap<(PartitionId, QueueId), (QueueEntry, Bytes)>>,
+pub(crate) struct World {
+    pub(crate) entries: Mutex<HashMap<(PartitionId, QueueId), (QueueEntry, Bytes)>>,
     /// Deliveries into mailboxes, by command.
-    pub mailboxes: Mutex<Vec<(CommandId, Address, Bytes)>>,
-    pub local: Mutex<BTreeMap<String, VecDeque<Mailbox>>>,
+    pub(crate) mailboxes: Mutex<Vec<(CommandId, Address, Bytes)>>,
+    pub(crate) local: Mutex<BTreeMap<String, VecDeque<Mailbox>>>,
     outcomes: Mutex<HashMap<CommandId, Result<(), LocalFailure>>>,
-    pub commands: Mutex<Vec<CommandId>>,
-    pub reports: Mutex<Vec<(QueueEntry, String)>>,
-    pub unavailable: AtomicBool,
-    pub changed: Arc<Notify>,
+    pub(crate) commands: Mutex<Vec<CommandId>>,
+    pub(crate) reports: Mutex<Vec<(QueueEntry, String)>>,
+    pub(crate) unavailable: AtomicBool,
+    pub(crate) changed: Arc<Notify>,
     next_id: AtomicUsize,
 }
 
 impl World {
     /// Queues a message; recipients of here.org are local.
-    pub fn enqueue(&self, reverse_path: Option<&str>, recipients: &[&str], arrived: i64) -> QueueId {
+    pub(crate) fn enqueue(&self, reverse_path: Option<&str>, recipients: &[&str], arrived: i64) -> QueueId {
         let id = QueueId(self.next_id.fetch_add(1, Ordering::SeqCst) as u128 + 1);
         let recipients = recipients.iter().map(|text| QueueRecipient {
             address: address(text),
@@ -86,15 +86,15 @@ impl World {
         id
     }
 
-    pub fn entry(&self, id: QueueId) -> Option<QueueEntry> {
+    pub(crate) fn entry(&self, id: QueueId) -> Option<QueueEntry> {
         self.entries.lock().get(&(P1, id)).map(|(entry, _)| entry.clone())
     }
 
-    pub fn edit(&self, id: QueueId, change: impl FnOnce(&mut QueueEntry)) {
+    pub(crate) fn edit(&self, id: QueueId, change: impl FnOnce(&mut QueueEntry)) {
         change(&mut self.entries.lock().get_mut(&(P1, id)).unwrap().0);
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.entries.lock().is_empty()
     }
 
@@ -104,9 +104,9 @@ impl World {
 }
 
 /// One node's view of the world.
-pub struct Node {
-    pub world: Arc<World>,
-    pub led: watch::Sender<Vec<PartitionId>>,
+pub(crate) struct Node {
+    pub(crate) world: Arc<World>,
+    pub(crate) led: watch::Sender<Vec<PartitionId>>,
 }
 
 #[async_trait]
@@ -201,11 +201,11 @@ impl Queue for Node {
     ) -> Result<(), Unavailable> {
         self.world.check()?;
         let mut entries = self.world.entries.lock();
-        if !entries.contains_key(&(partition, entry.id)) {
+        entries.entry((partition, entry.id)).or_insert_with(|| {
             let text = String::from_utf8_lossy(&body).into_owned();
             self.world.reports.lock().push((entry.clone(), text));
-            entries.insert((partition, entry.id), (entry, body));
-        }
+            (entry, body)
+        });
         Ok(())
     }
 
@@ -224,7 +224,7 @@ impl Queue for Node {
 
 /// What another system does with the next transactions.
 #[derive(Debug, Clone)]
-pub enum Remote {
+pub(crate) enum Remote {
     Takes,
     Says(u16, &'static str),
     /// The first recipient gets this answer, the others are taken.
@@ -232,23 +232,25 @@ pub enum Remote {
     Unreachable,
 }
 
+type MxAnswer = Result<Vec<(u16, String)>, LookupFailure>;
+
 /// Other systems: DNS says that `mx.DOMAIN` is the host of a domain unless `mx` says otherwise.
-pub struct Systems {
-    pub mx: Mutex<HashMap<String, Result<Vec<(u16, String)>, LookupFailure>>>,
-    pub hosts: Mutex<HashMap<String, VecDeque<Remote>>>,
+pub(crate) struct Systems {
+    pub(crate) mx: Mutex<HashMap<String, MxAnswer>>,
+    pub(crate) hosts: Mutex<HashMap<String, VecDeque<Remote>>>,
     /// Every transaction: host and recipients.
-    pub sent: Mutex<Vec<(String, Vec<Address>)>>,
-    pub taken: Mutex<Vec<Address>>,
+    pub(crate) sent: Mutex<Vec<(String, Vec<Address>)>>,
+    pub(crate) taken: Mutex<Vec<Address>>,
     /// Hosts at which a transaction ends only with a permit.
-    pub gated: Mutex<HashSet<String>>,
-    pub gate: Semaphore,
-    pub at_once: AtomicUsize,
-    pub most_at_once: AtomicUsize,
-    pub started: AtomicUsize,
+    pub(crate) gated: Mutex<HashSet<String>>,
+    pub(crate) gate: Semaphore,
+    pub(crate) at_once: AtomicUsize,
+    pub(crate) most_at_once: AtomicUsize,
+    pub(crate) started: AtomicUsize,
 }
 
 impl Systems {
-    pub fn script(&self, host: &str, behaviour: impl IntoIterator<Item = Remote>) {
+    pub(crate) fn script(&self, host: &str, behaviour: impl IntoIterator<Item = Remote>) {
         self.hosts.lock().entry(host.to_owned()).or_default().extend(behaviour);
     }
 }
@@ -313,7 +315,7 @@ fn taken() -> RecipientResult {
 }
 
 #[derive(Default)]
-pub struct Events(pub Mutex<Vec<(QueueClass, Event)>>);
+pub(crate) struct Events(pub Mutex<Vec<(QueueClass, Event)>>);
 
 impl Observer for Events {
     fn observe(&self, class: QueueClass, event: Event) {
@@ -322,22 +324,22 @@ impl Observer for Events {
 }
 
 /// A world with one node that leads partition 1.
-pub struct Scene {
-    pub world: Arc<World>,
-    pub systems: Arc<Systems>,
-    pub events: Arc<Events>,
-    pub node: Running,
-    pub config: Config,
+pub(crate) struct Scene {
+    pub(crate) world: Arc<World>,
+    pub(crate) systems: Arc<Systems>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) node: Running,
+    pub(crate) config: Config,
 }
 
 /// A worker at work.
-pub struct Running {
-    pub led: watch::Sender<Vec<PartitionId>>,
-    pub stop: CancellationToken,
-    pub task: JoinHandle<()>,
+pub(crate) struct Running {
+    pub(crate) led: watch::Sender<Vec<PartitionId>>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
 }
 
-pub fn quick() -> Config {
+pub(crate) fn quick() -> Config {
     Config {
         hostname: "mail.here.org".parse().unwrap(),
         relay: None,
@@ -357,11 +359,11 @@ pub fn quick() -> Config {
 }
 
 impl Scene {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(quick())
     }
 
-    pub fn with(config: Config) -> Self {
+    pub(crate) fn with(config: Config) -> Self {
         let world = Arc::new(World::default());
         let systems = Arc::new(Systems {
             mx: Mutex::default(),
@@ -380,7 +382,7 @@ impl Scene {
     }
 
     /// One more node.
-    pub fn another(&self, led: Vec<PartitionId>) -> Running {
+    pub(crate) fn another(&self, led: Vec<PartitionId>) -> Running {
         start(&self.world, &self.systems, &self.events, &self.config, led)
     }
 }
@@ -402,7 +404,7 @@ fn start(
 }
 
 /// Waits until it holds.
-pub async fn until(what: &str, holds: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -411,11 +413,11 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
     within(what, wait).await;
 }
 
-pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for: {what}"))
 }
 
 /// Long enough for several rounds of everything that is configured to be quick.
-pub async fn several_rounds() {
+pub(crate) async fn several_rounds() {
     tokio::time::sleep(Duration::from_millis(300)).await;
 }
