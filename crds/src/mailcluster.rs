@@ -233,11 +233,12 @@ pub enum TrafficPolicy {
 }
 
 /// How mail is accepted and sent on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Smtp {
-    /// Larger messages are refused.
+    /// Larger messages are refused. At most 64Mi: a message is held in memory while it is taken in.
     #[serde(default = "default_message_size")]
+    #[x_kube(validation = Rule::new("!isQuantity(self) || (quantity(self).compareTo(quantity('64Ki')) >= 0 && quantity(self).compareTo(quantity('64Mi')) <= 0)").message("smtp.maxMessageSize must be between 64Ki and 64Mi"))]
     pub max_message_size: Size,
 
     /// Sends all mail for other systems through this server. Without it mail goes to the recipients' MX hosts.

@@ -118,7 +118,12 @@ pub enum FlagChange {
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
     /// Checks a user name and password and opens the mailbox.
-    async fn login(&self, user: &str, password: &str, remote: IpAddr) -> Result<Arc<dyn Mailbox>, LoginFailure>;
+    async fn login(
+        &self,
+        user: &str,
+        password: &str,
+        remote: IpAddr,
+    ) -> Result<Arc<dyn Mailbox>, LoginFailure>;
 }
 
 /// The mailbox of the person who logged in. Reads see everything that was acknowledged before them, on any node.
@@ -136,7 +141,13 @@ pub trait Mailbox: Send + Sync + 'static {
     /// only that many bytes of each. None for a message that is gone.
     async fn bodies(&self, folder: u64, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure>;
     /// Adds a message; answers UIDVALIDITY and UID (RFC 4315 3).
-    async fn append(&self, folder: &str, flags: Flags, date: Option<Millis>, body: Bytes) -> Result<(u32, u32), Failure>;
+    async fn append(
+        &self,
+        folder: &str,
+        flags: Flags,
+        date: Option<Millis>,
+        body: Bytes,
+    ) -> Result<(u32, u32), Failure>;
     /// Makes a folder and the levels above it.
     async fn create(&self, folder: &str, special_use: Option<SpecialUse>) -> Result<(), Failure>;
     /// Deletes a folder and its messages.
@@ -156,7 +167,13 @@ pub trait Mailbox: Send + Sync + 'static {
         unchanged_since: Option<u64>,
     ) -> Result<(Vec<(u32, u64, Flags)>, Vec<u32>), Failure>;
     /// Copies or moves to a folder by name; answers its UIDVALIDITY and pairs of source and target UID.
-    async fn copy(&self, folder: u64, uids: &[u32], to: &str, remove: bool) -> Result<(u32, Vec<(u32, u32)>), Failure>;
+    async fn copy(
+        &self,
+        folder: u64,
+        uids: &[u32],
+        to: &str,
+        remove: bool,
+    ) -> Result<(u32, Vec<(u32, u32)>), Failure>;
     /// Expunges messages with `\Deleted`, only among `uids` when given; answers the UIDs that went.
     async fn expunge(&self, folder: u64, uids: Option<&[u32]>) -> Result<Vec<u32>, Failure>;
     /// Returns when the folder may have changed after `since`, from whichever node, or after `at_most`.

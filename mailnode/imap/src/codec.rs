@@ -131,7 +131,8 @@ impl Framer {
                     };
                     // The rest of the command may announce another literal that comes uninvited.
                     let announced = literal(strip_crlf(&self.buffer[..=at]).unwrap_or_default());
-                    let more = announced.and_then(|found| found.non_sync.then_some(found.octets)).unwrap_or(0);
+                    let more =
+                        announced.and_then(|found| found.non_sync.then_some(found.octets)).unwrap_or(0);
                     self.buffer.advance(at + 1);
                     if more > self.discard_limit() {
                         return Some(Input::Fatal("a literal is too long"));
@@ -360,7 +361,10 @@ mod tests {
         input.extend(std::iter::repeat_n(b'\n', 9000));
         input.extend_from_slice(b" {3+}\r\nxyz\r\nb NOOP\r\n");
         let found = commands(&input);
-        assert!(matches!(&found[0], Input::Refused(r) if r.start.starts_with(b"a ") && !r.too_big), "{found:?}");
+        assert!(
+            matches!(&found[0], Input::Refused(r) if r.start.starts_with(b"a ") && !r.too_big),
+            "{found:?}"
+        );
         assert_eq!(found[1], Input::Command(Bytes::from_static(b"b NOOP")));
         assert_eq!(found.len(), 2);
     }

@@ -82,7 +82,12 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(stream: TcpStream, max_message: usize, write: Duration, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(
+        stream: TcpStream,
+        max_message: usize,
+        write: Duration,
+        shutdown: CancellationToken,
+    ) -> Self {
         let framer = Framer::new(max_message as u64);
         Self { stream: Stream::Plain(stream), framer, out: Out::default(), write, shutdown }
     }
@@ -97,7 +102,8 @@ impl Connection {
             return Err(Closed::Handshake);
         };
         let handshake = TlsAcceptor::from(source.current()).accept(plain);
-        let stream = timeout(limit, handshake).await.map_err(|_| Closed::TimedOut)?.map_err(|_| Closed::Handshake)?;
+        let stream =
+            timeout(limit, handshake).await.map_err(|_| Closed::TimedOut)?.map_err(|_| Closed::Handshake)?;
         self.stream = Stream::Tls(Box::new(stream));
         Ok(())
     }

@@ -104,15 +104,27 @@ mod tests {
     fn internal_dates_survive_the_round_trip() {
         let at = parse_internal_date("17-Jul-1996 02:44:25 -0700").unwrap();
         assert_eq!(internal_date(at), "17-Jul-1996 09:44:25 +0000");
-        assert_eq!(internal_date(parse_internal_date(" 7-Feb-1994 21:52:25 +0000").unwrap()), " 7-Feb-1994 21:52:25 +0000");
+        assert_eq!(
+            internal_date(parse_internal_date(" 7-Feb-1994 21:52:25 +0000").unwrap()),
+            " 7-Feb-1994 21:52:25 +0000"
+        );
         assert_eq!(parse_internal_date(&internal_date(0)), Some(0));
     }
 
     #[test]
     fn what_is_no_date_is_refused() {
-        for text in ["", "1-Jan-2020", "32-Jan-2020 00:00:00 +0000", "1-Jan-2020 25:00:00 +0000", "1-Foo-2020 00:00:00 +0000",
-            "1-Jan-2020 00:00:00 0000", "1-Jan-2020 00:00:00 +000", "1-Jan-2020 00:00 +0000", "1-Jan-99999 00:00:00 +0000", "é"]
-        {
+        for text in [
+            "",
+            "1-Jan-2020",
+            "32-Jan-2020 00:00:00 +0000",
+            "1-Jan-2020 25:00:00 +0000",
+            "1-Foo-2020 00:00:00 +0000",
+            "1-Jan-2020 00:00:00 0000",
+            "1-Jan-2020 00:00:00 +000",
+            "1-Jan-2020 00:00 +0000",
+            "1-Jan-99999 00:00:00 +0000",
+            "é",
+        ] {
             assert_eq!(parse_internal_date(text), None, "{text:?}");
         }
     }

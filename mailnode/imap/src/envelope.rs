@@ -67,7 +67,9 @@ fn write_addresses(out: &mut Out, list: &[Address]) {
     out.put(b"(");
     for address in list {
         let (name, mailbox, host) = match address {
-            Address::Mailbox { name, mailbox, host } => (name.as_deref(), Some(mailbox.as_slice()), host.as_deref()),
+            Address::Mailbox { name, mailbox, host } => {
+                (name.as_deref(), Some(mailbox.as_slice()), host.as_deref())
+            }
             // RFC 9051 7.5.2: a group starts with its name as mailbox and ends with nothing at all, both without host.
             Address::GroupStart(name) => (None, Some(name.as_slice()), None),
             Address::GroupEnd => (None, None, None),
@@ -122,9 +124,15 @@ pub fn addresses(value: &[u8]) -> Vec<Address> {
 #[derive(Debug)]
 enum Token {
     /// An atom with dots in it.
-    Atom { text: Vec<u8>, spaced: bool },
+    Atom {
+        text: Vec<u8>,
+        spaced: bool,
+    },
     /// A quoted string, unquoted.
-    Quoted { text: Vec<u8>, spaced: bool },
+    Quoted {
+        text: Vec<u8>,
+        spaced: bool,
+    },
     Comment(Vec<u8>),
     /// What stands between `<` and `>`.
     Angle(Vec<u8>),
@@ -297,12 +305,21 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_apart() {
-        assert_eq!(shown("Alice B. <alice@example.org>, bob@example.org"), r#"(("Alice B." NIL "alice" "example.org")(NIL NIL "bob" "example.org"))"#);
+        assert_eq!(
+            shown("Alice B. <alice@example.org>, bob@example.org"),
+            r#"(("Alice B." NIL "alice" "example.org")(NIL NIL "bob" "example.org"))"#
+        );
         assert_eq!(shown(r#""B, \"C\"" <"b c"@x.org>"#), r#"(("B, \"C\"" NIL "b c" "x.org"))"#);
         assert_eq!(shown("a@x.org (Ann (X))"), r#"(("Ann (X)" NIL "a" "x.org"))"#);
         assert_eq!(shown("=?utf-8?q?J=C3=BC?= <j@x>"), r#"(("=?utf-8?q?J=C3=BC?=" NIL "j" "x"))"#);
-        assert_eq!(shown("team: a@x, b@y;, c@z"), r#"((NIL NIL "team" NIL)(NIL NIL "a" "x")(NIL NIL "b" "y")(NIL NIL NIL NIL)(NIL NIL "c" "z"))"#);
-        assert_eq!(shown("undisclosed-recipients:;"), r#"((NIL NIL "undisclosed-recipients" NIL)(NIL NIL NIL NIL))"#);
+        assert_eq!(
+            shown("team: a@x, b@y;, c@z"),
+            r#"((NIL NIL "team" NIL)(NIL NIL "a" "x")(NIL NIL "b" "y")(NIL NIL NIL NIL)(NIL NIL "c" "z"))"#
+        );
+        assert_eq!(
+            shown("undisclosed-recipients:;"),
+            r#"((NIL NIL "undisclosed-recipients" NIL)(NIL NIL NIL NIL))"#
+        );
         assert_eq!(shown("<@r1,@r2:a@x>"), r#"((NIL NIL "a" "x"))"#);
         assert_eq!(shown("root"), r#"((NIL NIL "root" ""))"#);
         assert_eq!(shown(" , "), "NIL");

@@ -112,7 +112,9 @@ fn write_item(out: &mut Out, entry: &Entry, item: &FetchItem, source: Option<&mu
             out.put(b"FLAGS ");
             response::flags(out, &entry.flags);
         }
-        (FetchItem::InternalDate, _) => put!(out, "INTERNALDATE \"{}\"", date::internal_date(entry.internal_date)),
+        (FetchItem::InternalDate, _) => {
+            put!(out, "INTERNALDATE \"{}\"", date::internal_date(entry.internal_date))
+        }
         (FetchItem::Size, _) => put!(out, "RFC822.SIZE {}", entry.size),
         (FetchItem::Uid, _) => put!(out, "UID {}", entry.uid),
         (FetchItem::ModSeq, _) => put!(out, "MODSEQ ({})", entry.mod_seq),
@@ -217,7 +219,8 @@ mod tests {
 --i\r\n\r\nin one\r\n--i\r\n\r\nin two\r\n--i--\r\n--o\r\nContent-Type: message/rfc822\r\n\r\nSubject: flat\r\n\r\nflat body\r\n--o--\r\n";
 
     fn section(path: &[u32], text: SectionText) -> Option<String> {
-        let section = BodySection { label: String::new(), peek: true, path: path.to_vec(), text, partial: None };
+        let section =
+            BodySection { label: String::new(), peek: true, path: path.to_vec(), text, partial: None };
         let found = select(&section, &mut Source::new(Bytes::from_static(MESSAGE)));
         found.map(|octets| String::from_utf8(octets.to_vec()).unwrap())
     }
@@ -269,7 +272,15 @@ mod tests {
 
     #[test]
     fn only_what_is_needed_is_asked_for() {
-        let body = |partial| FetchItem::Section(BodySection { label: String::new(), peek: true, path: vec![], text: SectionText::Whole, partial });
+        let body = |partial| {
+            FetchItem::Section(BodySection {
+                label: String::new(),
+                peek: true,
+                path: vec![],
+                text: SectionText::Whole,
+                partial,
+            })
+        };
         assert_eq!(need(&[FetchItem::Flags, FetchItem::Uid]), Need::Nothing);
         assert_eq!(need(&[FetchItem::Flags, FetchItem::Envelope]), Need::Header);
         assert_eq!(need(&[body(Some((5, 10)))]), Need::Prefix(15));

@@ -56,7 +56,8 @@ impl ContentType {
 
     /// Compares type and subtype without case.
     pub fn is(&self, kind: &str, subtype: &str) -> bool {
-        self.kind.eq_ignore_ascii_case(kind.as_bytes()) && self.subtype.eq_ignore_ascii_case(subtype.as_bytes())
+        self.kind.eq_ignore_ascii_case(kind.as_bytes())
+            && self.subtype.eq_ignore_ascii_case(subtype.as_bytes())
     }
 
     /// The value of a parameter.
@@ -130,7 +131,8 @@ impl Walker<'_> {
         }
         let body = self.at;
         let deeper = depth < MAX_DEPTH && self.parts < MAX_PARTS;
-        let boundary = part.content_type.parameter("boundary").filter(|b| !b.is_empty() && b.len() <= MAX_BOUNDARY);
+        let boundary =
+            part.content_type.parameter("boundary").filter(|b| !b.is_empty() && b.len() <= MAX_BOUNDARY);
         let multipart = part.content_type.kind.eq_ignore_ascii_case(b"multipart");
         if let (true, true, Some(boundary)) = (deeper, multipart, boundary) {
             self.boundaries.push(boundary.to_vec());
@@ -151,7 +153,8 @@ impl Walker<'_> {
     fn multipart(&mut self, depth: usize, digest: bool) -> (Vec<Part>, Option<Delimiter>) {
         let level = self.boundaries.len() - 1;
         // RFC 2046 5.1.5: in a digest a part is a message when it does not say what it is.
-        let default = if digest { ContentType::new("message", "rfc822") } else { ContentType::new("text", "plain") };
+        let default =
+            if digest { ContentType::new("message", "rfc822") } else { ContentType::new("text", "plain") };
         let mut parts = Vec::new();
         let mut ended = self.skip();
         while let Some(Delimiter { level: found, closing: false, .. }) = ended {
@@ -248,7 +251,8 @@ pub fn field(header: &[u8], name: &str) -> Option<Vec<u8>> {
 /// The value of a whole field, unfolded (RFC 5322 2.2.3) and without white space around it.
 pub fn value(whole: &[u8]) -> Vec<u8> {
     let colon = whole.iter().position(|&b| b == b':').map_or(0, |at| at + 1);
-    let unfolded: Vec<u8> = whole[colon..].iter().copied().filter(|b| !matches!(b, b'\r' | b'\n' | 0)).collect();
+    let unfolded: Vec<u8> =
+        whole[colon..].iter().copied().filter(|b| !matches!(b, b'\r' | b'\n' | 0)).collect();
     unfolded.trim_ascii().to_vec()
 }
 

@@ -37,7 +37,9 @@ fn an_outer_delimiter_ends_an_open_inner_multipart() {
 fn nesting_and_number_of_parts_are_bounded() {
     let mut deep = Vec::new();
     for level in 0..200 {
-        deep.extend_from_slice(format!("Content-Type: multipart/mixed; boundary=b{level}x\r\n\r\n--b{level}x\r\n").as_bytes());
+        deep.extend_from_slice(
+            format!("Content-Type: multipart/mixed; boundary=b{level}x\r\n\r\n--b{level}x\r\n").as_bytes(),
+        );
     }
     let mut depth = 0;
     let mut part = walk(&deep);
@@ -54,7 +56,9 @@ fn nesting_and_number_of_parts_are_bounded() {
 
 #[test]
 fn parameters_are_read_as_written_by_real_senders() {
-    let found = parse_content_type(b"text/plain (comment; x=y) ; charset = \"u\\tf-8\";;name=a/b=c; junk ; x=\"\"").unwrap();
+    let found =
+        parse_content_type(b"text/plain (comment; x=y) ; charset = \"u\\tf-8\";;name=a/b=c; junk ; x=\"\"")
+            .unwrap();
     assert!(found.is("TEXT", "Plain"));
     assert_eq!(found.parameter("CHARSET"), Some(b"utf-8".as_slice()));
     assert_eq!(found.parameter("name"), Some(b"a/b=c".as_slice()));

@@ -139,7 +139,8 @@ pub fn literal(out: &mut Out, value: Bytes) {
 /// A folder name, in modified UTF-7 and quoted unless it is an atom.
 pub fn folder(out: &mut Out, name: &str) {
     let wire = mutf7::encode(name);
-    let atom = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'&' | b'+' | b',');
+    let atom =
+        |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'.' | b'-' | b'_' | b'&' | b'+' | b',');
     // NIL is an atom that stands for something else.
     if !wire.is_empty() && wire.bytes().all(atom) && !wire.eq_ignore_ascii_case("NIL") {
         out.put(wire.as_bytes());

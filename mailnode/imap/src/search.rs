@@ -177,7 +177,8 @@ fn part_text(message: &[u8], part: &Part, out: &mut String) {
         }
         Content::Leaf if part.content_type.kind.eq_ignore_ascii_case(b"text") => {
             let raw = &message[part.body.clone()];
-            let encoding = mime::field(&message[part.header.clone()], "Content-Transfer-Encoding").unwrap_or_default();
+            let encoding =
+                mime::field(&message[part.header.clone()], "Content-Transfer-Encoding").unwrap_or_default();
             let decoded = match encoding.to_ascii_lowercase().as_slice() {
                 b"base64" => base64_decode(raw),
                 b"quoted-printable" => quoted_printable_decode(raw),
@@ -213,7 +214,8 @@ fn decode_words(value: &[u8]) -> String {
             at += len;
             continue;
         }
-        let next = value[at + 1..].windows(2).position(|w| w == b"=?").map_or(value.len(), |found| at + 1 + found);
+        let next =
+            value[at + 1..].windows(2).position(|w| w == b"=?").map_or(value.len(), |found| at + 1 + found);
         let plain = &value[at..next];
         if !plain.iter().all(|b| matches!(b, b' ' | b'\t')) {
             word_end = None;
@@ -308,14 +310,18 @@ mod tests {
     fn found(key: SearchKey) -> bool {
         let flags = Arc::new(Flags::from(["\\Seen".to_owned(), "Work".to_owned()]));
         let entry = Entry { uid: 7, size: 100, mod_seq: 5, internal_date: 0, flags, gone: false };
-        matches(&prepare(key, 3, 9), 3, &entry, Some(&Text::new(Bytes::from_static(MAIL.as_bytes())))).unwrap()
+        matches(&prepare(key, 3, 9), 3, &entry, Some(&Text::new(Bytes::from_static(MAIL.as_bytes()))))
+            .unwrap()
     }
 
     #[test]
     fn text_is_compared_decoded_and_without_case() {
         assert!(found(SearchKey::Header("FROM".into(), "jürgen müller".into())));
         assert!(found(SearchKey::Header("SUBJECT".into(), "hallo welt".into())));
-        assert!(found(SearchKey::Header("SUBJECT".into(), String::new())) && !found(SearchKey::Header("CC".into(), String::new())));
+        assert!(
+            found(SearchKey::Header("SUBJECT".into(), String::new()))
+                && !found(SearchKey::Header("CC".into(), String::new()))
+        );
         assert!(found(SearchKey::Body("grüße aus köln".into())) && found(SearchKey::Text("grüße".into())));
         assert!(!found(SearchKey::Body("jürgen".into())) && found(SearchKey::Text("jürgen".into())));
         assert!(!found(SearchKey::Text("binary".into())));
@@ -326,22 +332,35 @@ mod tests {
         let flag = |name: &str| SearchKey::Flag(name.into());
         let not = |key| SearchKey::Not(Box::new(key));
         assert!(found(SearchKey::And(vec![flag("\\Seen"), flag("work"), not(flag("\\Deleted"))])));
-        assert!(found(SearchKey::Or(Box::new(SearchKey::Never), Box::new(SearchKey::Uid(SequenceSet(vec![(Bound::Number(5), Bound::Last)]))))));
+        assert!(found(SearchKey::Or(
+            Box::new(SearchKey::Never),
+            Box::new(SearchKey::Uid(SequenceSet(vec![(Bound::Number(5), Bound::Last)])))
+        )));
         assert!(!found(SearchKey::Sequence(SequenceSet(vec![(Bound::Number(1), Bound::Number(2))]))));
         let may = date::parse_day("1-May-2020").unwrap();
-        assert!(found(SearchKey::SentOn(may)) && found(SearchKey::SentSince(may)) && !found(SearchKey::SentBefore(may)));
+        assert!(
+            found(SearchKey::SentOn(may))
+                && found(SearchKey::SentSince(may))
+                && !found(SearchKey::SentBefore(may))
+        );
         assert!(found(SearchKey::On(0)) && found(SearchKey::Before(1)) && !found(SearchKey::Since(1)));
-        assert!(found(SearchKey::Larger(99)) && !found(SearchKey::Smaller(100)) && found(SearchKey::ModSeq(5)));
+        assert!(
+            found(SearchKey::Larger(99)) && !found(SearchKey::Smaller(100)) && found(SearchKey::ModSeq(5))
+        );
     }
 
     #[test]
     fn octets_are_only_wanted_when_the_list_does_not_decide() {
-        let entry = Entry { uid: 1, size: 1, mod_seq: 1, internal_date: 0, flags: Arc::default(), gone: false };
+        let entry =
+            Entry { uid: 1, size: 1, mod_seq: 1, internal_date: 0, flags: Arc::default(), gone: false };
         let body = || SearchKey::Body("x".into());
         let seen = || SearchKey::Flag("\\Seen".into());
         assert_eq!(matches(&SearchKey::And(vec![body(), seen()]), 1, &entry, None), Some(false));
         assert_eq!(matches(&SearchKey::And(vec![body(), SearchKey::All]), 1, &entry, None), None);
-        assert_eq!(matches(&SearchKey::Or(Box::new(body()), Box::new(SearchKey::All)), 1, &entry, None), Some(true));
+        assert_eq!(
+            matches(&SearchKey::Or(Box::new(body()), Box::new(SearchKey::All)), 1, &entry, None),
+            Some(true)
+        );
     }
 
     #[test]
@@ -354,7 +373,10 @@ mod tests {
         assert_eq!(shown(None, &[1, 3], Some(9)), "* SEARCH 1 3 (MODSEQ 9)\r\n");
         assert_eq!(shown(None, &[], None), "* SEARCH\r\n");
         let all = Some(SearchReturn { min: true, max: true, all: true, count: true });
-        assert_eq!(shown(all, &[2, 3, 9], None), "* ESEARCH (TAG \"a1\") UID MIN 2 MAX 9 ALL 2:3,9 COUNT 3\r\n");
+        assert_eq!(
+            shown(all, &[2, 3, 9], None),
+            "* ESEARCH (TAG \"a1\") UID MIN 2 MAX 9 ALL 2:3,9 COUNT 3\r\n"
+        );
         assert_eq!(shown(all, &[], None), "* ESEARCH (TAG \"a1\") UID COUNT 0\r\n");
     }
 

@@ -118,7 +118,10 @@ mod tests {
 
     #[test]
     fn a_plain_message_is_text_plain() {
-        assert_eq!(shown("Subject: x\r\n\r\none\r\ntwo\r\n", false), r#"("text" "plain" NIL NIL NIL "7bit" 10 2)"#);
+        assert_eq!(
+            shown("Subject: x\r\n\r\none\r\ntwo\r\n", false),
+            r#"("text" "plain" NIL NIL NIL "7bit" 10 2)"#
+        );
         assert_eq!(shown("\r\n", true), r#"("text" "plain" NIL NIL NIL "7bit" 0 0 NIL NIL NIL NIL)"#);
     }
 
@@ -147,7 +150,13 @@ mod tests {
                 r#" ("text" "plain" NIL NIL NIL "7bit" 6 1) 3)"#
             )
         );
-        assert!(shown("Content-Type: multipart/mixed\r\n\r\nx", false).starts_with(r#"("application" "octet-stream""#));
-        assert_eq!(shown("Content-Type: multipart/mixed; boundary=x\r\n\r\n", false), r#"(("text" "plain" NIL NIL NIL "7bit" 0 0) "mixed")"#);
+        assert!(
+            shown("Content-Type: multipart/mixed\r\n\r\nx", false)
+                .starts_with(r#"("application" "octet-stream""#)
+        );
+        assert_eq!(
+            shown("Content-Type: multipart/mixed; boundary=x\r\n\r\n", false),
+            r#"(("text" "plain" NIL NIL NIL "7bit" 0 0) "mixed")"#
+        );
     }
 }

@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, collections::HashSet, sync::Arc};
 
 use crate::{
     Changes, Flags, Folder, Message, Millis,
-    fetch::{self, Force},
     command::FetchItem,
-    response::{Out, put},
+    fetch::{self, Force},
     parse::SYSTEM_FLAGS,
+    response::{Out, put},
     sequence::{SequenceSet, contains},
 };
 
@@ -64,7 +64,10 @@ impl View {
     }
 
     fn push(&mut self, message: Message) {
-        assert!(self.entries.last().is_none_or(|last| last.uid < message.uid), "messages of a folder ascend by UID");
+        assert!(
+            self.entries.last().is_none_or(|last| last.uid < message.uid),
+            "messages of a folder ascend by UID"
+        );
         let flags = self.intern(message.flags);
         let Message { uid, mod_seq, internal_date, size, .. } = message;
         self.entries.push(Entry { uid, size, mod_seq, internal_date, flags, gone: false });
@@ -160,9 +163,7 @@ impl View {
             put!(out, "* {} EXISTS\r\n", self.entries.len());
             self.announced = self.entries.len();
         }
-        if std::mem::take(&mut self.keywords_changed) {
-            self.write_flags(out);
-        }
+        self.write_new_keywords(out);
         let items = [FetchItem::Uid, FetchItem::Flags];
         for uid in std::mem::take(&mut self.news) {
             if let Ok(at) = self.entries.binary_search_by_key(&uid, |entry| entry.uid) {
@@ -187,6 +188,13 @@ impl View {
         self.announced -= before;
         self.entries.retain(|entry| !entry.gone);
         self.gone = 0;
+    }
+
+    /// Writes `* FLAGS` when there are keywords that the client has not been told.
+    pub(crate) fn write_new_keywords(&mut self, out: &mut Out) {
+        if self.keywords_changed {
+            self.write_flags(out);
+        }
     }
 
     /// Writes `* FLAGS`.
@@ -224,10 +232,18 @@ impl View {
     /// Numbers that a set means. Err: it names a number that is not there, which is an error in the client (RFC 9051 9,
     /// seq-number); UIDs that are not there are passed over.
     pub(crate) fn resolve(&self, set: &SequenceSet, uid: bool) -> Result<Vec<u32>, &'static str> {
-        let last = if uid { self.known().last().map_or(0, |(_, entry)| entry.uid) } else { number(self.announced) - 1 };
+        let last = if uid {
+            self.known().last().map_or(0, |(_, entry)| entry.uid)
+        } else {
+            number(self.announced) - 1
+        };
         let ranges = set.ranges(last);
         if uid {
-            return Ok(self.known().filter(|(_, e)| contains(&ranges, e.uid)).map(|(number, _)| number).collect());
+            return Ok(self
+                .known()
+                .filter(|(_, e)| contains(&ranges, e.uid))
+                .map(|(number, _)| number)
+                .collect());
         }
         if ranges.iter().any(|&(low, high)| low == 0 || high > last) {
             return Err("there is no such message number");

@@ -188,7 +188,8 @@ async fn stored(cluster: &MailCluster, context: &Context) -> Result<Stored, Erro
     })
 }
 
-/// Looks at the Secrets that the spec refers to: the relay's user name, and what is missing.
+/// Looks at what no rule of the definition can check, and at the Secrets that the spec refers to: the relay's user name,
+/// and what is missing.
 async fn references(
     cluster: &MailCluster,
     context: &Context,
@@ -200,6 +201,9 @@ async fn references(
         ("spec.tls.secretName", cluster.spec.tls.secret_name.as_deref(), ["tls.crt", "tls.key"]),
         ("spec.smtp.relay.secretRef", relay, ["username", "password"]),
     ];
+    if let Some(problem) = objects::invalid_retry(cluster) {
+        return Ok((None, Some(problem)));
+    }
     let mut username = None;
     for (field, name, keys) in wanted {
         let Some(name) = name else { continue };

@@ -14,6 +14,7 @@ use k8s_openapi::{
 use kube::{Resource as _, ResourceExt as _, api::ObjectMeta};
 use quorumail_crds::{
     MailCluster,
+    condition::{Observed, kind, reason},
     mailcluster::{ServiceType, TrafficPolicy},
 };
 
@@ -221,6 +222,19 @@ pub fn config(cluster: &MailCluster, relay_username: Option<&str>) -> MailnodeCo
     }
 }
 
+/// Waits that contradict each other, which the mailnodes would refuse: CEL knows no days, so it is checked here.
+pub fn invalid_retry(cluster: &MailCluster) -> Option<Observed> {
+    let retry = cluster.spec.smtp.retry.as_ref()?;
+    let given: Vec<_> = [&retry.initial, &retry.max, &retry.give_up_after].into_iter().flatten().collect();
+    let ascending = given.is_sorted_by_key(|span| span.duration());
+    let zero = given.first().is_some_and(|span| span.duration().is_zero());
+    (zero || !ascending).then(|| {
+        let text =
+            "spec.smtp.retry must be 0 < initial <= max <= giveUpAfter; nothing is changed until it is";
+        Observed::no(kind::READY, reason::INVALID_SPEC, text)
+    })
+}
+
 fn config_map(cluster: &MailCluster, config: String) -> ConfigMap {
     ConfigMap {
         metadata: metadata(cluster, &Names::new(&cluster.name_any()).config),
@@ -231,9 +245,9 @@ fn config_map(cluster: &MailCluster, config: String) -> ConfigMap {
 
 fn secrets(cluster: &MailCluster, certificates: &Certificates) -> Vec<Secret> {
     let names = Names::new(&cluster.name_any());
-    let secret = |name: &str, kind: &str, data: BTreeMap<String, ByteString>| Secret {
+    let secret = |name: &str, type_: &str, data: BTreeMap<String, ByteString>| Secret {
         metadata: metadata(cluster, name),
-        type_: Some(kind.to_owned()),
+        type_: Some(type_.to_owned()),
         data: Some(data),
         ..Secret::default()
     };

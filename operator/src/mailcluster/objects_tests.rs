@@ -147,3 +147,14 @@ fn spread_is_a_wish_unless_a_label_is_named() {
     assert!(keys("{}").iter().all(|(_, otherwise)| otherwise == "ScheduleAnyway"));
     assert_eq!(keys("{scheduling: {spread: rack}}"), [("rack".to_owned(), "DoNotSchedule".to_owned())]);
 }
+
+#[test]
+fn waits_that_contradict_each_other_are_found_before_the_mailnodes_refuse_them() {
+    let invalid = |retry: &str| invalid_retry(&cluster(&format!("{{smtp: {{retry: {retry}}}}}"))).is_some();
+    assert!(!invalid("{initial: 60s, max: 1h, giveUpAfter: 5d}") && !invalid("{max: 2h}") && !invalid("{}"));
+    assert!(
+        invalid("{initial: 2h, max: 1h}")
+            && invalid("{initial: 0s}")
+            && invalid("{initial: 6d, giveUpAfter: 5d}")
+    );
+}

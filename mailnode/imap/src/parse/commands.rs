@@ -31,9 +31,9 @@ pub(super) fn command(lexer: &mut Lexer<'_>) -> Parsed<Command> {
             lexer.space()?;
             return uid(lexer);
         }
-        "AUTHENTICATE" | "LOGIN" | "ENABLE" | "ID" | "SELECT" | "EXAMINE" | "CREATE" | "DELETE" | "RENAME"
-        | "SUBSCRIBE" | "UNSUBSCRIBE" | "LIST" | "LSUB" | "STATUS" | "APPEND" | "SEARCH" | "FETCH" | "STORE"
-        | "COPY" | "MOVE" => {
+        "AUTHENTICATE" | "LOGIN" | "ENABLE" | "ID" | "SELECT" | "EXAMINE" | "CREATE" | "DELETE"
+        | "RENAME" | "SUBSCRIBE" | "UNSUBSCRIBE" | "LIST" | "LSUB" | "STATUS" | "APPEND" | "SEARCH"
+        | "FETCH" | "STORE" | "COPY" | "MOVE" => {
             lexer.space()?;
             return with_arguments(&name, lexer);
         }
@@ -66,7 +66,12 @@ fn with_arguments(name: &str, lexer: &mut Lexer<'_>) -> Parsed<Command> {
         "LSUB" => {
             let reference = lexer.folder_or_empty()?;
             lexer.space()?;
-            Ok(Command::List(List { lsub: true, reference, patterns: vec![lexer.pattern()?], ..List::default() }))
+            Ok(Command::List(List {
+                lsub: true,
+                reference,
+                patterns: vec![lexer.pattern()?],
+                ..List::default()
+            }))
         }
         "STATUS" => {
             let folder = lexer.folder()?;

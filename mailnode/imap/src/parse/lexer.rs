@@ -53,7 +53,11 @@ impl<'a> Lexer<'a> {
     }
 
     pub(super) fn end(&self) -> Parsed<()> {
-        if self.at >= self.frame.len() { Ok(()) } else { Err(ParseError("there is more than the command takes")) }
+        if self.at >= self.frame.len() {
+            Ok(())
+        } else {
+            Err(ParseError("there is more than the command takes"))
+        }
     }
 
     fn take_while(&mut self, wanted: impl Fn(u8) -> bool) -> &'a [u8] {
@@ -248,7 +252,11 @@ impl<'a> Lexer<'a> {
                 .ok_or(ParseError("this system flag cannot be set"));
         }
         let keyword = self.atom()?;
-        if keyword.len() > MAX_KEYWORD { Err(ParseError("a keyword is too long")) } else { Ok(keyword.to_owned()) }
+        if keyword.len() > MAX_KEYWORD {
+            Err(ParseError("a keyword is too long"))
+        } else {
+            Ok(keyword.to_owned())
+        }
     }
 
     /// `(` and items with a space between them and `)`; may be empty.

@@ -24,7 +24,8 @@ pub(super) fn search(lexer: &mut Lexer<'_>, uid: bool) -> Parsed<Search> {
                 "CHARSET" if keys.is_empty() => {
                     lexer.space()?;
                     let charset = lexer.text()?;
-                    charset_known = ["UTF-8", "US-ASCII", "ASCII"].iter().any(|c| charset.eq_ignore_ascii_case(c));
+                    charset_known =
+                        ["UTF-8", "US-ASCII", "ASCII"].iter().any(|c| charset.eq_ignore_ascii_case(c));
                     // What follows may be in any encoding: it is neither read nor used.
                     if !charset_known {
                         lexer.skip_rest();
@@ -70,7 +71,11 @@ fn key(lexer: &mut Lexer<'_>, depth: usize) -> Parsed<SearchKey> {
     match lexer.peek() {
         Some(b'(') => {
             let keys = lexer.list(|l| key(l, depth + 1))?;
-            if keys.is_empty() { Err(ParseError("a search key is missing")) } else { Ok(SearchKey::And(keys)) }
+            if keys.is_empty() {
+                Err(ParseError("a search key is missing"))
+            } else {
+                Ok(SearchKey::And(keys))
+            }
         }
         Some(b'0'..=b'9' | b'*') => lexer.sequence_set().map(SearchKey::Sequence),
         _ => {
@@ -141,7 +146,11 @@ fn keyword(lexer: &mut Lexer<'_>) -> Parsed<String> {
     lexer.space()?;
     let name = lexer.atom()?;
     // A keyword that cannot be stored is on no message; a system flag written as one is not a keyword.
-    Ok(SYSTEM_FLAGS.iter().find(|known| known.eq_ignore_ascii_case(name)).map_or(name, |known| known).to_owned())
+    Ok(SYSTEM_FLAGS
+        .iter()
+        .find(|known| known.eq_ignore_ascii_case(name))
+        .map_or(name, |known| known)
+        .to_owned())
 }
 
 fn size(lexer: &mut Lexer<'_>) -> Parsed<u64> {

@@ -87,7 +87,9 @@ impl Session {
         let reply = match failure {
             LoginFailure::Denied => Reply::no("[AUTHENTICATIONFAILED]", "user name or password is wrong"),
             LoginFailure::Throttled => Reply::no("[UNAVAILABLE]", "too many failed log-ins, try again later"),
-            LoginFailure::Unavailable => Reply::no("[UNAVAILABLE]", "log-in is not possible now, try again later"),
+            LoginFailure::Unavailable => {
+                Reply::no("[UNAVAILABLE]", "log-in is not possible now, try again later")
+            }
         };
         tokio::time::sleep(self.shared.config.limits.auth_delay).await;
         self.auth_failures += 1;
@@ -150,7 +152,8 @@ mod tests {
     fn only_proper_plain_responses_are_taken() {
         assert_eq!(plain(b"\0alice\0secret"), Some(("alice", "secret")));
         assert_eq!(plain(b"alice\0alice\0"), Some(("alice", "")));
-        for wrong in [&b"bob\0alice\0secret"[..], b"alice\0secret", b"\0\0x", b"\0a\0b\0c", b"\0\xff\0b", b""] {
+        for wrong in [&b"bob\0alice\0secret"[..], b"alice\0secret", b"\0\0x", b"\0a\0b\0c", b"\0\xff\0b", b""]
+        {
             assert_eq!(plain(wrong), None, "{wrong:?}");
         }
     }

@@ -62,7 +62,9 @@ impl Reading {
         let mut bodies = self.bodies(&uids, self.prefix()).await?;
         if self.need == Need::Header {
             for (wanted, body) in wanted.iter().zip(&mut bodies) {
-                let cut = |octets: &Bytes| octets.len() < wanted.size as usize && mime::header_end(octets).is_none();
+                let cut = |octets: &Bytes| {
+                    octets.len() < wanted.size as usize && mime::header_end(octets).is_none()
+                };
                 if body.as_ref().is_some_and(cut) {
                     *body = self.bodies(&[wanted.uid], 0).await?.pop().flatten();
                 }
@@ -99,7 +101,8 @@ impl Reading {
     async fn bodies(&self, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure> {
         let mut out: Vec<Option<Bytes>> = Vec::with_capacity(uids.len());
         while out.len() < uids.len() {
-            let more = ask(&self.shared, self.mailbox.bodies(self.folder, &uids[out.len()..], prefix)).await?;
+            let more =
+                ask(&self.shared, self.mailbox.bodies(self.folder, &uids[out.len()..], prefix)).await?;
             if more.is_empty() || more.len() > uids.len() - out.len() {
                 // Against its contract; asking again would not end.
                 return Err(Failure::Unavailable);

@@ -66,7 +66,12 @@ impl Session {
         Ok(Reply::ok("renamed"))
     }
 
-    pub(super) async fn subscribe(&mut self, mailbox: Arc<dyn Mailbox>, folder: &str, subscribed: bool) -> Done {
+    pub(super) async fn subscribe(
+        &mut self,
+        mailbox: Arc<dyn Mailbox>,
+        folder: &str,
+        subscribed: bool,
+    ) -> Done {
         self.ask(mailbox.subscribe(folder, subscribed)).await?;
         Ok(Reply::ok(if subscribed { "subscribed" } else { "unsubscribed" }))
     }

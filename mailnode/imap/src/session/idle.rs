@@ -47,7 +47,12 @@ impl Session {
     }
 
     /// Waits for the client, for a change or for the time to show a sign of life.
-    async fn wait(&mut self, mailbox: &Arc<dyn Mailbox>, until: Instant, pause: Duration) -> Result<(), Closed> {
+    async fn wait(
+        &mut self,
+        mailbox: &Arc<dyn Mailbox>,
+        until: Instant,
+        pause: Duration,
+    ) -> Result<(), Closed> {
         let sign = Instant::now() + self.shared.config.limits.idle_sign;
         let watched = self.view.as_ref().map(|view| (view.folder.id, view.folder.highest_mod_seq));
         // Longer than the sign of life, so that it is the one that ends the wait.
@@ -70,4 +75,3 @@ impl Session {
         Ok(())
     }
 }
-

@@ -37,7 +37,8 @@ impl Session {
                 continue;
             }
             let below = || descendants(&tree, name).filter_map(|(_, folder)| *folder);
-            let shown = if list.lsub { lsub(&list, *folder, below()) } else { listed(&list, *folder, below()) };
+            let shown =
+                if list.lsub { lsub(&list, *folder, below()) } else { listed(&list, *folder, below()) };
             let Some((mut attributes, child_info)) = shown else { continue };
             if !list.lsub {
                 let children = descendants(&tree, name).next().is_some();
@@ -64,7 +65,10 @@ fn tree(folders: &[Folder]) -> Tree<'_> {
     tree
 }
 
-fn descendants<'t, 'a>(tree: &'t Tree<'a>, name: &str) -> impl Iterator<Item = (&'t &'a str, &'t Option<&'a Folder>)> {
+fn descendants<'t, 'a>(
+    tree: &'t Tree<'a>,
+    name: &str,
+) -> impl Iterator<Item = (&'t &'a str, &'t Option<&'a Folder>)> {
     let prefix = format!("{name}/");
     let from = prefix.clone();
     // The names below one are not next to it in the order of characters, but next to each other.
@@ -186,10 +190,21 @@ mod tests {
 
     #[test]
     fn wildcards_match_as_the_standard_says() {
-        for (pattern, name) in [("*", "a/b"), ("%", "a"), ("a/%", "a/b"), ("%/%", "a/b"), ("*b", "a/b"), ("a*", "a"), ("%%*", "abc"), ("a", "a")] {
+        for (pattern, name) in [
+            ("*", "a/b"),
+            ("%", "a"),
+            ("a/%", "a/b"),
+            ("%/%", "a/b"),
+            ("*b", "a/b"),
+            ("a*", "a"),
+            ("%%*", "abc"),
+            ("a", "a"),
+        ] {
             assert!(glob(pattern, name), "{pattern} {name}");
         }
-        for (pattern, name) in [("%", "a/b"), ("a/%", "a"), ("a%", "a/b"), ("", "a"), ("b*", "a"), ("a", "ab")] {
+        for (pattern, name) in
+            [("%", "a/b"), ("a/%", "a"), ("a%", "a/b"), ("", "a"), ("b*", "a"), ("a", "ab")]
+        {
             assert!(!glob(pattern, name), "{pattern} {name}");
         }
     }

@@ -22,7 +22,12 @@ const YIELD_AFTER: usize = 64;
 impl Session {
     /// What every command on messages begins with: the newest state, as far as it may be told now, and the messages
     /// that are meant.
-    async fn begin(&mut self, mailbox: &Arc<dyn Mailbox>, set: &SequenceSet, uid: bool) -> Result<Vec<u32>, Stop> {
+    async fn begin(
+        &mut self,
+        mailbox: &Arc<dyn Mailbox>,
+        set: &SequenceSet,
+        uid: bool,
+    ) -> Result<Vec<u32>, Stop> {
         self.sync(mailbox).await?;
         self.tell(uid);
         self.selected().resolve(set, uid).map_err(|why| Reply::bad(why).into())
@@ -53,8 +58,10 @@ impl Session {
         let mut batch = reading.next().await?;
         while !batch.is_empty() {
             // The next batch is read while this one goes out.
-            let (written, next) =
-                tokio::join!(self.write_batch(&mailbox, &fetch.items, seen, batch, &mut missing), reading.next());
+            let (written, next) = tokio::join!(
+                self.write_batch(&mailbox, &fetch.items, seen, batch, &mut missing),
+                reading.next()
+            );
             written?;
             batch = next?;
         }
@@ -103,7 +110,8 @@ impl Session {
             return HashSet::new();
         }
         let flags = Flags::from(["\\Seen".to_owned()]);
-        let Ok((changed, _)) = self.ask(mailbox.store(folder, &uids, FlagChange::Add, flags, None)).await else {
+        let Ok((changed, _)) = self.ask(mailbox.store(folder, &uids, FlagChange::Add, flags, None)).await
+        else {
             return HashSet::new();
         };
         let view = self.selected();
@@ -130,13 +138,15 @@ impl Session {
         }
         let change = mailbox.store(folder, &uids, store.change, store.flags, store.unchanged_since);
         let (changed, modified) = self.ask(change).await?;
-        let changed: HashMap<u32, (u64, Flags)> = changed.into_iter().map(|(uid, m, flags)| (uid, (m, flags))).collect();
+        let changed: HashMap<u32, (u64, Flags)> =
+            changed.into_iter().map(|(uid, m, flags)| (uid, (m, flags))).collect();
         let left: HashSet<u32> = modified.iter().copied().collect();
         let condstore = self.condstore;
         let view = self.view.as_mut().expect("STORE is only run with a folder selected");
         for (&uid, (mod_seq, flags)) in &changed {
             view.stored(uid, *mod_seq, flags.clone());
         }
+        view.write_new_keywords(&mut self.connection.out);
         let items: &[FetchItem] = if store.uid { &[FetchItem::Uid] } else { &[] };
         let force = Force { flags: !store.silent, mod_seq: condstore };
         if !store.silent || condstore {
@@ -153,7 +163,10 @@ impl Session {
             let mut names: Vec<u32> =
                 if store.uid { modified } else { modified.iter().filter_map(number).collect() };
             names.sort_unstable();
-            return Ok(Reply { code: format!("[MODIFIED {}]", compact(&names)), ..Reply::ok("some were left alone") });
+            return Ok(Reply {
+                code: format!("[MODIFIED {}]", compact(&names)),
+                ..Reply::ok("some were left alone")
+            });
         }
         if missing && !store.uid {
             return Err(Reply::no("[EXPUNGEISSUED]", "some of the messages are gone").into());
@@ -175,11 +188,13 @@ impl Session {
         let numbers = self.begin(&mailbox, &set, uid).await?;
         let view = self.selected();
         let from = view.folder.id;
-        let uids: Vec<u32> = numbers.iter().map(|&n| view.entry(n)).filter(|e| !e.gone).map(|e| e.uid).collect();
+        let uids: Vec<u32> =
+            numbers.iter().map(|&n| view.entry(n)).filter(|e| !e.gone).map(|e| e.uid).collect();
         if uids.is_empty() {
             return Ok(Reply::ok("there is nothing to copy"));
         }
-        let (validity, pairs) = self.ask(mailbox.copy(from, &uids, folder, remove)).await.map_err(or_try_create)?;
+        let (validity, pairs) =
+            self.ask(mailbox.copy(from, &uids, folder, remove)).await.map_err(or_try_create)?;
         let (sources, targets): (Vec<u32>, Vec<u32>) = pairs.into_iter().unzip();
         let mut code = String::new();
         if !sources.is_empty() {
@@ -233,7 +248,11 @@ impl Session {
         Ok(Reply::ok("searched"))
     }
 
-    async fn search_numbers(&mut self, mailbox: &Arc<dyn Mailbox>, key: &SearchKey) -> Result<Vec<u32>, Stop> {
+    async fn search_numbers(
+        &mut self,
+        mailbox: &Arc<dyn Mailbox>,
+        key: &SearchKey,
+    ) -> Result<Vec<u32>, Stop> {
         let shared = self.shared.clone();
         let view = self.selected();
         let mut found = Vec::new();

@@ -292,7 +292,9 @@ impl Session {
             Command::Subscribe { folder, subscribed } => self.subscribe(mailbox, &folder, subscribed).await,
             Command::List(list) => self.list(mailbox, list).await,
             Command::Status { folder, items } => self.status(mailbox, &folder, &items).await,
-            Command::Append { folder, flags, date, body } => self.append(mailbox, &folder, flags, date, body).await,
+            Command::Append { folder, flags, date, body } => {
+                self.append(mailbox, &folder, flags, date, body).await
+            }
             Command::Idle => self.idle(mailbox).await,
             command if self.view.is_none() => {
                 Err(Reply::bad(&format!("{} needs a selected folder", command.name())).into())

@@ -62,7 +62,8 @@ impl Session {
         date: Option<Millis>,
         body: Bytes,
     ) -> Done {
-        let (validity, uid) = self.ask(mailbox.append(folder, flags, date, body)).await.map_err(or_try_create)?;
+        let (validity, uid) =
+            self.ask(mailbox.append(folder, flags, date, body)).await.map_err(or_try_create)?;
         self.sync_after(&mailbox).await?;
         Ok(Reply { code: format!("[APPENDUID {validity} {uid}]"), ..Reply::ok("appended") })
     }
