@@ -9,9 +9,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorumail_message::{
-    Address, Domain, MAX_RECEIVED, Received, complete_submission, count_received, headers::fields, return_path,
-};
+use quorumail_message::{Address, Domain, Received, headers, return_path};
 use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
 use quorumail_store::{
     Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Resolution, Timestamp,
@@ -102,15 +100,11 @@ impl Backend for SmtpBackend {
             // RFC 3463 3.4: mail system full.
             return Err(reject(452, "4.3.1", "no room for new mail, try again later"));
         }
-        if count_received(&body) > MAX_RECEIVED {
+        if headers::loops(&body) {
             // RFC 5321 6.3.
             return Err(reject(554, "5.4.6", "the message runs in a circle"));
         }
         let id = groups::random_queue_id();
-        let body = match envelope.service {
-            Service::Mx => body,
-            Service::Submission => complete_submission(body, groups::now().0, &id.to_string(), &self.hostname),
-        };
         let directory = self.groups.directory();
         let mut mailboxes: Vec<Arc<MailboxRecord>> = Vec::new();
         let mut all_here = true;
@@ -139,8 +133,8 @@ impl SmtpBackend {
     ) -> Result<String, Reject> {
         let at = groups::now();
         let mut top = return_path(envelope.reverse_path.as_ref());
-        top.push_str(&self.received(id, envelope, at));
-        let body = prepend(&top, body);
+        top.push_str(&self.trace(id, envelope, body, at));
+        let body = headers::prepend(&top, body);
         let too_large = mailbox.quota.bytes != 0 && body.len() as u64 > mailbox.quota.bytes;
         let op = Op::Append {
             mailbox: mailbox.id,
@@ -157,8 +151,10 @@ impl SmtpBackend {
         }
     }
 
-    /// The Received field that this node adds.
-    fn received(&self, id: QueueId, envelope: &Envelope, at: Timestamp) -> String {
+    /// What this node adds to the top of a message on its way in: the Received field, and what a submitted message
+    /// lacks (RFC 6409 8).
+    fn trace(&self, id: QueueId, envelope: &Envelope, body: &[u8], at: Timestamp) -> String {
+        let id = id.to_string();
         let received = Received {
             helo: &envelope.helo,
             remote: envelope.remote,
@@ -166,14 +162,18 @@ impl SmtpBackend {
             esmtp: envelope.esmtp,
             tls: envelope.tls,
             authenticated: envelope.identity.is_some(),
-            id: &id.to_string(),
+            id: &id,
             recipient: match envelope.recipients.as_slice() {
                 [only] => Some(only),
                 _ => None,
             },
             at_millis: at.0,
         };
-        received.to_header()
+        let mut top = received.to_header();
+        if let (Service::Submission, Some(identity)) = (envelope.service, &envelope.identity) {
+            top.push_str(&headers::missing_from_submission(body, &identity.address, at.0, &id, &self.hostname));
+        }
+        top
     }
 
     /// Keeps the message for delivery.
@@ -185,7 +185,7 @@ impl SmtpBackend {
         body: &Bytes,
     ) -> Result<String, Reject> {
         let arrived = groups::now();
-        let body = prepend(&self.received(id, envelope, arrived), body);
+        let body = headers::prepend(&self.trace(id, envelope, body, arrived), body);
         let recipients = envelope.recipients.iter().map(|address| QueueRecipient {
             address: address.clone(),
             class: match directory.resolve(address) {
@@ -223,13 +223,6 @@ fn owns(directory: &Directory, account: &MailboxRecord, sender: &Address) -> boo
         None => own.clone(),
     };
     std::iter::once(&account.address).chain(&account.aliases).any(|own| canonical(own) == sender)
-}
-
-/// The message with header fields before it. One that begins with its text gets the empty line that closes them.
-fn prepend(top: &str, message: &[u8]) -> Bytes {
-    let begins_with_text = !message.starts_with(b"\r\n") && fields(message).next().is_none();
-    let gap: &[u8] = if begins_with_text { b"\r\n" } else { b"" };
-    [top.as_bytes(), gap, message].concat().into()
 }
 
 fn reject(code: u16, enhanced: &'static str, text: &str) -> Reject {
