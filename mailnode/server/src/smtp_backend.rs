@@ -12,7 +12,8 @@ use bytes::Bytes;
 use quorumail_message::{Address, Domain, Received, headers, return_path};
 use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
 use quorumail_store::{
-    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Resolution, Timestamp,
+    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal,
+    Resolution, Timestamp,
 };
 
 use crate::{
@@ -38,7 +39,12 @@ pub struct SmtpBackend {
 
 #[async_trait]
 impl Backend for SmtpBackend {
-    async fn authenticate(&self, user: &str, password: &str, remote: IpAddr) -> Result<Identity, AuthFailure> {
+    async fn authenticate(
+        &self,
+        user: &str,
+        password: &str,
+        remote: IpAddr,
+    ) -> Result<Identity, AuthFailure> {
         match self.auth.login(user, password, remote, Purpose::Send).await {
             Ok(record) => Ok(Identity { address: record.address.clone() }),
             Err(auth::Failure::Denied) => Err(AuthFailure::Denied),
@@ -77,7 +83,8 @@ impl Backend for SmtpBackend {
 
     async fn recipient(&self, recipient: &Address, identity: Option<&Identity>) -> Result<(), Reject> {
         let mut found = self.groups.directory().resolve(recipient);
-        if !matches!(found, Resolution::Mailbox(_)) && !(identity.is_some() && found == Resolution::NotLocal) {
+        if !matches!(found, Resolution::Mailbox(_)) && !(identity.is_some() && found == Resolution::NotLocal)
+        {
             // A refusal is for good, and the replica here may lag behind: look again in the current directory.
             self.groups.directory_is_current().await.map_err(|error| {
                 tracing::warn!(%error, "the directory cannot be asked");
@@ -171,7 +178,13 @@ impl SmtpBackend {
         };
         let mut top = received.to_header();
         if let (Service::Submission, Some(identity)) = (envelope.service, &envelope.identity) {
-            top.push_str(&headers::missing_from_submission(body, &identity.address, at.0, &id, &self.hostname));
+            top.push_str(&headers::missing_from_submission(
+                body,
+                &identity.address,
+                at.0,
+                &id,
+                &self.hostname,
+            ));
         }
         top
     }

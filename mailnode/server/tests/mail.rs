@@ -2,7 +2,10 @@
 
 mod kit;
 
-use std::{collections::BTreeMap, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use kit::{
     Cluster, PASSWORD, PATIENCE,
@@ -10,7 +13,8 @@ use kit::{
     mailbox, put_mailbox,
 };
 use quorumail_proto::admin::{
-    DeleteMailbox, DirectoryChange, GetUsageRequest, ListQueueRequest, directory_change::Change,
+    ActOnQueueRequest, DeleteMailbox, DirectoryChange, GetUsageRequest, ListQueueRequest, QueueClass,
+    QueueEntry, QueueRecipient, act_on_queue_request::Action, directory_change::Change,
 };
 use quorumail_server::config::Port;
 
@@ -27,7 +31,10 @@ async fn mail_is_received_and_read_on_one_node() {
     let mut imap = Imap::login(cluster.address(0, Port::Imap), "alice@example.org").await.unwrap();
     assert!(imap.ok("SELECT INBOX").await.contains("* 1 EXISTS"));
     let fetched = imap.ok("FETCH 1 BODY.PEEK[]").await;
-    assert!(fetched.contains("Return-Path: <a@elsewhere.test>\r\nReceived: from client.test ([127.0.0.1])"), "{fetched}");
+    assert!(
+        fetched.contains("Return-Path: <a@elsewhere.test>\r\nReceived: from client.test ([127.0.0.1])"),
+        "{fetched}"
+    );
     assert!(fetched.contains("A line\r\n.and a dot\r\n"), "{fetched}");
     let folders = imap.ok("LIST \"\" \"*\"").await;
     for folder in ["INBOX", "Sent", "Trash", "Junk", "Drafts", "Archive"] {
@@ -46,12 +53,17 @@ async fn mail_sent_through_one_node_is_read_through_another() {
         let reply = smtp.send("a@elsewhere.test", &[&format!("{name}@example.org")], TEXT).await.unwrap();
         assert!(reply.starts_with("250"), "{reply}");
         for node in 0..3 {
-            let mut imap = Imap::login(cluster.address(node, Port::Imap), &format!("{name}@example.org")).await.unwrap();
+            let mut imap =
+                Imap::login(cluster.address(node, Port::Imap), &format!("{name}@example.org")).await.unwrap();
             assert!(imap.ok("SELECT INBOX").await.contains("* 1 EXISTS"), "{name} at {node}");
         }
     }
-    let usage = cluster.admin(1).get_usage(GetUsageRequest { addresses: vec![] }).await.unwrap().into_inner().usage;
-    assert!(usage.len() == 4 && usage.iter().all(|usage| usage.messages == 1 && usage.bytes > 80), "{usage:?}");
+    let usage =
+        cluster.admin(1).get_usage(GetUsageRequest { addresses: vec![] }).await.unwrap().into_inner().usage;
+    assert!(
+        usage.len() == 4 && usage.iter().all(|usage| usage.messages == 1 && usage.bytes > 80),
+        "{usage:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,7 +99,9 @@ async fn an_idle_client_sees_new_mail_from_another_node() {
         assert!(imap.line().await.unwrap().starts_with('+'));
         let mut smtp = Smtp::connect(cluster.address((node + 1) % 3, Port::SmtpMx)).await.unwrap();
         let sent = Instant::now();
-        assert!(smtp.send("a@elsewhere.test", &["alice@example.org"], TEXT).await.unwrap().starts_with("250"));
+        assert!(
+            smtp.send("a@elsewhere.test", &["alice@example.org"], TEXT).await.unwrap().starts_with("250")
+        );
         while !imap.line().await.unwrap().ends_with(" EXISTS") {}
         assert!(sent.elapsed() < Duration::from_secs(3), "node {node}: {:?}", sent.elapsed());
     }
@@ -171,11 +185,13 @@ async fn who_may_not_is_refused_in_the_words_of_the_protocol() {
     suspended.suspended = true;
     let mut full = mailbox("full@example.org");
     full.quota_bytes = 600;
-    let changes = [no_sender, deaf, suspended, full].map(|m| DirectoryChange { change: Some(Change::PutMailbox(m)) });
+    let changes =
+        [no_sender, deaf, suspended, full].map(|m| DirectoryChange { change: Some(Change::PutMailbox(m)) });
     assert!(cluster.apply(0, changes.to_vec()).await.iter().all(|result| result.code == 1));
 
     let mut mx = Smtp::connect(cluster.address(0, Port::SmtpMx)).await.unwrap();
-    let mut from_outside = async |to: &str, text: &str| mx.send("a@elsewhere.test", &[to], text).await.unwrap();
+    let mut from_outside =
+        async |to: &str, text: &str| mx.send("a@elsewhere.test", &[to], text).await.unwrap();
     let large = format!("Subject: x\r\n\r\n{}\r\n", "x".repeat(700));
     for (to, text, begins) in [
         ("nobody@example.org", TEXT, "550 5.1.1"),
@@ -201,7 +217,9 @@ async fn who_may_not_is_refused_in_the_words_of_the_protocol() {
     assert!(reply.starts_with("553 5.7.1"), "{reply}");
     let mut mute = Smtp::connect(submission).await.unwrap();
     assert!(mute.login("mute@example.org", PASSWORD).await.unwrap().starts_with("235"));
-    assert!(mute.send("mute@example.org", &["bob@example.org"], TEXT).await.unwrap().starts_with("550 5.7.1"));
+    assert!(
+        mute.send("mute@example.org", &["bob@example.org"], TEXT).await.unwrap().starts_with("550 5.7.1")
+    );
     let mut gone = Smtp::connect(submission).await.unwrap();
     assert!(gone.login("gone@example.org", PASSWORD).await.unwrap().starts_with("535"));
     assert!(Imap::login(cluster.address(0, Port::Imap), "gone@example.org").await.is_err());
@@ -239,9 +257,13 @@ async fn a_deleted_mailbox_takes_no_mail_and_is_purged_when_its_time_is_over() {
     cluster.accounts(0, &["alice"]).await;
     let mut smtp = Smtp::connect(cluster.address(0, Port::SmtpMx)).await.unwrap();
     assert!(smtp.send("a@elsewhere.test", &["alice@example.org"], TEXT).await.unwrap().starts_with("250"));
-    let delete = |delete: &DeleteMailbox| DirectoryChange { change: Some(Change::DeleteMailbox(delete.clone())) };
+    let delete =
+        |delete: &DeleteMailbox| DirectoryChange { change: Some(Change::DeleteMailbox(delete.clone())) };
     let keep = DeleteMailbox { address: "alice@example.org".to_owned(), keep_seconds: 600 };
-    assert_eq!(cluster.apply(0, vec![delete(&keep), delete(&keep)]).await.iter().filter(|r| r.code == 1).count(), 2);
+    assert_eq!(
+        cluster.apply(0, vec![delete(&keep), delete(&keep)]).await.iter().filter(|r| r.code == 1).count(),
+        2
+    );
     let reply = smtp.send("a@elsewhere.test", &["alice@example.org"], TEXT).await.unwrap();
     assert!(reply.starts_with("550 5.1.1"), "{reply}");
 
@@ -270,6 +292,81 @@ async fn wait_for_messages(cluster: &Cluster, node: usize, address: &str, count:
             return;
         }
         assert!(begun.elapsed() < PATIENCE, "{address} at node {node}: {status}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mail_for_other_systems_goes_to_the_relay_and_what_it_refuses_comes_back_as_a_report() {
+    let elsewhere = Cluster::start(1, 1).await;
+    let changes = vec![kit::put_domain("remote.test"), put_mailbox("bob@remote.test")];
+    assert!(elsewhere.apply(0, changes).await.iter().all(|result| result.code == 1));
+    let relay = elsewhere.address(0, Port::SmtpMx);
+    let relay = format!("smtp:\n  relay: {{host: \"{}\", port: {}}}", relay.ip(), relay.port());
+    let cluster = Cluster::start_with(3, 4, &relay).await;
+    cluster.accounts(0, &["alice"]).await;
+
+    let mut smtp = Smtp::connect(cluster.address(1, Port::Submission)).await.unwrap();
+    assert!(smtp.login("alice@example.org", PASSWORD).await.unwrap().starts_with("235"));
+    let reply =
+        smtp.send("alice@example.org", &["bob@remote.test", "nobody@remote.test"], TEXT).await.unwrap();
+    assert!(reply.starts_with("250"), "{reply}");
+
+    wait_for_messages(&elsewhere, 0, "bob@remote.test", 1).await;
+    wait_for_messages(&cluster, 0, "alice@example.org", 1).await;
+    let mut imap = Imap::login(cluster.address(2, Port::Imap), "alice@example.org").await.unwrap();
+    imap.ok("SELECT INBOX").await;
+    let report = imap.ok("FETCH 1 BODY.PEEK[]").await;
+    for part in
+        ["Return-Path: <>", "Final-Recipient: rfc822; nobody@remote.test", "Status: 5.1.1", "Subject: hello"]
+    {
+        assert!(report.contains(part), "{part} in {report}");
+    }
+    assert!(!report.contains("bob@remote.test"), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_message_can_be_held_released_and_given_up_with_a_report() {
+    // Nobody listens at port 1.
+    let relay =
+        "smtp:\n  relay: {host: \"127.0.0.1\", port: 1}\n  retry: {initial: 1h, max: 1h, giveUpAfter: 5d}";
+    let cluster = Cluster::start_with(1, 2, relay).await;
+    cluster.accounts(0, &["alice"]).await;
+    let mut smtp = Smtp::connect(cluster.address(0, Port::Submission)).await.unwrap();
+    assert!(smtp.login("alice@example.org", PASSWORD).await.unwrap().starts_with("235"));
+    assert!(smtp.send("alice@example.org", &["bob@remote.test"], TEXT).await.unwrap().starts_with("250"));
+    let entry = wait_for_entry(&cluster, |recipient| recipient.attempts == 1).await;
+    assert!(!entry.recipients[0].last_error.is_empty(), "{entry:?}");
+
+    assert_eq!(act(&cluster, Action::Hold, &entry.id).await, 1);
+    wait_for_entry(&cluster, |recipient| recipient.class() == QueueClass::Held).await;
+    assert_eq!(act(&cluster, Action::Retry, &entry.id).await, 0, "what is held is not tried");
+    assert_eq!(act(&cluster, Action::Release, &entry.id).await, 1);
+    wait_for_entry(&cluster, |recipient| recipient.class() == QueueClass::Remote && recipient.attempts == 2)
+        .await;
+    assert_eq!(act(&cluster, Action::Bounce, &entry.id).await, 1);
+    wait_for_messages(&cluster, 0, "alice@example.org", 1).await;
+    let left =
+        cluster.admin(0).list_queue(ListQueueRequest { id: entry.id, ..Default::default() }).await.unwrap();
+    assert!(left.into_inner().entries.is_empty());
+}
+
+async fn act(cluster: &Cluster, action: Action, id: &str) -> u32 {
+    let request = ActOnQueueRequest { action: action.into(), ids: vec![id.to_owned()], class: 0 };
+    cluster.admin(0).act_on_queue(request).await.unwrap().into_inner().changed
+}
+
+/// The only entry of the queue, once its only recipient is as wanted.
+async fn wait_for_entry(cluster: &Cluster, wanted: impl Fn(&QueueRecipient) -> bool) -> QueueEntry {
+    let begun = Instant::now();
+    loop {
+        let queue = cluster.admin(0).list_queue(ListQueueRequest::default()).await.unwrap().into_inner();
+        if let [entry] = queue.entries.as_slice()
+            && wanted(&entry.recipients[0])
+        {
+            return entry.clone();
+        }
+        assert!(begun.elapsed() < PATIENCE, "{queue:?}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
