@@ -19,6 +19,10 @@ pub const MAX_LITERAL_BEFORE_LOGIN: u64 = 4096;
 /// A refused non-synchronizing literal is read and thrown away up to this multiple of the largest message; a longer
 /// one ends the connection.
 const DISCARD_FACTOR: u64 = 4;
+/// Octets to read at once while a line is awaited.
+const READ_LINE: usize = 2 * 1024;
+/// Octets to read at once within a literal: what a client can make the server hold beside the command at hand.
+const READ_LITERAL: usize = 64 * 1024;
 /// Longest announcement of a literal with its CRLF that is still recognised in a line that is thrown away.
 const MAX_ANNOUNCEMENT: usize = 32;
 /// Capacity above which the buffer is given back once it is empty.
@@ -90,6 +94,18 @@ impl Framer {
     /// Raises the bounds after log-in.
     pub fn authenticated(&mut self) {
         self.authenticated = true;
+    }
+
+    /// How much to read at once: little while a line is awaited, so that an idle connection holds little, and more
+    /// within a literal.
+    pub fn read_at_once(&self) -> usize {
+        match self.state {
+            State::Literal { until } => {
+                until.saturating_sub(self.buffer.len()).clamp(READ_LINE, READ_LITERAL)
+            }
+            State::Line { .. } => READ_LINE,
+            State::Discard { .. } => READ_LITERAL,
+        }
     }
 
     /// Where to read into. Read a bounded piece and only when [`Framer::next_input`] has nothing: then the buffer
@@ -182,7 +198,7 @@ impl Framer {
             self.reset();
             return Some(Input::Command(frame));
         };
-        let for_message = self.authenticated && is_append(&self.buffer);
+        let for_message = self.authenticated && is_append(&self.buffer[..end]);
         let room = if for_message && found.octets > MAX_LITERAL { self.message == 0 } else { true };
         let max = match (for_message, self.authenticated) {
             (true, _) => self.max_message,
@@ -292,7 +308,7 @@ pub(crate) fn literal(line: &[u8]) -> Option<Literal> {
 
 /// Whether a frame starts with a tag and APPEND.
 fn is_append(frame: &[u8]) -> bool {
-    let Some(space) = frame.iter().take(MAX_COMMAND_BEFORE_LOGIN).position(|&b| b == b' ') else {
+    let Some(space) = frame.iter().position(|b| !b.is_ascii_graphic()).filter(|&at| frame[at] == b' ') else {
         return false;
     };
     frame[space + 1..].get(..7).is_some_and(|word| word.eq_ignore_ascii_case(b"APPEND "))
@@ -387,6 +403,12 @@ mod tests {
         assert_eq!(found.len(), 2, "{found:?}");
         assert!(matches!(found[0], Input::Refused(_)));
         assert_eq!(found[1], Input::Command(Bytes::from_static(b"b NOOP")));
+    }
+
+    #[test]
+    fn what_comes_after_a_command_does_not_change_its_bounds() {
+        let found = commands(b"{9000+}\r\nzzz APPEND INBOX ");
+        assert!(matches!(found[..], [Input::Refused(_)]), "{found:?}");
     }
 
     #[test]

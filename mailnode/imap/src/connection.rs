@@ -23,8 +23,6 @@ use crate::{
     response::Out,
 };
 
-/// Octets read at once: what a pipelining client can make the server hold beside the command at hand.
-const READ_AT_ONCE: usize = 16 * 1024;
 /// Octets of an answer that are gathered before they are written.
 const WRITE_FROM: usize = 64 * 1024;
 
@@ -154,9 +152,10 @@ impl Connection {
 
     /// Reads a piece. Can be cancelled without losing anything.
     pub(crate) async fn read(&mut self, until: Instant) -> Result<(), Closed> {
+        let at_once = self.framer.read_at_once();
         let buffer = self.framer.buffer();
-        buffer.reserve(READ_AT_ONCE);
-        let mut limited = (&mut self.stream).take(READ_AT_ONCE as u64);
+        buffer.reserve(at_once);
+        let mut limited = (&mut self.stream).take(at_once as u64);
         tokio::select! {
             biased;
             () = self.shutdown.cancelled() => Err(Closed::Shutdown),

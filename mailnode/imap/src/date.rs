@@ -23,7 +23,7 @@ pub(crate) fn parse_internal_date(text: &str) -> Option<Millis> {
         return None;
     }
     let date = civil_date(day)?;
-    let mut clock = time.split(':').map(|n| two_digits(n));
+    let mut clock = time.split(':').map(two_digits);
     let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
     if clock.next().is_some() {
         return None;

@@ -145,7 +145,14 @@ impl Walker<'_> {
         } else {
             ended = self.skip();
         }
-        part.body = body..self.body_end(body, ended);
+        // A delimiter right after another leaves no line break that could belong to it: what lies in the part is then
+        // empty and starts where the delimiter does.
+        let inner = match &part.content {
+            Content::Multipart(parts) => parts.last().map(|last| last.body.end),
+            Content::Message(inner) => Some(inner.body.end),
+            Content::Leaf => None,
+        };
+        part.body = body..self.body_end(body, ended).max(inner.unwrap_or_default());
         (part, ended)
     }
 

@@ -1,5 +1,7 @@
 //! Promises of IMAP sessions, over real sockets.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod testkit;
 
 use std::{sync::atomic::Ordering, time::Duration};

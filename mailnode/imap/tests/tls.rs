@@ -1,5 +1,7 @@
 //! Promises about TLS.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod testkit;
 
 use std::sync::Arc;

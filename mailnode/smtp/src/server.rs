@@ -9,7 +9,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Backend, Config, Event, Observer,
+    Backend, Closed, Config, Event, Observer,
     connection::{self, Context},
     gate::Gate,
 };
@@ -32,7 +32,14 @@ pub async fn serve(
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
-            Some(_) = sessions.join_next(), if !sessions.is_empty() => continue,
+            Some(ended) = sessions.join_next(), if !sessions.is_empty() => {
+                if let Err(error) = ended {
+                    // One session less; the others go on.
+                    tracing::error!(%error, "a session broke off");
+                    observer.observe(config.service, Event::Closed(Closed::Ended));
+                }
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         let (stream, address) = match accepted {

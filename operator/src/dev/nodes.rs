@@ -64,6 +64,8 @@ impl Node {
         let mut failures = 0;
         loop {
             let mut child = self.start()?;
+            // Waiting for a child closes its standard input first, unless somebody else has it.
+            let _stdin = child.stdin.take();
             let status = tokio::select! {
                 status = child.wait() => status?,
                 () = stopped(&mut stop) => return self.end(child).await,
@@ -205,4 +207,69 @@ fn tail(path: &Path) -> Option<String> {
     file.take(TAIL).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt as _};
+
+    use super::*;
+
+    /// A node whose program is a shell script; `$DIR` in it is a directory of the test.
+    fn node(dir: &Path, script: &str, restart: bool) -> Node {
+        let program = dir.join("program");
+        fs::write(&program, format!("#!/bin/sh\n{}\n", script.replace("$DIR", dir.to_str().unwrap())))
+            .unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let place = Place { node: 0, host: Ipv4Addr::LOCALHOST, offset: 0 };
+        Node { place, program, config: dir.join("config"), log: Some(dir.join("log")), restart }
+    }
+
+    async fn wait_for(file: &Path, text: &str) {
+        let found = async {
+            while !fs::read_to_string(file).is_ok_and(|found| found.contains(text)) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), found).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_node_keeps_its_standard_input_until_it_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path(), "echo up >> $DIR/events; cat; echo eof >> $DIR/events", false);
+        let (stop, stopping) = watch::channel(false);
+        let (_is_ready, ready) = watch::channel(true);
+        let running = tokio::spawn(node.run(stopping, ready));
+        wait_for(&dir.path().join("events"), "up").await;
+        let closed = timeout(Duration::from_millis(300), wait_for(&dir.path().join("events"), "eof")).await;
+        assert!(closed.is_err(), "the standard input was closed");
+        stop.send(true).unwrap();
+        running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_node_that_ended_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path(), "echo up >> $DIR/events", true);
+        let (stop, stopping) = watch::channel(false);
+        let (_is_ready, ready) = watch::channel(true);
+        let running = tokio::spawn(node.run(stopping, ready));
+        wait_for(&dir.path().join("events"), "up\nup").await;
+        stop.send(true).unwrap();
+        running.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_node_that_cannot_start_ends_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = node(dir.path(), "echo up >> $DIR/events; echo no such disk >&2; exit 3", true);
+        let (_stop, stopping) = watch::channel(false);
+        let (_is_ready, ready) = watch::channel(false);
+        let error = node.run(stopping, ready).await.unwrap_err();
+        assert!(error.to_string().contains("node 0 ended before"), "{error}");
+        let events = fs::read_to_string(dir.path().join("events")).unwrap();
+        assert_eq!(events.lines().count(), MAX_START_FAILURES as usize);
+        assert_eq!(tail(&dir.path().join("log")).unwrap().lines().last(), Some("no such disk"));
+    }
 }

@@ -83,11 +83,15 @@ impl Reading {
     }
 
     fn take(&mut self) -> Vec<Wanted> {
-        let prefix = self.prefix();
+        let most = match self.need {
+            Need::Nothing => 0,
+            Need::Whole => u32::MAX,
+            Need::Header | Need::Prefix(_) => self.prefix(),
+        };
         let mut octets = 0;
         let mut out = Vec::new();
         while let Some(&next) = self.waiting.front() {
-            octets += u64::from(if prefix == 0 { next.size } else { next.size.min(prefix) });
+            octets += u64::from(next.size.min(most));
             if !out.is_empty() && (octets > BATCH_OCTETS || out.len() >= BATCH_MESSAGES) {
                 break;
             }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use quorumail_message::Address;
 
 use super::*;
-use crate::{Budget, Limits};
+use crate::{AuthFailure, Budget, Limits};
 
 fn config(service: Service) -> Config {
     Config {
@@ -222,6 +222,10 @@ fn a_bare_line_feed_in_a_command_ends_the_session() {
 
 fn play(service: Service, chunks: &[&[u8]]) -> (String, Vec<String>, Option<Closed>) {
     let mut play = Play::new(service);
+    // Sessions that go on after errors go deeper.
+    let mut patient = config(service);
+    patient.limits = Limits { errors: 1000, refusals: 1000, auth_failures: 1000, ..patient.limits };
+    play.machine.config = Arc::new(patient);
     play.send(b"");
     for chunk in chunks {
         play.send(chunk);
@@ -249,7 +253,11 @@ fn fragments() -> impl Strategy<Value = Vec<u8>> {
         Just(vec![b'y'; 90]),
         prop::collection::vec(any::<u8>(), 0..20),
     ];
-    prop::collection::vec(fragment, 0..60).prop_map(|fragments| fragments.concat())
+    let begin =
+        &b"EHLO x\r\nAUTH PLAIN AGFAYi5vcmcAc2VjcmV0\r\nMAIL FROM:<>\r\nRCPT TO:<a@b.org>\r\nDATA\r\n"[..];
+    let prefix = prop_oneof![Just(&b""[..]), Just(begin)];
+    (prefix, prop::collection::vec(fragment, 0..60))
+        .prop_map(|(prefix, rest)| [prefix, &rest.concat()].concat())
 }
 
 proptest! {
