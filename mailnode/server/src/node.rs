@@ -31,7 +31,7 @@ use crate::{
     metrics::{Metrics, sampled::Sources},
     smtp_backend::SmtpBackend,
     tls::{self, InternalTls, PublicTls},
-    transport::{SmtpTransport, delivery_config},
+    transport::{delivery_config, smtp_transport},
     watch::Watchers,
 };
 
@@ -159,7 +159,7 @@ impl Node {
         let mut client_tasks = JoinSet::new();
         client_tasks.spawn(janitor::run(Arc::clone(&groups), clients.clone()));
         let queue = Arc::new(DeliveryQueue::new(Arc::clone(&groups), Arc::clone(&watchers)));
-        let transport = Arc::new(SmtpTransport::new(config.hostname.to_string()));
+        let transport = Arc::new(smtp_transport(&config.hostname));
         let observer = Arc::clone(&metrics);
         let worker = Worker::new(delivery_config(&config)?, queue, resolver, transport, observer);
         let stop = clients.clone();
