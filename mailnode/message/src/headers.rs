@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::{Domain, date::rfc5322_date};
+use crate::{Address, Domain, date::rfc5322_date};
 
 /// A message with more Received fields than this goes in circles. RFC 5321 6.3 wants a limit of at least 100.
 pub const MAX_RECEIVED: usize = 100;
@@ -80,32 +80,42 @@ pub fn has_field(message: &[u8], name: &str) -> bool {
     fields(message).any(|field| field.is(name))
 }
 
-/// Adds the Date and Message-ID that a submitted message lacks. RFC 6409 8.1 and 8.2. `id` is unique and made of
-/// letters and digits; `now_millis` is in milliseconds since 1970.
-pub fn complete_submission(body: Bytes, now_millis: i64, id: &str, domain: &Domain) -> Bytes {
-    let (mut date, mut message_id, mut any) = (false, false, false);
-    for field in fields(&body) {
-        any = true;
-        date |= field.is("Date");
-        message_id |= field.is("Message-ID");
-    }
-    if date && message_id {
-        return body;
-    }
+/// Whether the message has passed so many servers that it must run in a circle: refuse it with 554 5.4.6 (RFC 5321
+/// 6.3).
+pub fn loops(message: &[u8]) -> bool {
+    count_received(message) > MAX_RECEIVED
+}
+
+/// The fields that a submitted message lacks and is given, to stand at its top: Date, From and Message-ID (RFC 6409
+/// 8). Empty when nothing lacks. `id` is unique and made of letters and digits; `now_millis` is in milliseconds since
+/// 1970.
+pub fn missing_from_submission(
+    message: &[u8],
+    sender: &Address,
+    now_millis: i64,
+    id: &str,
+    domain: &Domain,
+) -> String {
     let mut added = String::new();
-    if !date {
+    if !has_field(message, "Date") {
         added.push_str(&format!("Date: {}\r\n", rfc5322_date(now_millis)));
     }
-    if !message_id {
+    if !has_field(message, "From") {
+        added.push_str(&format!("From: <{sender}>\r\n"));
+    }
+    if !has_field(message, "Message-ID") {
         added.push_str(&format!("Message-ID: <{id}@{domain}>\r\n"));
     }
-    // A message that begins with its text has no header section at all: the new one must be closed, or the text
-    // would become part of it.
-    let begins_with_text = !any && !body.starts_with(b"\r\n") && !body.starts_with(b"\n");
-    if begins_with_text {
-        added.push_str("\r\n");
-    }
-    [added.as_bytes(), &body].concat().into()
+    added
+}
+
+/// The message with whole fields before it. A message that begins with its text has no header section at all: the new
+/// one is closed by an empty line, or the text would become part of it.
+pub fn prepend(top: &str, message: &[u8]) -> Bytes {
+    let begins_with_header =
+        message.is_empty() || message.starts_with(b"\r\n") || fields(message).next().is_some();
+    let gap: &[u8] = if top.is_empty() || begins_with_header { b"" } else { b"\r\n" };
+    [top.as_bytes(), gap, message].concat().into()
 }
 
 #[cfg(test)]
@@ -119,7 +129,8 @@ mod tests {
 
     fn complete(body: &[u8]) -> String {
         let domain = "example.org".parse().unwrap();
-        let done = complete_submission(Bytes::copy_from_slice(body), 0, "id1", &domain);
+        let sender = "a@example.org".parse().unwrap();
+        let done = prepend(&missing_from_submission(body, &sender, 0, "id1", &domain), body);
         String::from_utf8(done.to_vec()).unwrap()
     }
 
@@ -138,15 +149,19 @@ mod tests {
             complete(b"From: a@b\r\n\r\nx"),
             "Date: Thu, 01 Jan 1970 00:00:00 +0000\r\nMessage-ID: <id1@example.org>\r\nFrom: a@b\r\n\r\nx"
         );
-        assert_eq!(complete(b"date: d\r\n\r\nx"), "Message-ID: <id1@example.org>\r\ndate: d\r\n\r\nx");
-        assert_eq!(complete(b"Date: d\r\nMESSAGE-ID: <m>\r\n\r\nx"), "Date: d\r\nMESSAGE-ID: <m>\r\n\r\nx");
+        assert_eq!(
+            complete(b"date: d\r\n\r\nx"),
+            "From: <a@example.org>\r\nMessage-ID: <id1@example.org>\r\ndate: d\r\n\r\nx"
+        );
+        let whole = b"Date: d\r\nfrom: x\r\nMESSAGE-ID: <m>\r\n\r\nx";
+        assert_eq!(complete(whole).as_bytes(), whole);
     }
 
     #[test]
     fn a_submission_without_a_header_section_keeps_its_text() {
         assert!(complete(b"just text\r\n").ends_with("<id1@example.org>\r\n\r\njust text\r\n"));
         assert!(complete(b"\r\ntext\r\n").ends_with("<id1@example.org>\r\n\r\ntext\r\n"));
-        assert!(complete(b"").ends_with("<id1@example.org>\r\n\r\n"));
+        assert!(complete(b"").ends_with("<id1@example.org>\r\n"));
     }
 
     proptest! {
@@ -161,7 +176,8 @@ mod tests {
         #[test]
         fn a_completed_submission_ends_with_what_was_submitted(body in proptest::collection::vec(any::<u8>(), 0..400)) {
             let domain = "example.org".parse().unwrap();
-            let done = complete_submission(Bytes::from(body.clone()), 0, "id1", &domain);
+            let sender = "a@example.org".parse().unwrap();
+            let done = prepend(&missing_from_submission(&body, &sender, 0, "id1", &domain), &body);
             prop_assert!(done.ends_with(&body));
             prop_assert!(has_field(&done, "Date") && has_field(&done, "Message-ID"));
         }

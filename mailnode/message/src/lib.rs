@@ -12,6 +12,6 @@ pub mod status;
 pub use address::{Address, AddressError, Domain};
 pub use date::rfc5322_date;
 pub use dsn::{FailedRecipient, Report};
-pub use headers::{MAX_RECEIVED, complete_submission, count_received};
+pub use headers::{MAX_RECEIVED, count_received};
 pub use received::{Received, return_path};
 pub use status::EnhancedStatus;

@@ -123,7 +123,8 @@ impl Authenticator {
         // The replica here may not have a new account or password yet.
         self.groups.directory_is_current().await.map_err(|_| Failure::Unavailable)?;
         let current = self.lookup(name);
-        let hash = |record: &Option<Arc<MailboxRecord>>| record.as_ref().map(|record| record.password_hash.clone());
+        let hash =
+            |record: &Option<Arc<MailboxRecord>>| record.as_ref().map(|record| record.password_hash.clone());
         if hash(&current) != hash(&record) && self.verify(current.as_ref(), password).await? {
             return current.ok_or(Failure::Denied);
         }
@@ -158,7 +159,9 @@ impl Authenticator {
         let owned = password.to_owned();
         let Ok(_place) = self.waiting.try_acquire() else { return Err(Failure::Unavailable) };
         let checks = Arc::clone(&self.checks).acquire_owned();
-        let Ok(Ok(turn)) = tokio::time::timeout(QUEUE_TIME, checks).await else { return Err(Failure::Unavailable) };
+        let Ok(Ok(turn)) = tokio::time::timeout(QUEUE_TIME, checks).await else {
+            return Err(Failure::Unavailable);
+        };
         let check = tokio::task::spawn_blocking(move || {
             let matches = verify::matches(&owned, &hash);
             // Held by the check itself: a client that goes away does not make room for another check.

@@ -281,7 +281,8 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::E
 
 /// Reads `1h30m`, `90s`, `5d`, `250ms`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    const UNITS: [(&str, u64); 5] =
+        [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     let mut millis: u64 = 0;
     let mut rest = text;
     while !rest.is_empty() {
@@ -325,7 +326,10 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |field, reason: String| Err(ConfigError::Invalid { field, reason });
         let Some(node) = self.node else {
-            return invalid("node", "is not known: give --node, the field, or POD_NAME ending in -N".to_owned());
+            return invalid(
+                "node",
+                "is not known: give --node, the field, or POD_NAME ending in -N".to_owned(),
+            );
         };
         if self.cluster.trim().is_empty() {
             return invalid("cluster", "must not be empty".to_owned());
@@ -339,7 +343,8 @@ impl Config {
         }
         for peer in &self.peers {
             for address in [&peer.address, &peer.admin] {
-                let port = address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+                let port =
+                    address.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
                 if !port.is_some_and(|(host, port)| !host.is_empty() && port != 0) {
                     return invalid("peers", format!("{address:?} of node {} is not host:port", peer.node));
                 }

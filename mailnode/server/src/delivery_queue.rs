@@ -8,7 +8,8 @@ use quorumail_consensus::GroupId;
 use quorumail_delivery::{LocalFailure, Queue, Unavailable};
 use quorumail_message::{Address, return_path};
 use quorumail_store::{
-    CommandId, Op, PartitionId, Query, QueueEntry, QueueId, QueueRecipient, Refusal, Reply, Resolution, Timestamp,
+    CommandId, Op, PartitionId, Query, QueueEntry, QueueId, QueueRecipient, Refusal, Reply, Resolution,
+    Timestamp,
 };
 use tokio::sync::{Notify, watch};
 
@@ -58,7 +59,12 @@ fn wrong_kind() -> Unavailable {
 
 #[async_trait]
 impl Queue for DeliveryQueue {
-    async fn due(&self, partition: PartitionId, now: Timestamp, limit: u32) -> Result<Vec<QueueEntry>, Unavailable> {
+    async fn due(
+        &self,
+        partition: PartitionId,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<QueueEntry>, Unavailable> {
         let query = Query::QueueDue { now, limit };
         match self.groups.query(Groups::group(partition), &query, WITHIN).await.map_err(unavailable)? {
             Reply::Queue(entries) => Ok(entries),

@@ -30,7 +30,8 @@ pub struct Disk {
 impl Disk {
     /// Looks at the file system of `dir`, and again until cancelled.
     pub fn watch(dir: &Path, stop: CancellationToken) -> Arc<Self> {
-        let disk = Arc::new(Self { dir: dir.to_owned(), free: AtomicU64::new(u64::MAX), size: AtomicU64::new(0) });
+        let disk =
+            Arc::new(Self { dir: dir.to_owned(), free: AtomicU64::new(u64::MAX), size: AtomicU64::new(0) });
         disk.look();
         let watched = Arc::clone(&disk);
         tokio::spawn(async move {

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use quorumail_consensus::{Consensus, GroupId, ProposeError};
 use quorumail_store::{
-    Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueId, Refusal, Reply, Store, Timestamp,
-    decode_outcome,
+    Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueId, Refusal, Reply, Store,
+    Timestamp, decode_outcome,
 };
 
 /// The group that holds the directory.
@@ -59,7 +59,13 @@ struct Barrier {
 impl Groups {
     /// Wraps what the node started.
     pub fn new(consensus: Consensus, store: Store, partitions: u32) -> Self {
-        Self { consensus, store, partitions, barrier: Barrier::default(), spread: AtomicU64::new(rand::random()) }
+        Self {
+            consensus,
+            store,
+            partitions,
+            barrier: Barrier::default(),
+            spread: AtomicU64::new(rand::random()),
+        }
     }
 
     /// The directory as this node's replica has it.
@@ -105,7 +111,12 @@ impl Groups {
     }
 
     /// Reads what was acknowledged before the call.
-    pub async fn query(&self, group: GroupId, query: &Query, within: Duration) -> Result<Reply, QueryFailure> {
+    pub async fn query(
+        &self,
+        group: GroupId,
+        query: &Query,
+        within: Duration,
+    ) -> Result<Reply, QueryFailure> {
         let answer = self.consensus.query(group, query.encode(), within).boxed().await;
         let answer = answer.map_err(|error| QueryFailure(error.to_string()))?;
         match Reply::decode(&answer) {
@@ -129,7 +140,8 @@ impl Groups {
     /// node that will deliver it; over all when it leads none.
     pub fn queue_partition(&self) -> GroupId {
         let turn = self.spread.fetch_add(1, Ordering::Relaxed);
-        let led: Vec<GroupId> = self.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY).collect();
+        let led: Vec<GroupId> =
+            self.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY).collect();
         let count = if led.is_empty() { u64::from(self.partitions) } else { led.len() as u64 };
         let chosen = u32::try_from(turn % count).expect("there are fewer than 2^32 partitions");
         led.get(chosen as usize).copied().unwrap_or(GroupId(chosen + 1))

@@ -25,7 +25,11 @@ pub fn role(certificate: &CertificateDer<'_>) -> Option<Role> {
     let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()??;
     let named = |name: &str| {
-        names.value.general_names.iter().any(|n| matches!(n, GeneralName::DNSName(dns) if dns.eq_ignore_ascii_case(name)))
+        names
+            .value
+            .general_names
+            .iter()
+            .any(|n| matches!(n, GeneralName::DNSName(dns) if dns.eq_ignore_ascii_case(name)))
     };
     if named(NODE_NAME) {
         Some(Role::Node)

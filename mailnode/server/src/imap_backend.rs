@@ -12,8 +12,8 @@ use quorumail_imap::{
     Backend, Changes, Failure, FlagChange, Flags, Folder, LoginFailure, Mailbox, Message, Millis, SpecialUse,
 };
 use quorumail_store::{
-    Applied, Flag, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta, ModSeq, Op, Query, Refusal, Reply,
-    StoreFlags, Timestamp, Uid,
+    Applied, Flag, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta, ModSeq, Op, Query, Refusal,
+    Reply, StoreFlags, Timestamp, Uid,
 };
 
 use crate::{
@@ -52,12 +52,20 @@ struct OpenMailbox {
 
 #[async_trait]
 impl Backend for ImapBackend {
-    async fn login(&self, user: &str, password: &str, remote: IpAddr) -> Result<Arc<dyn Mailbox>, LoginFailure> {
-        let record = self.auth.login(user, password, remote, Purpose::Read).await.map_err(|failure| match failure {
-            auth::Failure::Denied => LoginFailure::Denied,
-            auth::Failure::Throttled => LoginFailure::Throttled,
-            auth::Failure::Unavailable => LoginFailure::Unavailable,
-        })?;
+    async fn login(
+        &self,
+        user: &str,
+        password: &str,
+        remote: IpAddr,
+    ) -> Result<Arc<dyn Mailbox>, LoginFailure> {
+        let record =
+            self.auth.login(user, password, remote, Purpose::Read).await.map_err(
+                |failure| match failure {
+                    auth::Failure::Denied => LoginFailure::Denied,
+                    auth::Failure::Throttled => LoginFailure::Throttled,
+                    auth::Failure::Unavailable => LoginFailure::Unavailable,
+                },
+            )?;
         let mailbox = OpenMailbox {
             groups: Arc::clone(&self.groups),
             watchers: Arc::clone(&self.watchers),
@@ -91,7 +99,9 @@ impl OpenMailbox {
             CommandFailure::Refused(Refusal::NotFound(_)) => Failure::NonExistent,
             CommandFailure::Refused(Refusal::AlreadyExists(_)) => Failure::AlreadyExists,
             CommandFailure::Refused(Refusal::OverQuota) => Failure::OverQuota,
-            CommandFailure::Refused(Refusal::Conflict(text) | Refusal::Invalid(text)) => Failure::Cannot(text),
+            CommandFailure::Refused(Refusal::Conflict(text) | Refusal::Invalid(text)) => {
+                Failure::Cannot(text)
+            }
             CommandFailure::Unavailable(reason) => {
                 tracing::warn!(group = self.group.0, reason, "an IMAP command got no answer");
                 Failure::Unavailable
@@ -226,7 +236,9 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn delete(&self, folder: &str) -> Result<(), Failure> {
-        self.propose(Op::DeleteFolder { mailbox: self.id, folder: folder.to_owned() }, Bytes::new()).await.map(drop)
+        self.propose(Op::DeleteFolder { mailbox: self.id, folder: folder.to_owned() }, Bytes::new())
+            .await
+            .map(drop)
     }
 
     async fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
@@ -261,7 +273,8 @@ impl Mailbox for OpenMailbox {
         };
         match self.propose(op, Bytes::new()).await? {
             Applied::Stored { changed, modified } => {
-                let changed = changed.into_iter().map(|(uid, mod_seq, flags)| (uid.0, mod_seq.0, flags_out(flags)));
+                let changed =
+                    changed.into_iter().map(|(uid, mod_seq, flags)| (uid.0, mod_seq.0, flags_out(flags)));
                 Ok((changed.collect(), modified.into_iter().map(|uid| uid.0).collect()))
             }
             _ => unexpected("StoreFlags"),

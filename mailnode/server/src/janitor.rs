@@ -32,7 +32,8 @@ async fn purge_due(groups: &Groups) {
     let due = groups.directory().deleted().into_iter().filter(|mailbox| mailbox.purge_at <= now);
     for deleted in due.take(AT_ONCE) {
         let (id, group) = (deleted.record.id, Groups::group(deleted.record.partition));
-        let purge = groups.propose(group, groups::random_command(), Op::PurgeMailbox(id), Bytes::new(), WITHIN).await;
+        let purge =
+            groups.propose(group, groups::random_command(), Op::PurgeMailbox(id), Bytes::new(), WITHIN).await;
         if let Err(error) = purge {
             tracing::warn!(mailbox = id.0, %error, "a deleted mailbox could not be purged; it is tried again");
             continue;

@@ -41,7 +41,13 @@ impl Listeners {
             let metrics = Arc::clone(&self.metrics);
             if let Some(config) = self.imap_config(port) {
                 let backend = Arc::clone(&self.imap);
-                running.spawn(quorumail_imap::serve(socket, Arc::new(config), backend, stop.clone(), metrics));
+                running.spawn(quorumail_imap::serve(
+                    socket,
+                    Arc::new(config),
+                    backend,
+                    stop.clone(),
+                    metrics,
+                ));
             } else {
                 let (config, backend) = (Arc::new(self.smtp_config(port, &memory)), Arc::clone(&self.smtp));
                 running.spawn(quorumail_smtp::serve(socket, config, backend, stop.clone(), metrics));
@@ -55,7 +61,8 @@ impl Listeners {
         let mut limits = quorumail_smtp::Limits { shutdown: FINISH, ..Default::default() };
         let wanted = &self.config.limits;
         limits.connections = wanted.smtp_connections.unwrap_or(limits.connections);
-        limits.connections_per_address = wanted.smtp_connections_per_address.unwrap_or(limits.connections_per_address);
+        limits.connections_per_address =
+            wanted.smtp_connections_per_address.unwrap_or(limits.connections_per_address);
         quorumail_smtp::Config {
             hostname: self.config.hostname.to_string(),
             max_message_size: self.config.smtp.max_message_size,
@@ -77,7 +84,8 @@ impl Listeners {
         let mut limits = quorumail_imap::Limits { shutdown: FINISH, ..Default::default() };
         let wanted = &self.config.limits;
         limits.connections = wanted.imap_connections.unwrap_or(limits.connections);
-        limits.connections_per_address = wanted.imap_connections_per_address.unwrap_or(limits.connections_per_address);
+        limits.connections_per_address =
+            wanted.imap_connections_per_address.unwrap_or(limits.connections_per_address);
         Some(quorumail_imap::Config {
             hostname: self.config.hostname.to_string(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -1,9 +1,7 @@
 //! The store as consensus sees it: a state machine of bytes.
 
 use bytes::Bytes;
-use quorumail_consensus::{
-    Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine,
-};
+use quorumail_consensus::{Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine};
 use quorumail_store::{LogCommand, Store, StoreError};
 
 /// The replicas of this node.
@@ -21,7 +19,12 @@ impl StateMachine for Machine {
         self.0.position(group.0).map_err(failed(group.0))
     }
 
-    fn apply(&self, group: GroupId, batch: Vec<Committed>, position: &[u8]) -> Result<Vec<Bytes>, MachineError> {
+    fn apply(
+        &self,
+        group: GroupId,
+        batch: Vec<Committed>,
+        position: &[u8],
+    ) -> Result<Vec<Bytes>, MachineError> {
         let batch = batch.into_iter().map(|committed| LogCommand {
             index: committed.index,
             command: committed.command,

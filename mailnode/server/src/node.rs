@@ -11,11 +11,7 @@ use quorumail_consensus::{Consensus, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_store::{JournalBodies, Store};
-use tokio::{
-    net::TcpListener,
-    sync::watch,
-    task::JoinSet,
-};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -94,7 +90,8 @@ fn open_data(dir: &Path) -> anyhow::Result<(Journal, quorumail_consensus::Recove
     for dir in [dir, &index] {
         std::fs::create_dir_all(dir).with_context(|| format!("failed to make {}", dir.display()))?;
     }
-    let (journal, recovered) = open_log(Options::new(dir.join("journal"))).context("failed to open the journal")?;
+    let (journal, recovered) =
+        open_log(Options::new(dir.join("journal"))).context("failed to open the journal")?;
     let bodies = Arc::new(JournalBodies::new(journal.clone()));
     let store = Store::open(&index, bodies).context("failed to open the index")?;
     Ok((journal, recovered, store))
@@ -104,7 +101,10 @@ impl Node {
     /// Starts everything; mail is served as soon as the directory is current.
     pub async fn start(config: Arc<Config>) -> anyhow::Result<Self> {
         tracing::info!(
-            node = config.node(), cluster = config.cluster, version = env!("CARGO_PKG_VERSION"), "mailnode starts"
+            node = config.node(),
+            cluster = config.cluster,
+            version = env!("CARGO_PKG_VERSION"),
+            "mailnode starts"
         );
         let internal_tls = InternalTls::load(&config.tls.internal).context("failed to load tls.internal")?;
         let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
@@ -118,13 +118,15 @@ impl Node {
         tokio::spawn(tls::watch(Arc::clone(&public_tls), Arc::clone(&internal_tls), rest.clone()));
 
         let dir = config.data_dir.clone();
-        let opened = tokio::task::spawn_blocking(move || open_data(&dir)).await.context("opening the data failed")?;
+        let opened =
+            tokio::task::spawn_blocking(move || open_data(&dir)).await.context("opening the data failed")?;
         let (journal, recovered, store) = opened?;
         let connector = Arc::new(PeerConnector(Arc::clone(&internal_tls)));
         let machine = Arc::new(Machine(store.clone()));
-        let consensus = Consensus::start(consensus_config(&config), journal.clone(), recovered, machine, connector)
-            .await
-            .context("failed to start consensus")?;
+        let consensus =
+            Consensus::start(consensus_config(&config), journal.clone(), recovered, machine, connector)
+                .await
+                .context("failed to start consensus")?;
         let peers = channels::incoming(peer, Arc::clone(&internal_tls), &[Role::Node], rest.clone());
         let service = channels::server().add_service(consensus.peer_service());
         spawn("peer", service.serve_with_incoming_shutdown(peers, rest.clone().cancelled_owned()));
@@ -254,7 +256,10 @@ async fn serve_mail(
 }
 
 fn consensus_config(config: &Config) -> quorumail_consensus::Config {
-    let peers = config.peers.iter().map(|peer| quorumail_consensus::Peer { id: peer.node, address: peer.address.clone() });
+    let peers = config
+        .peers
+        .iter()
+        .map(|peer| quorumail_consensus::Peer { id: peer.node, address: peer.address.clone() });
     quorumail_consensus::Config::new(
         config.node(),
         config.cluster.clone(),
@@ -265,7 +270,10 @@ fn consensus_config(config: &Config) -> quorumail_consensus::Config {
 }
 
 /// Runs a server; that it ends is only logged, for the node's own end is decided elsewhere.
-fn spawn<E: std::fmt::Display>(name: &'static str, server: impl Future<Output = Result<(), E>> + Send + 'static) {
+fn spawn<E: std::fmt::Display>(
+    name: &'static str,
+    server: impl Future<Output = Result<(), E>> + Send + 'static,
+) {
     tokio::spawn(async move {
         if let Err(error) = server.await {
             tracing::error!(name, %error, "a server ended");

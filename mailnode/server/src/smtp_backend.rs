@@ -9,12 +9,11 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorumail_message::{
-    Address, Domain, MAX_RECEIVED, Received, complete_submission, count_received, headers::fields, return_path,
-};
+use quorumail_message::{Address, Domain, Received, headers, return_path};
 use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
 use quorumail_store::{
-    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Resolution, Timestamp,
+    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal,
+    Resolution, Timestamp,
 };
 
 use crate::{
@@ -40,7 +39,12 @@ pub struct SmtpBackend {
 
 #[async_trait]
 impl Backend for SmtpBackend {
-    async fn authenticate(&self, user: &str, password: &str, remote: IpAddr) -> Result<Identity, AuthFailure> {
+    async fn authenticate(
+        &self,
+        user: &str,
+        password: &str,
+        remote: IpAddr,
+    ) -> Result<Identity, AuthFailure> {
         match self.auth.login(user, password, remote, Purpose::Send).await {
             Ok(record) => Ok(Identity { address: record.address.clone() }),
             Err(auth::Failure::Denied) => Err(AuthFailure::Denied),
@@ -79,7 +83,8 @@ impl Backend for SmtpBackend {
 
     async fn recipient(&self, recipient: &Address, identity: Option<&Identity>) -> Result<(), Reject> {
         let mut found = self.groups.directory().resolve(recipient);
-        if !matches!(found, Resolution::Mailbox(_)) && !(identity.is_some() && found == Resolution::NotLocal) {
+        if !matches!(found, Resolution::Mailbox(_)) && !(identity.is_some() && found == Resolution::NotLocal)
+        {
             // A refusal is for good, and the replica here may lag behind: look again in the current directory.
             self.groups.directory_is_current().await.map_err(|error| {
                 tracing::warn!(%error, "the directory cannot be asked");
@@ -102,15 +107,11 @@ impl Backend for SmtpBackend {
             // RFC 3463 3.4: mail system full.
             return Err(reject(452, "4.3.1", "no room for new mail, try again later"));
         }
-        if count_received(&body) > MAX_RECEIVED {
+        if headers::loops(&body) {
             // RFC 5321 6.3.
             return Err(reject(554, "5.4.6", "the message runs in a circle"));
         }
         let id = groups::random_queue_id();
-        let body = match envelope.service {
-            Service::Mx => body,
-            Service::Submission => complete_submission(body, groups::now().0, &id.to_string(), &self.hostname),
-        };
         let directory = self.groups.directory();
         let mut mailboxes: Vec<Arc<MailboxRecord>> = Vec::new();
         let mut all_here = true;
@@ -139,8 +140,8 @@ impl SmtpBackend {
     ) -> Result<String, Reject> {
         let at = groups::now();
         let mut top = return_path(envelope.reverse_path.as_ref());
-        top.push_str(&self.received(id, envelope, at));
-        let body = prepend(&top, body);
+        top.push_str(&self.trace(id, envelope, body, at));
+        let body = headers::prepend(&top, body);
         let too_large = mailbox.quota.bytes != 0 && body.len() as u64 > mailbox.quota.bytes;
         let op = Op::Append {
             mailbox: mailbox.id,
@@ -157,8 +158,10 @@ impl SmtpBackend {
         }
     }
 
-    /// The Received field that this node adds.
-    fn received(&self, id: QueueId, envelope: &Envelope, at: Timestamp) -> String {
+    /// What this node adds to the top of a message on its way in: the Received field, and what a submitted message
+    /// lacks (RFC 6409 8).
+    fn trace(&self, id: QueueId, envelope: &Envelope, body: &[u8], at: Timestamp) -> String {
+        let id = id.to_string();
         let received = Received {
             helo: &envelope.helo,
             remote: envelope.remote,
@@ -166,14 +169,24 @@ impl SmtpBackend {
             esmtp: envelope.esmtp,
             tls: envelope.tls,
             authenticated: envelope.identity.is_some(),
-            id: &id.to_string(),
+            id: &id,
             recipient: match envelope.recipients.as_slice() {
                 [only] => Some(only),
                 _ => None,
             },
             at_millis: at.0,
         };
-        received.to_header()
+        let mut top = received.to_header();
+        if let (Service::Submission, Some(identity)) = (envelope.service, &envelope.identity) {
+            top.push_str(&headers::missing_from_submission(
+                body,
+                &identity.address,
+                at.0,
+                &id,
+                &self.hostname,
+            ));
+        }
+        top
     }
 
     /// Keeps the message for delivery.
@@ -185,7 +198,7 @@ impl SmtpBackend {
         body: &Bytes,
     ) -> Result<String, Reject> {
         let arrived = groups::now();
-        let body = prepend(&self.received(id, envelope, arrived), body);
+        let body = headers::prepend(&self.trace(id, envelope, body, arrived), body);
         let recipients = envelope.recipients.iter().map(|address| QueueRecipient {
             address: address.clone(),
             class: match directory.resolve(address) {
@@ -223,13 +236,6 @@ fn owns(directory: &Directory, account: &MailboxRecord, sender: &Address) -> boo
         None => own.clone(),
     };
     std::iter::once(&account.address).chain(&account.aliases).any(|own| canonical(own) == sender)
-}
-
-/// The message with header fields before it. One that begins with its text gets the empty line that closes them.
-fn prepend(top: &str, message: &[u8]) -> Bytes {
-    let begins_with_text = !message.starts_with(b"\r\n") && fields(message).next().is_none();
-    let gap: &[u8] = if begins_with_text { b"\r\n" } else { b"" };
-    [top.as_bytes(), gap, message].concat().into()
 }
 
 fn reject(code: u16, enhanced: &'static str, text: &str) -> Reject {

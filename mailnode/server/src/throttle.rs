@@ -156,7 +156,8 @@ mod tests {
     fn failures_from_an_address_for_many_users_are_throttled() {
         let throttle = Throttle::default();
         let now = Instant::now();
-        let tried = (0..100).filter(|n| throttle.attempt(address(1), &format!("user{n}"), now).is_some()).count();
+        let tried =
+            (0..100).filter(|n| throttle.attempt(address(1), &format!("user{n}"), now).is_some()).count();
         assert_eq!(tried, ADDRESS_BURST as usize);
     }
 

@@ -167,8 +167,12 @@ pub async fn watch(public: Arc<PublicTls>, internal: Arc<InternalTls>, stop: Can
             _ = ticks.tick() => {}
         }
         let (p, i) = (Arc::clone(&public), Arc::clone(&internal));
-        let Ok(outcomes) = tokio::task::spawn_blocking(move || [p.reload(), i.reload()]).await else { continue };
-        for ((outcome, failing), section) in outcomes.into_iter().zip(&mut failing).zip(["public", "internal"]) {
+        let Ok(outcomes) = tokio::task::spawn_blocking(move || [p.reload(), i.reload()]).await else {
+            continue;
+        };
+        for ((outcome, failing), section) in
+            outcomes.into_iter().zip(&mut failing).zip(["public", "internal"])
+        {
             match outcome {
                 Ok(true) => tracing::info!(section, "certificates were loaded again"),
                 Err(error) if !*failing => {
@@ -203,7 +207,8 @@ impl Read {
         let mut hasher = blake3::Hasher::new();
         let mut contents = Vec::with_capacity(paths.len());
         for path in paths {
-            let content = read_bounded(path).map_err(|source| TlsError::Read { path: (*path).clone(), source })?;
+            let content =
+                read_bounded(path).map_err(|source| TlsError::Read { path: (*path).clone(), source })?;
             hasher.update(&(content.len() as u64).to_le_bytes()).update(&content);
             contents.push(content);
         }
@@ -212,8 +217,9 @@ impl Read {
 
     fn certificates(&self, path: &Path, index: usize) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         let bad = || TlsError::Pem { path: path.to_owned(), what: "certificate" };
-        let chain: Vec<_> =
-            CertificateDer::pem_slice_iter(&self.contents[index]).collect::<Result<_, _>>().map_err(|_| bad())?;
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(&self.contents[index])
+            .collect::<Result<_, _>>()
+            .map_err(|_| bad())?;
         if chain.is_empty() { Err(bad()) } else { Ok(chain) }
     }
 

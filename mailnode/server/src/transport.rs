@@ -5,7 +5,9 @@ use std::{path::Path, sync::Arc};
 use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorumail_delivery::{ConnectFailure, Credentials, Host, RecipientResult, RemoteEnvelope, Tls, Transport};
+use quorumail_delivery::{
+    ConnectFailure, Credentials, Host, RecipientResult, RemoteEnvelope, Tls, Transport,
+};
 use quorumail_smtp::client::{self, Answer, Outcome, Outgoing, Target, TlsMode};
 use rustls::RootCertStore;
 
@@ -80,7 +82,9 @@ fn result(outcome: Outcome) -> RecipientResult {
         Outcome::Deferred(answer) => {
             RecipientResult::Deferred { code: answer.code.unwrap_or(0), text: text(&answer) }
         }
-        Outcome::Failed(answer) => RecipientResult::Failed { code: answer.code.unwrap_or(0), text: text(&answer) },
+        Outcome::Failed(answer) => {
+            RecipientResult::Failed { code: answer.code.unwrap_or(0), text: text(&answer) }
+        }
     }
 }
 

@@ -17,7 +17,8 @@ const MAX_ARGON2_MEMORY: u32 = 256 * 1024;
 const MAX_ARGON2_PASSES: u32 = 16;
 /// What unknown users are checked against, so that they take as long as known ones: argon2id with the default
 /// parameters, of a random password that nobody kept.
-pub const DUMMY_HASH: &str = "$argon2id$v=19$m=19456,t=2,p=1$cXVvcnVtYWlsLWR1bW15LXM$OJiVdwIxu8iHKqYMaGQ5cPz4yrXSmTDYVNjGT0HWUNU";
+pub const DUMMY_HASH: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$cXVvcnVtYWlsLWR1bW15LXM$OJiVdwIxu8iHKqYMaGQ5cPz4yrXSmTDYVNjGT0HWUNU";
 
 /// Blocks the thread for as long as the hash is costly: some tens of milliseconds.
 pub fn matches(password: &str, hash: &str) -> bool {
@@ -27,7 +28,8 @@ pub fn matches(password: &str, hash: &str) -> bool {
     if hash.starts_with("$argon2") {
         argon2_matches(password, hash)
     } else if ["$2a$", "$2b$", "$2y$"].iter().any(|prefix| hash.starts_with(prefix)) {
-        bcrypt_cost(hash).is_some_and(|cost| cost <= MAX_BCRYPT_COST) && bcrypt::verify(password, hash).unwrap_or(false)
+        bcrypt_cost(hash).is_some_and(|cost| cost <= MAX_BCRYPT_COST)
+            && bcrypt::verify(password, hash).unwrap_or(false)
     } else if hash.starts_with("$6$") {
         sha_rounds_bounded(hash) && sha_crypt::sha512_check(password, hash).is_ok()
     } else if hash.starts_with("$5$") {
@@ -91,7 +93,9 @@ mod tests {
 
     #[test]
     fn what_is_no_hash_matches_nothing() {
-        for hash in ["", "secret", "$6$", "$6$salt", "$6$salt$short", "$2b$", "$2b$04$short", "$argon2id$", "$1$a$b"] {
+        for hash in
+            ["", "secret", "$6$", "$6$salt", "$6$salt$short", "$2b$", "$2b$04$short", "$argon2id$", "$1$a$b"]
+        {
             assert!(!matches("secret", hash), "{hash:?}");
             assert!(!matches("", hash), "{hash:?}");
         }
@@ -111,7 +115,10 @@ mod tests {
     fn the_dummy_hash_costs_what_a_real_one_does() {
         let hash = PasswordHash::new(DUMMY_HASH).unwrap();
         let params = argon2::Params::try_from(&hash).unwrap();
-        assert_eq!((params.m_cost(), params.t_cost()), (Argon2::default().params().m_cost(), Argon2::default().params().t_cost()));
+        assert_eq!(
+            (params.m_cost(), params.t_cost()),
+            (Argon2::default().params().m_cost(), Argon2::default().params().t_cost())
+        );
         assert!(hash.hash.is_some());
     }
 }

@@ -32,14 +32,21 @@ async fn any_node_of_three_takes_and_lists_accounts() {
     }
 
     // The second time nothing is to be done, and a bad change does not stop a good one.
-    let changes = vec![put_domain("example.org"), put_mailbox("nobody@elsewhere.test"), put_mailbox("alice@example.org")];
+    let changes = vec![
+        put_domain("example.org"),
+        put_mailbox("nobody@elsewhere.test"),
+        put_mailbox("alice@example.org"),
+    ];
     let codes: Vec<i32> = cluster.apply(2, changes).await.iter().map(|result| result.code).collect();
     assert_eq!((codes[0], codes[2]), (1, 1));
     assert!(codes[1] == 2 || codes[1] == 3, "{codes:?}");
 
     let status = cluster.admin(0).get_cluster_status(GetClusterStatusRequest {}).await.unwrap().into_inner();
     assert_eq!((status.nodes.len(), status.groups.len(), status.partitions), (3, 5, 4));
-    assert!(status.nodes.iter().all(|node| node.reachable && node.status.as_ref().unwrap().ready), "{status:?}");
+    assert!(
+        status.nodes.iter().all(|node| node.reachable && node.status.as_ref().unwrap().ready),
+        "{status:?}"
+    );
     let metrics = cluster.get(0, "/metrics").await.unwrap().1;
     assert!(metrics.contains("quorumail_directory_mailboxes 3"), "{metrics}");
 }
@@ -83,4 +90,26 @@ async fn addresses(cluster: &Cluster, node: usize) -> Vec<String> {
     }
     addresses.sort();
     addresses
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_shown_without_a_restart() {
+    let cluster = Cluster::start(1, 1).await;
+    let before = cluster.get(0, "/metrics").await.unwrap().1;
+    cluster.authority.issue_until("public", "localhost", 2050);
+    cluster.authority.issue_until("node", NODE_NAME, 2051);
+    let begun = std::time::Instant::now();
+    loop {
+        let now = cluster.get(0, "/metrics").await.unwrap().1;
+        let expiry = |text: &str, section: &str| {
+            let name = format!("quorumail_certificate_not_after_seconds{{section=\"{section}\"}}");
+            text.lines().find(|line| line.starts_with(&name)).unwrap().to_owned()
+        };
+        if ["public", "internal"].iter().all(|section| expiry(&now, section) != expiry(&before, section)) {
+            break;
+        }
+        assert!(begun.elapsed() < kit::PATIENCE, "{}", cluster.log(0));
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert!(cluster.admin(0).get_node_status(GetNodeStatusRequest {}).await.is_ok());
 }

@@ -7,12 +7,12 @@ use futures::StreamExt as _;
 use quorumail_consensus::GroupId;
 use quorumail_message::{Address, AddressError, Domain};
 use quorumail_proto::admin::{
-    self, DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, MailboxEntry, directory_change::Change,
-    directory_entry::Entry, directory_result::Code,
+    self, DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, MailboxEntry,
+    directory_change::Change, directory_entry::Entry, directory_result::Code,
 };
 use quorumail_store::{
-    Applied, Directory, DomainRecord, MailboxId, MailboxRecord, Op, PartitionId, Permissions, Query, Quota, Refusal,
-    Reply,
+    Applied, Directory, DomainRecord, MailboxId, MailboxRecord, Op, PartitionId, Permissions, Query, Quota,
+    Refusal, Reply,
 };
 use tonic::Status;
 
@@ -93,7 +93,8 @@ async fn make_one(groups: &Groups, op: Op) -> DirectoryResult {
 /// Makes INBOX and the special-use folders of a mailbox that was put.
 async fn open(groups: &Groups, id: MailboxId, partition: PartitionId) -> DirectoryResult {
     let op = Op::OpenMailbox(id);
-    let opened = groups.propose(Groups::group(partition), groups::random_command(), op, Bytes::new(), WITHIN).await;
+    let opened =
+        groups.propose(Groups::group(partition), groups::random_command(), op, Bytes::new(), WITHIN).await;
     match opened {
         Ok(_) => result(Code::Ok, String::new(), partition.0),
         // The account is there; the caller sends the change again, which does no harm.
@@ -105,7 +106,11 @@ fn result(code: Code, message: String, partition: u32) -> DirectoryResult {
     DirectoryResult { code: code.into(), message, partition }
 }
 
-fn plan(change: DirectoryChange, now: quorumail_store::Timestamp, partitions: u32) -> Result<Planned, String> {
+fn plan(
+    change: DirectoryChange,
+    now: quorumail_store::Timestamp,
+    partitions: u32,
+) -> Result<Planned, String> {
     match change.change.ok_or("the change is empty")? {
         Change::PutDomain(put) => {
             let record = DomainRecord {
@@ -135,7 +140,11 @@ fn plan(change: DirectoryChange, now: quorumail_store::Timestamp, partitions: u3
             let address = address(&delete.address)?;
             let keep = i64::try_from(delete.keep_seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
             let touches = vec![address.key()];
-            Ok(Planned { op: Op::DeleteMailbox { address, purge_at: now.plus_millis(keep) }, touches, domains: false })
+            Ok(Planned {
+                op: Op::DeleteMailbox { address, purge_at: now.plus_millis(keep) },
+                touches,
+                domains: false,
+            })
         }
     }
 }

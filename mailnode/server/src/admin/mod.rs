@@ -12,8 +12,8 @@ use futures::Stream;
 use quorumail_message::Domain;
 use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
-    DirectoryEntry, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest,
-    HandOverResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
+    DirectoryEntry, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse,
+    HandOverRequest, HandOverResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
     admin_server::{Admin, AdminServer},
 };
 use tokio::sync::watch;
@@ -93,12 +93,18 @@ impl Admin for AdminService {
         Ok(Response::new(Box::pin(futures::stream::iter(entries.into_iter().map(Ok)))))
     }
 
-    async fn get_usage(&self, request: Request<GetUsageRequest>) -> Result<Response<GetUsageResponse>, Status> {
+    async fn get_usage(
+        &self,
+        request: Request<GetUsageRequest>,
+    ) -> Result<Response<GetUsageResponse>, Status> {
         let usage = directory::usage(&self.groups, &self.auth, &request.into_inner().addresses).await?;
         Ok(Response::new(GetUsageResponse { usage }))
     }
 
-    async fn get_node_status(&self, _: Request<GetNodeStatusRequest>) -> Result<Response<NodeStatus>, Status> {
+    async fn get_node_status(
+        &self,
+        _: Request<GetNodeStatusRequest>,
+    ) -> Result<Response<NodeStatus>, Status> {
         Ok(Response::new(status::of_node(self)))
     }
 
@@ -109,7 +115,10 @@ impl Admin for AdminService {
         Ok(Response::new(status::of_cluster(self).await))
     }
 
-    async fn list_queue(&self, request: Request<ListQueueRequest>) -> Result<Response<ListQueueResponse>, Status> {
+    async fn list_queue(
+        &self,
+        request: Request<ListQueueRequest>,
+    ) -> Result<Response<ListQueueResponse>, Status> {
         let entries = queue::list(&self.groups, request.into_inner()).await?;
         Ok(Response::new(ListQueueResponse { entries }))
     }
@@ -122,7 +131,10 @@ impl Admin for AdminService {
         Ok(Response::new(ActOnQueueResponse { changed }))
     }
 
-    async fn hand_over(&self, request: Request<HandOverRequest>) -> Result<Response<HandOverResponse>, Status> {
+    async fn hand_over(
+        &self,
+        request: Request<HandOverRequest>,
+    ) -> Result<Response<HandOverResponse>, Status> {
         let within = match request.into_inner().timeout_seconds {
             0 => HAND_OVER,
             seconds => Duration::from_secs(seconds.into()).min(MAX_HAND_OVER),

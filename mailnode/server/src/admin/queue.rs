@@ -19,7 +19,10 @@ const ACT_LIMIT: u32 = 10_000;
 const AT_ONCE: usize = 16;
 
 /// Entries over all partitions, oldest first.
-pub(super) async fn list(groups: &Groups, request: ListQueueRequest) -> Result<Vec<admin::QueueEntry>, Status> {
+pub(super) async fn list(
+    groups: &Groups,
+    request: ListQueueRequest,
+) -> Result<Vec<admin::QueueEntry>, Status> {
     let class = class_in(request.class)?;
     let limit = if request.limit == 0 { LIST_LIMIT } else { request.limit.min(LIST_LIMIT) };
     let mut entries = if request.id.is_empty() {
@@ -33,7 +36,11 @@ pub(super) async fn list(groups: &Groups, request: ListQueueRequest) -> Result<V
 }
 
 /// Acts on entries; how many were changed.
-pub(super) async fn act(groups: &Groups, hostname: &Domain, request: ActOnQueueRequest) -> Result<u32, Status> {
+pub(super) async fn act(
+    groups: &Groups,
+    hostname: &Domain,
+    request: ActOnQueueRequest,
+) -> Result<u32, Status> {
     let action = match request.action() {
         Action::Unspecified => return Err(Status::invalid_argument("no action was named")),
         action => action,
@@ -46,7 +53,9 @@ pub(super) async fn act(groups: &Groups, hostname: &Domain, request: ActOnQueueR
         let ids = request.ids.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>, _>>()?;
         found(groups, &ids).await?
     };
-    let acts = entries.into_iter().map(|(group, entry)| act_on(groups, hostname, group, entry, action, class).boxed());
+    let acts = entries
+        .into_iter()
+        .map(|(group, entry)| act_on(groups, hostname, group, entry, action, class).boxed());
     let mut acts = futures::stream::iter(acts).buffer_unordered(AT_ONCE);
     let mut changed = 0;
     while let Some(acted) = acts.next().await {
@@ -104,8 +113,12 @@ async fn act_on(
     class: Option<QueueClass>,
 ) -> Result<bool, Status> {
     let id = entry.id;
-    let chosen: Vec<QueueRecipient> =
-        entry.recipients.iter().filter(|recipient| class.is_none_or(|c| recipient.class == c)).cloned().collect();
+    let chosen: Vec<QueueRecipient> = entry
+        .recipients
+        .iter()
+        .filter(|recipient| class.is_none_or(|c| recipient.class == c))
+        .cloned()
+        .collect();
     if action == Action::Bounce && !chosen.is_empty() {
         report(groups, hostname, group, &entry, &chosen).await?;
     }
@@ -134,7 +147,9 @@ async fn report(
 ) -> Result<(), Status> {
     let Some(to) = &entry.reverse_path else { return Ok(()) };
     let query = Query::QueueEntry(entry.id);
-    let Reply::QueueEntry(Some((_, original))) = groups.query(group, &query, WITHIN).await.map_err(unreadable)? else {
+    let Reply::QueueEntry(Some((_, original))) =
+        groups.query(group, &query, WITHIN).await.map_err(unreadable)?
+    else {
         return Ok(());
     };
     let recipients = given_up.iter().map(|recipient| FailedRecipient {
@@ -160,8 +175,13 @@ async fn report(
     };
     let body = report.to_message();
     let class = class_of(groups, to);
-    let recipient =
-        QueueRecipient { address: to.clone(), class, attempts: 0, next_attempt: now, last_error: String::new() };
+    let recipient = QueueRecipient {
+        address: to.clone(),
+        class,
+        attempts: 0,
+        next_attempt: now,
+        last_error: String::new(),
+    };
     let report = QueueEntry {
         id,
         reverse_path: None,
@@ -170,7 +190,10 @@ async fn report(
         size: u32::try_from(body.len()).unwrap_or(u32::MAX),
         eight_bit: !body.is_ascii(),
     };
-    groups.propose(group, groups::random_command(), Op::Enqueue(report), body, WITHIN).await.map_err(failed)?;
+    groups
+        .propose(group, groups::random_command(), Op::Enqueue(report), body, WITHIN)
+        .await
+        .map_err(failed)?;
     Ok(())
 }
 
@@ -182,7 +205,11 @@ fn class_of(groups: &Groups, address: &Address) -> QueueClass {
 }
 
 /// The recipient after the action; none when the action does not apply to it.
-fn changed_recipient(groups: &Groups, mut recipient: QueueRecipient, action: Action) -> Option<QueueRecipient> {
+fn changed_recipient(
+    groups: &Groups,
+    mut recipient: QueueRecipient,
+    action: Action,
+) -> Option<QueueRecipient> {
     let waits_for_a_person = matches!(recipient.class, QueueClass::Held | QueueClass::Bad);
     match action {
         Action::Retry if !waits_for_a_person => {}

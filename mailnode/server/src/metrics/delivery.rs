@@ -20,7 +20,11 @@ impl Delivery {
         let make = Maker { registry, protocol: "delivery" };
         let seconds = make.histogram("seconds", "Time from acceptance to delivery.", &[], &DELIVERY_SECONDS);
         Self {
-            recipients: make.counter("recipients_total", "Recipients, by what came of them.", &["class", "outcome"]),
+            recipients: make.counter(
+                "recipients_total",
+                "Recipients, by what came of them.",
+                &["class", "outcome"],
+            ),
             seconds: seconds.with_label_values::<&str>(&[]),
         }
     }

@@ -27,14 +27,21 @@ impl Imap {
     pub(super) fn new(registry: &Registry) -> Self {
         let make = Maker { registry, protocol: "imap" };
         Self {
-            connections: make.counter("connections_total", "Connections taken.", &[]).with_label_values::<&str>(&[]),
+            connections: make
+                .counter("connections_total", "Connections taken.", &[])
+                .with_label_values::<&str>(&[]),
             sessions: make.gauge("sessions", "Sessions open now.", &[]).with_label_values::<&str>(&[]),
             closed: make.counter("sessions_closed_total", "Sessions ended, by how.", &["how"]),
             tls: make
                 .counter("tls_handshakes_total", "TLS handshakes that ended well.", &[])
                 .with_label_values::<&str>(&[]),
             commands: make.counter("commands_total", "Commands answered.", &["command", "status"]),
-            seconds: make.histogram("command_seconds", "Time of commands but IDLE.", &["command"], &COMMAND_SECONDS),
+            seconds: make.histogram(
+                "command_seconds",
+                "Time of commands but IDLE.",
+                &["command"],
+                &COMMAND_SECONDS,
+            ),
             protocol_errors: make
                 .counter("protocol_errors_total", "Violations of the protocol.", &[])
                 .with_label_values::<&str>(&[]),

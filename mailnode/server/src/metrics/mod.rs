@@ -8,10 +8,11 @@ mod imap;
 pub mod sampled;
 mod smtp;
 
-
 use std::sync::OnceLock;
 
-use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use quorumail_store::QueueClass;
 use sampled::Sources;

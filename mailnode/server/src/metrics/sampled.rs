@@ -37,9 +37,11 @@ impl Sources {
     pub(super) fn text(&self) -> String {
         let mut text = Exposition::default();
         text.gauge("ready", "Whether this node serves mail.").value(u8::from(self.ready.borrow().is_ok()));
-        let mut certificates =
-            text.gauge("certificate_not_after_seconds", "When the certificate in use expires, in Unix seconds.");
-        for (section, expiry) in [("public", self.public_tls.not_after()), ("internal", self.internal_tls.not_after())] {
+        let mut certificates = text
+            .gauge("certificate_not_after_seconds", "When the certificate in use expires, in Unix seconds.");
+        for (section, expiry) in
+            [("public", self.public_tls.not_after()), ("internal", self.internal_tls.not_after())]
+        {
             certificates.labelled("section", section, expiry.unwrap_or(0));
         }
         self.journal(&mut text);
@@ -51,11 +53,15 @@ impl Sources {
 
     fn journal(&self, text: &mut Exposition) {
         let stats = self.journal.stats();
-        text.counter("journal_records_total", "Records written to the journal.").value(stats.appended_records);
-        text.counter("journal_bytes_total", "Bytes of payload written to the journal.").value(stats.appended_bytes);
+        text.counter("journal_records_total", "Records written to the journal.")
+            .value(stats.appended_records);
+        text.counter("journal_bytes_total", "Bytes of payload written to the journal.")
+            .value(stats.appended_bytes);
         text.counter("journal_syncs_total", "Calls of fdatasync.").value(stats.syncs);
-        text.counter("journal_sync_seconds_total", "Time spent in fdatasync.").value(stats.sync_time.as_secs_f64());
-        text.gauge("journal_last_sync_seconds", "Duration of the last fdatasync.").value(stats.last_sync.as_secs_f64());
+        text.counter("journal_sync_seconds_total", "Time spent in fdatasync.")
+            .value(stats.sync_time.as_secs_f64());
+        text.gauge("journal_last_sync_seconds", "Duration of the last fdatasync.")
+            .value(stats.last_sync.as_secs_f64());
         text.gauge("journal_pending_bytes", "Bytes that wait to be on disk.").value(stats.pending_bytes);
         text.gauge("journal_segments", "Segment files.").value(stats.segments);
         text.gauge("journal_disk_bytes", "Bytes of all segment files.").value(stats.disk_bytes);
@@ -65,7 +71,8 @@ impl Sources {
 
     fn consensus(&self, text: &mut Exposition) {
         let metrics = self.groups.consensus.metrics();
-        let mut proposals = text.counter("proposals_total", "Commands proposed through this node, by outcome.");
+        let mut proposals =
+            text.counter("proposals_total", "Commands proposed through this node, by outcome.");
         proposals
             .labelled("outcome", "ok", metrics.proposals)
             .labelled("outcome", "timed_out", metrics.proposals_timed_out)
@@ -78,9 +85,14 @@ impl Sources {
             &metrics.latency_buckets,
             metrics.latency_seconds_sum,
         );
-        text.gauge("proposal_pending_bytes", "Bytes of commands being proposed.").value(metrics.pending_proposal_bytes);
+        text.gauge("proposal_pending_bytes", "Bytes of commands being proposed.")
+            .value(metrics.pending_proposal_bytes);
         let mut queries = text.counter("queries_total", "Reads through consensus, by outcome.");
-        queries.labelled("outcome", "ok", metrics.queries).labelled("outcome", "failed", metrics.queries_failed);
+        queries.labelled("outcome", "ok", metrics.queries).labelled(
+            "outcome",
+            "failed",
+            metrics.queries_failed,
+        );
         for (name, help, value) in [
             ("proposal_retries_total", "Repeated attempts of commands.", metrics.proposal_retries),
             ("proposal_bytes_total", "Bytes of acknowledged commands.", metrics.proposal_bytes),
@@ -91,7 +103,11 @@ impl Sources {
             ("leads_lost_total", "Times that it ceased to be one.", metrics.leads_lost),
             ("lead_transfers_total", "Leads handed over by plan.", metrics.transfers),
             ("append_sent_bytes_total", "Bytes of commands sent to followers.", metrics.append_bytes_sent),
-            ("append_received_bytes_total", "Bytes of commands taken from leaders.", metrics.append_bytes_received),
+            (
+                "append_received_bytes_total",
+                "Bytes of commands taken from leaders.",
+                metrics.append_bytes_received,
+            ),
             ("peer_connects_total", "Streams to peers opened.", metrics.peer_connects),
             ("peer_failures_total", "Calls to peers that failed.", metrics.peer_failures),
             ("snapshots_sent_total", "Snapshots sent.", metrics.snapshots_sent),
@@ -119,7 +135,8 @@ impl Sources {
             let leads = led.iter().any(|led| led.group == group.group);
             family.labelled("group", group.group.0, u8::from(leads));
         }
-        let mut family = text.gauge("group_voters", "Replicas that the group should have, told by its leader.");
+        let mut family =
+            text.gauge("group_voters", "Replicas that the group should have, told by its leader.");
         for group in &led {
             family.labelled("group", group.group.0, group.voters.len());
         }
@@ -142,24 +159,29 @@ impl Sources {
     fn store(&self, text: &mut Exposition) {
         let directory = self.groups.directory();
         text.gauge("directory_domains", "Domains served.").value(directory.domains().len());
-        text.gauge("directory_mailboxes", "Mailboxes, deleted ones not counted.").value(directory.mailboxes().len());
+        text.gauge("directory_mailboxes", "Mailboxes, deleted ones not counted.")
+            .value(directory.mailboxes().len());
         // Told by leaders only, so that the sum over all nodes counts each entry once.
         let mut classes: BTreeMap<&str, (u64, Option<i64>)> =
             ["local", "remote", "bad", "held"].map(|class| (class, (0, None))).into();
         for group in self.groups.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY) {
-            let Reply::QueueCounts(counts) = self.groups.store.query(group.0, &Query::QueueCounts) else { continue };
+            let Reply::QueueCounts(counts) = self.groups.store.query(group.0, &Query::QueueCounts) else {
+                continue;
+            };
             for (class, recipients, oldest) in counts {
                 let total = classes.entry(class_name(class)).or_default();
                 total.0 += recipients;
                 total.1 = [total.1, oldest.map(|at| at.0)].into_iter().flatten().min();
             }
         }
-        let mut family = text.gauge("queue_recipients", "Recipients that wait, in queues that this node leads.");
+        let mut family =
+            text.gauge("queue_recipients", "Recipients that wait, in queues that this node leads.");
         for (class, (recipients, _)) in &classes {
             family.labelled("class", class, recipients);
         }
         let now = groups::now().0;
-        let mut family = text.gauge("queue_oldest_seconds", "Age of the oldest entry in queues that this node leads.");
+        let mut family =
+            text.gauge("queue_oldest_seconds", "Age of the oldest entry in queues that this node leads.");
         for (class, (_, oldest)) in &classes {
             let age = oldest.map_or(0.0, |at| now.saturating_sub(at).max(0) as f64 / 1e3);
             family.labelled("class", class, age);
@@ -172,7 +194,8 @@ pub(super) fn process() -> String {
     let mut text = Exposition::default();
     text.gauge("build_info", "Version of this mailnode.").labelled("version", env!("CARGO_PKG_VERSION"), 1);
     let mut text = text.into_text();
-    let resident = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| resident_bytes(&status));
+    let resident =
+        std::fs::read_to_string("/proc/self/status").ok().and_then(|status| resident_bytes(&status));
     let descriptors = std::fs::read_dir("/proc/self/fd").map(Iterator::count).ok();
     let threads = std::fs::read_dir("/proc/self/task").map(Iterator::count).ok();
     for (name, help, value) in [

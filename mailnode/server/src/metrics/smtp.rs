@@ -32,11 +32,23 @@ impl Smtp {
             replies: make.counter("replies_total", "Replies, by first digit.", &["service", "class"]),
             messages: make.counter("messages_accepted_total", "Messages accepted.", &["service"]),
             bytes: make.counter("accepted_bytes_total", "Bytes of accepted messages.", &["service"]),
-            recipients: make.counter("recipients_accepted_total", "Recipients of accepted messages.", &["service"]),
-            protocol_errors: make.counter("protocol_errors_total", "Violations of the protocol.", &["service", "kind"]),
+            recipients: make.counter(
+                "recipients_accepted_total",
+                "Recipients of accepted messages.",
+                &["service"],
+            ),
+            protocol_errors: make.counter(
+                "protocol_errors_total",
+                "Violations of the protocol.",
+                &["service", "kind"],
+            ),
             limits: make.counter("limits_total", "Limits hit.", &["service", "limit"]),
             logins: make.counter("logins_total", "Log-ins, by outcome.", &["service", "outcome"]),
-            rejected: make.counter("rejected_total", "Senders, recipients and messages refused.", &["service"]),
+            rejected: make.counter(
+                "rejected_total",
+                "Senders, recipients and messages refused.",
+                &["service"],
+            ),
         }
     }
 }

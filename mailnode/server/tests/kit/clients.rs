@@ -11,7 +11,9 @@ use super::{PASSWORD, PATIENCE};
 
 pub async fn http_get(address: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await?;
+    stream
+        .write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes())
+        .await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     let bad = || io::Error::other("no HTTP answer");
@@ -129,7 +131,9 @@ impl Imap {
             }
             untagged.push_str(&line);
             untagged.push_str("\r\n");
-            if let Some(len) = line.strip_suffix('}').and_then(|l| l.rsplit_once('{')).and_then(|l| l.1.parse().ok()) {
+            if let Some(len) =
+                line.strip_suffix('}').and_then(|l| l.rsplit_once('{')).and_then(|l| l.1.parse().ok())
+            {
                 let mut literal = vec![0; len];
                 self.lines.0.read_exact(&mut literal).await?;
                 untagged.push_str(&String::from_utf8_lossy(&literal));

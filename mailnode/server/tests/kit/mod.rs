@@ -28,7 +28,14 @@ use tonic::transport::Channel;
 pub const PATIENCE: Duration = Duration::from_secs(40);
 pub const PASSWORD: &str = "correct horse";
 const ALL_PORTS: [Port; 8] = [
-    Port::SmtpMx, Port::Submission, Port::SubmissionTls, Port::Imap, Port::ImapTls, Port::Http, Port::Admin, Port::Peer,
+    Port::SmtpMx,
+    Port::Submission,
+    Port::SubmissionTls,
+    Port::Imap,
+    Port::ImapTls,
+    Port::Http,
+    Port::Admin,
+    Port::Peer,
 ];
 
 /// An authority, and certificates that it signed.
@@ -50,8 +57,14 @@ impl Authority {
 
     /// Files of a certificate for a name.
     pub fn issue(&self, file: &str, name: &str) -> Files {
+        self.issue_until(file, name, 2040)
+    }
+
+    /// The same, valid up to the first day of a year.
+    pub fn issue_until(&self, file: &str, name: &str, year: i32) -> Files {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let files = Files {
             ca: self.dir.join("ca.pem"),
