@@ -54,6 +54,9 @@ pub(super) fn table<const N: usize>(
     for row in rows {
         table.add_row(row);
     }
+    table.column_iter_mut().for_each(|column| {
+        column.set_padding((0, 2));
+    });
     table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
 }
 
@@ -113,6 +116,7 @@ mod tests {
         let text = table(["ID", "STATE"], [["1".into(), "a long word".into()], ["22".into(), "b".into()]]);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
+        assert!(lines[0].starts_with("ID"));
         assert_eq!(lines[0].find("STATE"), lines[1].find("a long"));
         assert!(lines.iter().all(|line| line.trim_end() == *line));
     }

@@ -217,8 +217,10 @@ impl Service {
                 for (address, password) in outcome.new_passwords {
                     eprintln!("password made for {address}: {password} (kept in {})", state::CREDENTIALS);
                 }
-                if outcome.changes > 0 {
-                    eprintln!("applied {} changes", outcome.changes);
+                match outcome.changes {
+                    0 => {}
+                    1 => eprintln!("applied 1 change"),
+                    many => eprintln!("applied {many} changes"),
                 }
                 self.tell(outcome.problems);
                 true
