@@ -76,7 +76,7 @@ def test_remote_mail_is_retried_delivered_once_and_reported_when_it_fails(relay)
 
     def report():
         client.select("INBOX", readonly=True)
-        _, found = client.search(None, "TEXT", "no such user")
+        _, found = client.search(None, "TEXT", '"no such user"')
         return found[0]
 
     number = mail.wait_for(report, within=30, what="the non-delivery report")
