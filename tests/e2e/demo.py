@@ -77,6 +77,8 @@ def on_kubernetes(cluster):
     start = time.monotonic()
     cluster.wait("Ready", "mailcluster/mail", "maildomain/example-org", "mailbox/alice", "mailbox/bob")
     row("resources Ready after", f"{time.monotonic() - start:.0f} s")
+    for port in [25, 993]:
+        kubernetes.wait_port(cluster.address("service/mail", port))
     print(cluster.kubectl("-n", "mail", "get", "mailclusters,maildomains,mailboxes,pods", "-o", "wide"))
 
     step("Sending a message with an attachment through the Service, reading it from another pod")

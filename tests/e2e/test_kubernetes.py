@@ -22,6 +22,9 @@ def service(cluster):
     """The quickstart sample, Ready."""
     cluster.kubectl("apply", "-f", str(SAMPLE))
     cluster.wait("Ready", "mailcluster/mail", "maildomain/example-org", "mailbox/alice", "mailbox/bob")
+    # kube-proxy learns of a new Service a moment after its pods are Ready.
+    for port in [25, 993]:
+        kubernetes.wait_port(cluster.address("service/mail", port))
     yield cluster
     cluster.kubectl("delete", "namespace", NAMESPACE, "--timeout=180s", timeout=200)
 
