@@ -34,6 +34,8 @@ def message(sender, recipient, subject, size=2000, attachment=None, token=None):
     msg.set_content(line * max(1, size // len(line)))
     if attachment is not None:
         msg.add_attachment(attachment, maintype="application", subtype="octet-stream", filename="data.bin")
+        # Made anew at every rendering otherwise: what is compared must be what was sent.
+        msg.set_boundary(f"=={msg['X-Token']}==")
     return msg
 
 

@@ -164,7 +164,7 @@ def test_mbsync_synchronises_both_ways(three, tmp_path):
     config = tmp_path / "mbsyncrc"
     config.write_text(
         f"IMAPAccount q\nHost {host}\nPort {port}\nUser sync@example.org\nPass \"{PASSWORD}\"\nSSLType None\nAuthMechs LOGIN\n"
-        f"IMAPStore remote\nAccount q\n\nMaildirStore local\nPath {tmp_path}/mail/\nInbox {tmp_path}/mail/INBOX\n\n"
+        f"\nIMAPStore remote\nAccount q\n\nMaildirStore local\nPath {tmp_path}/mail/\nInbox {tmp_path}/mail/INBOX\n\n"
         "Channel c\nFar :remote:\nNear :local:\nPatterns INBOX\nCreate Both\nExpunge Both\nSyncState *\n"
     )
 

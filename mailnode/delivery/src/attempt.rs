@@ -23,8 +23,8 @@ const MAX_RECIPIENTS: usize = 100;
 const LOCAL_AT_ONCE: usize = 8;
 /// For one local delivery; its outcome is unknown after that.
 const LOCAL_WITHIN: Duration = Duration::from_secs(60);
-/// For all hosts of one destination together. RFC 5321 4.5.3.2: ten minutes for the last reply alone.
-const REMOTE_WITHIN: Duration = Duration::from_secs(30 * 60);
+/// For all hosts of one destination together. The transport bounds each of its waits; this is for the sum of them.
+const REMOTE_WITHIN: Duration = Duration::from_secs(2 * 3600);
 /// First and longest pause before something that must be recorded is tried again.
 const RECORD_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -249,8 +249,8 @@ impl Context {
         for host in hosts {
             match self.transport.send(&host, envelope, body.clone(), tls, credentials).await {
                 Ok(results) => return Ok((host, results)),
-                Err(ConnectFailure(error)) => {
-                    last = format!("4.4.1 {} ({}): {error}", host.name, host.addr.ip())
+                Err(ConnectFailure { status, text }) => {
+                    last = format!("{status} {} ({}): {text}", host.name, host.addr.ip());
                 }
             }
         }

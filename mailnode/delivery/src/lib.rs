@@ -20,6 +20,7 @@ mod remote;
 mod resolver;
 mod route;
 mod settle;
+mod transport;
 mod worker;
 
 pub use backoff::retry_delay;
@@ -27,4 +28,5 @@ pub use config::{Config, Credentials, Limits, Relay, Retry, Tls};
 pub use queue::{Event, LocalFailure, Observer, Queue, Unavailable, Unobserved};
 pub use remote::{ConnectFailure, Host, RecipientResult, RemoteEnvelope, Transport};
 pub use resolver::{Dns, LookupFailure, MxRecord, Resolver};
+pub use transport::SmtpTransport;
 pub use worker::Worker;

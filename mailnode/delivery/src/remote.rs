@@ -56,8 +56,13 @@ pub enum RecipientResult {
 
 /// No transaction could be begun: no connection, no greeting, no TLS, no authentication. The next host may be tried.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConnectFailure(pub String);
+#[error("{status} {text}")]
+pub struct ConnectFailure {
+    /// The enhanced status code, as a rule 4.4.1.
+    pub status: String,
+    /// What happened, or the reply with its code.
+    pub text: String,
+}
 
 /// Sends messages to other systems. Implementations bound every wait.
 #[async_trait]

@@ -40,7 +40,7 @@ use crate::{
     metrics::{Metrics, sampled::Sources},
     smtp_backend::SmtpBackend,
     tls::{self, InternalTls, PublicTls},
-    transport::{SmtpTransport, delivery_config},
+    transport::{delivery_config, smtp_transport},
     watch::Watchers,
 };
 
@@ -268,7 +268,7 @@ impl Mail {
         tasks.spawn(janitor::run(Arc::clone(&self.groups), stop.clone()));
         let watchers = Watchers::start(&self.groups.store, rest.clone());
         let queue = Arc::new(DeliveryQueue::new(Arc::clone(&self.groups), Arc::clone(&watchers)));
-        let transport = Arc::new(SmtpTransport::new(self.config.hostname.to_string()));
+        let transport = Arc::new(smtp_transport(&self.config.hostname));
         let observer = Arc::clone(&self.metrics);
         let worker = Worker::new(self.delivery, queue, Arc::new(self.dns), transport, observer);
         let until = stop.clone();
