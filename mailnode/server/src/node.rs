@@ -4,7 +4,16 @@
 //! consensus begins, and mail is served once the directory here is current. End: not ready, leads handed over, sessions
 //! finished, consensus and journal closed.
 
-use std::{io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use quorumail_consensus::{Consensus, open_log};
@@ -58,6 +67,7 @@ struct Sockets {
 pub struct Node {
     groups: Arc<Groups>,
     ready: watch::Sender<Readiness>,
+    mail_is_served: Arc<AtomicBool>,
     /// Ends what serves clients.
     clients: CancellationToken,
     client_tasks: JoinSet<()>,
@@ -108,32 +118,16 @@ impl Node {
         );
         let internal_tls = InternalTls::load(&config.tls.internal).context("failed to load tls.internal")?;
         let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
+        let delivery = delivery_config(&config)?;
         let dns = quorumail_delivery::Dns::new(&config.smtp.dns_servers).context("failed to set up DNS")?;
-        let resolver = Arc::new(dns);
         let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
-        let (clients, rest) = (CancellationToken::new(), CancellationToken::new());
+        let rest = CancellationToken::new();
         let (ready, is_ready) = watch::channel(Err("the log is being read".to_owned()));
         let metrics = Arc::new(Metrics::default());
         spawn("http", http::serve(http, is_ready.clone(), Arc::clone(&metrics), rest.clone()));
         tokio::spawn(tls::watch(Arc::clone(&public_tls), Arc::clone(&internal_tls), rest.clone()));
 
-        let dir = config.data_dir.clone();
-        let opened =
-            tokio::task::spawn_blocking(move || open_data(&dir)).await.context("opening the data failed")?;
-        let (journal, recovered, store) = opened?;
-        let connector = Arc::new(PeerConnector(Arc::clone(&internal_tls)));
-        let machine = Arc::new(Machine(store.clone()));
-        let consensus =
-            Consensus::start(consensus_config(&config), journal.clone(), recovered, machine, connector)
-                .await
-                .context("failed to start consensus")?;
-        let peers = channels::incoming(peer, Arc::clone(&internal_tls), &[Role::Node], rest.clone());
-        let service = channels::server().add_service(consensus.peer_service());
-        spawn("peer", service.serve_with_incoming_shutdown(peers, rest.clone().cancelled_owned()));
-
-        let watchers = Watchers::start(&store, rest.clone());
-        let groups = Arc::new(Groups::new(consensus, store, config.partitions));
-        let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
+        let (journal, groups) = start_groups(&config, &internal_tls, peer, &rest).await?;
         let disk = Disk::watch(&config.data_dir, rest.clone());
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
@@ -143,6 +137,7 @@ impl Node {
             internal_tls: Arc::clone(&internal_tls),
             ready: is_ready.clone(),
         });
+        let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let service = AdminService {
             groups: Arc::clone(&groups),
             auth: Arc::clone(&auth),
@@ -156,29 +151,12 @@ impl Node {
         let service = channels::server().add_service(service.into_server());
         spawn("admin", service.serve_with_incoming_shutdown(admins, rest.clone().cancelled_owned()));
 
-        let mut client_tasks = JoinSet::new();
-        client_tasks.spawn(janitor::run(Arc::clone(&groups), clients.clone()));
-        let queue = Arc::new(DeliveryQueue::new(Arc::clone(&groups), Arc::clone(&watchers)));
-        let transport = Arc::new(smtp_transport(&config.hostname));
-        let observer = Arc::clone(&metrics);
-        let worker = Worker::new(delivery_config(&config)?, queue, resolver, transport, observer);
-        let stop = clients.clone();
-        client_tasks.spawn(async move { worker.run(stop).await });
-        let smtp = SmtpBackend {
-            auth: Arc::clone(&auth),
-            groups: Arc::clone(&groups),
-            hostname: config.hostname.clone(),
-            disk,
-        };
-        let listeners = Listeners {
-            config,
-            tls: public_tls.server_config(),
-            smtp: Arc::new(smtp),
-            imap: Arc::new(ImapBackend { auth, groups: Arc::clone(&groups), watchers }),
-            metrics,
-        };
-        client_tasks.spawn(serve_mail(Arc::clone(&groups), listeners, mail, clients.clone()));
-        Ok(Self { groups, ready, clients, client_tasks, rest })
+        let mail_is_served = Arc::new(AtomicBool::new(false));
+        let parts =
+            Mail { config, groups: Arc::clone(&groups), auth, disk, metrics, public_tls, delivery, dns };
+        let clients = CancellationToken::new();
+        let client_tasks = parts.start(mail, Arc::clone(&mail_is_served), &clients, &rest);
+        Ok(Self { groups, ready, mail_is_served, clients, client_tasks, rest })
     }
 
     /// Runs until `stop` is cancelled, then ends in order; or until something that cannot be mended fails.
@@ -203,7 +181,10 @@ impl Node {
     /// Never returns.
     async fn watch_readiness(&self) {
         loop {
-            let now = self.groups.consensus.ready();
+            let now = self.groups.consensus.ready().and_then(|()| match self.mail_is_served.load(Relaxed) {
+                true => Ok(()),
+                false => Err("the directory here is not current yet".to_owned()),
+            });
             self.ready.send_if_modified(|before| {
                 let changed = *before != now;
                 if changed {
@@ -239,11 +220,84 @@ impl Node {
     }
 }
 
+/// Opens the data, starts consensus and the service that peers call.
+async fn start_groups(
+    config: &Config,
+    tls: &Arc<InternalTls>,
+    peer: TcpListener,
+    rest: &CancellationToken,
+) -> anyhow::Result<(Journal, Arc<Groups>)> {
+    let dir = config.data_dir.clone();
+    let opened =
+        tokio::task::spawn_blocking(move || open_data(&dir)).await.context("opening the data failed")?;
+    let (journal, recovered, store) = opened?;
+    let connector = Arc::new(PeerConnector(Arc::clone(tls)));
+    let machine = Arc::new(Machine(store.clone()));
+    let consensus =
+        Consensus::start(consensus_config(config), journal.clone(), recovered, machine, connector)
+            .await
+            .context("failed to start consensus")?;
+    let peers = channels::incoming(peer, Arc::clone(tls), &[Role::Node], rest.clone());
+    let service = channels::server().add_service(consensus.peer_service());
+    spawn("peer", service.serve_with_incoming_shutdown(peers, rest.clone().cancelled_owned()));
+    Ok((journal, Arc::new(Groups::new(consensus, store, config.partitions))))
+}
+
+/// What mail is served with.
+struct Mail {
+    config: Arc<Config>,
+    groups: Arc<Groups>,
+    auth: Arc<Authenticator>,
+    disk: Arc<Disk>,
+    metrics: Arc<Metrics>,
+    public_tls: Arc<PublicTls>,
+    delivery: quorumail_delivery::Config,
+    dns: quorumail_delivery::Dns,
+}
+
+impl Mail {
+    /// Starts delivery, the janitor, and the listeners once the directory is current.
+    fn start(
+        self,
+        sockets: Vec<(Port, TcpListener)>,
+        served: Arc<AtomicBool>,
+        stop: &CancellationToken,
+        rest: &CancellationToken,
+    ) -> JoinSet<()> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(janitor::run(Arc::clone(&self.groups), stop.clone()));
+        let watchers = Watchers::start(&self.groups.store, rest.clone());
+        let queue = Arc::new(DeliveryQueue::new(Arc::clone(&self.groups), Arc::clone(&watchers)));
+        let transport = Arc::new(smtp_transport(&self.config.hostname));
+        let observer = Arc::clone(&self.metrics);
+        let worker = Worker::new(self.delivery, queue, Arc::new(self.dns), transport, observer);
+        let until = stop.clone();
+        tasks.spawn(async move { worker.run(until).await });
+        let smtp = SmtpBackend {
+            auth: Arc::clone(&self.auth),
+            groups: Arc::clone(&self.groups),
+            hostname: self.config.hostname.clone(),
+            disk: self.disk,
+        };
+        let imap = ImapBackend { auth: self.auth, groups: Arc::clone(&self.groups), watchers };
+        let listeners = Listeners {
+            config: self.config,
+            tls: self.public_tls.server_config(),
+            smtp: Arc::new(smtp),
+            imap: Arc::new(imap),
+            metrics: self.metrics,
+        };
+        tasks.spawn(serve_mail(self.groups, listeners, sockets, served, stop.clone()));
+        tasks
+    }
+}
+
 /// Serves mail once the directory here is current: before that every recipient would be unknown.
 async fn serve_mail(
     groups: Arc<Groups>,
     listeners: Listeners,
     sockets: Vec<(Port, TcpListener)>,
+    served: Arc<AtomicBool>,
     stop: CancellationToken,
 ) {
     while groups.directory_is_current().await.is_err() {
@@ -251,6 +305,7 @@ async fn serve_mail(
             return;
         }
     }
+    served.store(true, Relaxed);
     tracing::info!("mail is served");
     listeners.serve(sockets, stop).await;
 }

@@ -83,8 +83,12 @@ impl Backend for SmtpBackend {
 
     async fn recipient(&self, recipient: &Address, identity: Option<&Identity>) -> Result<(), Reject> {
         let mut found = self.groups.directory().resolve(recipient);
-        if !matches!(found, Resolution::Mailbox(_)) && !(identity.is_some() && found == Resolution::NotLocal)
-        {
+        let is_taken = match found {
+            Resolution::Mailbox(_) => true,
+            Resolution::NotLocal => identity.is_some(),
+            Resolution::NoSuchUser => false,
+        };
+        if !is_taken {
             // A refusal is for good, and the replica here may lag behind: look again in the current directory.
             self.groups.directory_is_current().await.map_err(|error| {
                 tracing::warn!(%error, "the directory cannot be asked");

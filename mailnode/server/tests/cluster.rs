@@ -1,5 +1,7 @@
 //! Nodes as they run: status, accounts, certificates, start and end. Real processes, real sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod kit;
 
 use kit::{Authority, Cluster, put_domain, put_mailbox};

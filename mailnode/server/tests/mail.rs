@@ -1,5 +1,7 @@
 //! Mail through real nodes: in by SMTP at one, out by IMAP at another. Names are promises.
 
+#![allow(clippy::unwrap_used)]
+
 mod kit;
 
 use std::{

@@ -1,5 +1,5 @@
 //! Real `mailnode` processes on loopback addresses, and clients that talk to them as anybody would.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 pub mod clients;
 
