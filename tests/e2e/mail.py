@@ -136,7 +136,7 @@ def keep_sending(addresses, recipients, ledger, stop, seed, size=4000):
         token = f"{seed}-{uuid.uuid4().hex}"
         msg = message("sender@elsewhere.example", recipient, "load", size=size, token=token)
         try:
-            send(choose.choice(addresses), msg, timeout=40)
+            send(choose.choice(addresses), msg, timeout=15)
         except (smtplib.SMTPServerDisconnected, TimeoutError, ConnectionResetError, BrokenPipeError):
             ledger.note("unknown", token, recipient)
         except smtplib.SMTPDataError as error:

@@ -30,7 +30,8 @@ def service(cluster):
 
 
 def pods(cluster):
-    found = cluster.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/component=mailnode")["items"]
+    found = cluster.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]
+    assert len(found) == 3, [p["metadata"]["name"] for p in found]
     return sorted(p["metadata"]["name"] for p in found)
 
 
@@ -43,19 +44,18 @@ def open_imap(cluster, user="alice@example.org", password=PASSWORD, pod=None):
     return mail.login(cluster.address(*target), user, password)
 
 
-def mailbox(name, spec):
+def mailbox(name, spec, **labels):
     return json.dumps({"apiVersion": "quorumail.io/v1alpha1", "kind": "Mailbox",
-                       "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+                       "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels}, "spec": spec})
 
 
 def leader_pod(cluster, partition):
     """The pod that says of itself that it leads a partition."""
+    sample = f'quorumail_group_leads{{group="{partition}"}} 1'
     for pod in pods(cluster):
         base = cluster.address(f"pod/{pod}", 8080)
-        text = urllib.request.urlopen(f"http://{base}/metrics", timeout=10).read().decode()
-        for line in text.splitlines():
-            if line.startswith("quorumail_group_leads{") and f'group="{partition}"' in line and line.split()[-1] == "1":
-                return pod
+        if sample in urllib.request.urlopen(f"http://{base}/metrics", timeout=10).read().decode().splitlines():
+            return pod
     raise AssertionError(f"no pod leads partition {partition}")
 
 
@@ -142,14 +142,13 @@ def test_create_change_and_delete_of_a_mailbox_and_a_domain(service):
 
 def test_the_operator_killed_in_the_middle_of_200_mailboxes_finishes_them(service):
     count = 200
-    service.apply("\n---\n".join(mailbox(f"many-{i}", {"address": f"many{i}@example.org"}) for i in range(count)))
+    service.apply("\n---\n".join(mailbox(f"many-{i}", {"address": f"many{i}@example.org"}, batch="many") for i in range(count)))
     service.kubectl("-n", "quorumail-system", "delete", "pods", "-l", "app.kubernetes.io/component=operator",
                     "--grace-period=0", "--force")
 
     def ready():
-        items = service.get("-n", NAMESPACE, "mailboxes")["items"]
-        done = [m for m in items if m["metadata"]["name"].startswith("many-")
-                and any(c["type"] == "Ready" and c["status"] == "True" for c in m.get("status", {}).get("conditions", []))]
+        items = service.get("-n", NAMESPACE, "mailboxes", "-l", "batch=many")["items"]
+        done = [m for m in items if any(c["type"] == "Ready" and c["status"] == "True" for c in m.get("status", {}).get("conditions", []))]
         return len(done) == count
 
     start = time.monotonic()
@@ -157,7 +156,9 @@ def test_the_operator_killed_in_the_middle_of_200_mailboxes_finishes_them(servic
     print(f"200 mailboxes Ready {time.monotonic() - start:.0f} s after the operator was killed")
     password = service.secret("many-150-credentials", "password")
     open_imap(service, "many150@example.org", password).logout()
-    service.kubectl("-n", NAMESPACE, "delete", "mailboxes", *[f"many-{i}" for i in range(count)], "--timeout=180s", timeout=200)
+    service.kubectl("-n", NAMESPACE, "delete", "mailboxes", "-l", "batch=many", "--wait=false")
+    mail.wait_for(lambda: not service.get("-n", NAMESPACE, "mailboxes", "-l", "batch=many")["items"], within=90, every=1,
+                  what="the end of 200 mailboxes")
 
 
 def watch_mail(service, fault):

@@ -18,7 +18,8 @@ pub(crate) struct Lines {
 impl Lines {
     /// Connects without TLS: what is measured is the mail server, not the cipher.
     pub(crate) async fn connect(address: &str) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
+        let stream =
+            TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
         stream.set_nodelay(true)?;
         let (reader, writer) = stream.into_split();
         Ok(Self { reader: BufReader::with_capacity(256 * 1024, reader), writer })

@@ -67,7 +67,8 @@ pub(crate) async fn run(load: SmtpLoad) -> anyhow::Result<SmtpFigures> {
     }
     let took = start.elapsed().as_secs_f64();
     times.sort_unstable();
-    let at = |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)));
+    let at =
+        |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)));
     let milliseconds = |share| at(share).map_or(0.0, |time: &Duration| time.as_secs_f64() * 1000.0);
     let delivered = match before {
         None => None,
@@ -109,7 +110,12 @@ async fn sender(
     while start.elapsed().as_secs_f64() < load.seconds {
         let recipient = &load.recipients[next.fetch_add(1, Ordering::Relaxed) % load.recipients.len()];
         let begun = Instant::now();
-        lines.send(format!("MAIL FROM:<bench@elsewhere.example>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n").as_bytes()).await?;
+        lines
+            .send(
+                format!("MAIL FROM:<bench@elsewhere.example>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n")
+                    .as_bytes(),
+            )
+            .await?;
         for expected in ['2', '2', '3'] {
             lines.reply(expected).await?;
         }
@@ -123,7 +129,9 @@ async fn sender(
 
 /// A message of about `size` bytes with the dot that ends it.
 pub(crate) fn message(size: usize, recipient: &str) -> Vec<u8> {
-    let mut text = format!("From: bench@elsewhere.example\r\nTo: {recipient}\r\nSubject: a measured message\r\n\r\n").into_bytes();
+    let mut text =
+        format!("From: bench@elsewhere.example\r\nTo: {recipient}\r\nSubject: a measured message\r\n\r\n")
+            .into_bytes();
     while text.len() < size {
         text.extend_from_slice(b"The quick brown fox jumps over the lazy dog, again and again.\r\n");
     }
