@@ -217,3 +217,35 @@ def test_acknowledged_mail_survives_loss_of_a_node(service):
         service.start_node(node)
     mail.wait_for(lambda: service.get("-n", NAMESPACE, "mailcluster", "mail")["status"]["partitions"]["underReplicated"] == 0,
                   within=180, every=1, what="full replication after the node's return")
+
+
+def test_create_change_and_delete_of_a_mailcluster(cluster):
+    """One node of its own: a changed setting reaches it, what cannot change is refused, and deletion ends."""
+    namespace = "mail-small"
+
+    def spec(**smtp):
+        return json.dumps({"apiVersion": "quorumail.io/v1alpha1", "kind": "MailCluster",
+                           "metadata": {"name": "small", "namespace": namespace},
+                           "spec": {"nodes": 1, "partitions": 4, "smtp": smtp,
+                                    "storage": {"size": "1Gi", "deletionPolicy": "Delete"}}})
+
+    def announced_size():
+        with mail.smtplib.SMTP(*mail.split(cluster.address("service/small", 25, namespace)), timeout=5) as client:
+            client.ehlo()
+            return int(client.esmtp_features["size"])
+
+    cluster.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
+    try:
+        cluster.apply(spec(maxMessageSize="10Mi"))
+        cluster.wait("Ready", "mailcluster/small", namespace=namespace, within=120)
+        mail.wait_for(lambda: announced_size() == 10 << 20, within=60, what="the first message size")
+        cluster.apply(spec(maxMessageSize="1Mi"))
+        mail.wait_for(lambda: announced_size() == 1 << 20, within=180, every=1, what="the changed message size")
+        with pytest.raises(RuntimeError) as refused:
+            cluster.kubectl("-n", namespace, "patch", "mailcluster", "small", "--type=merge", "-p", '{"spec":{"nodes":3}}')
+        assert "nodes cannot be changed yet" in str(refused.value), refused.value
+        cluster.kubectl("-n", namespace, "delete", "mailcluster/small", "--timeout=60s")
+        mail.wait_for(lambda: not cluster.get("-n", namespace, "statefulsets,pods,services,pvc")["items"], within=120, every=1,
+                      what="the end of all that was made for it")
+    finally:
+        cluster.kubectl("delete", "namespace", namespace, "--timeout=120s", timeout=150)
