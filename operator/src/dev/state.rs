@@ -2,12 +2,14 @@
 //!
 //! With `--data` it stays, and a later run goes on with it; without, it is a temporary directory that goes at the end.
 //!
-//!     lock               held while a `quorumail dev` runs here
-//!     cluster.json       which nodes there are; what `quorumail --dev DIR` reads
-//!     credentials.json   passwords made for mailboxes without passwordSecretRef, by address
-//!     pki/*/             ca.crt, tls.crt, tls.key of authority, node, operator and public
-//!     relay-password     of the relay's Secret, where there is one
-//!     node-N/            mailnode.yaml, mailnode.log, and data/
+//! ```text
+//! lock               held while a `quorumail dev` runs here
+//! cluster.json       which nodes there are; what `quorumail --dev DIR` reads
+//! credentials.json   passwords made for mailboxes without passwordSecretRef, by address
+//! pki/*/             ca.crt, tls.crt, tls.key of authority, node, operator and public
+//! relay-password     of the relay's Secret, where there is one
+//! node-N/            mailnode.yaml, mailnode.log, and data/
+//! ```
 
 use std::{
     collections::BTreeMap,
