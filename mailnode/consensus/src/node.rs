@@ -422,6 +422,10 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         election_timeout_min: milliseconds(config.election_timeout.start),
         election_timeout_max: milliseconds(config.election_timeout.end),
         enable_pre_vote: Some(true),
+        // A leader sends entries before its own disk has them, and keeps no word of what was committed last. Back after
+        // a crash in its old term it would give the log indices of lost entries to others, which followers cannot tell
+        // from the first ones, and would answer reads from a state that lies behind. It must be elected anew.
+        enable_leader_restore: Some(false),
         // A replica whose disk was lost comes back empty under its old number: its log goes back.
         allow_log_reversion: Some(true),
         max_payload_entries: MAX_APPEND_ENTRIES,

@@ -45,6 +45,28 @@ async fn acknowledged_commands_survive_the_loss_of_their_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_back_before_anyone_noticed_is_elected_anew() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..50).await;
+    let leader = cluster.leader(1).await;
+    let term = |cluster: &Cluster, node: NodeId| {
+        let status = cluster.node(node).consensus.status();
+        status.iter().find(|status| status.group == GroupId(1)).expect("the group is held").term
+    };
+    let before = term(&cluster, leader);
+    cluster.crash(leader);
+    cluster.up(leader).await;
+    // Entries that the old leader had sent and not yet written may be anywhere under its term: it may not use it again.
+    write_some(&cluster, leader, 1, 50..100).await;
+    let after = term(&cluster, cluster.leader(1).await);
+    assert!(after > before, "term {before} goes on after its leader crashed");
+    assert_eq!(cluster.node(leader).count(1).await, 100);
+    cluster.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_node_catches_up_from_the_log_and_takes_its_leads_back() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start(3, 3).await;
