@@ -63,6 +63,7 @@ unit: ## cargo test
 .PHONY: lint
 lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
 	$(call say,Lint)
+	cargo fetch --locked
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
 	$(DENY) --offline check --hide-inclusion-graph licenses bans sources
