@@ -203,8 +203,10 @@ def test_bad_input_is_answered_and_nothing_else_happens(three):
                     raw.shutdown(socket.SHUT_WR)
                     while chunk := raw.recv(4096):
                         answer += chunk
-                except (ConnectionResetError, BrokenPipeError):
-                    pass
+                except TimeoutError:
+                    raise
+                except OSError:
+                    pass  # closed by the server, in whichever way that shows here
                 assert b"250 2.6" not in answer and b"OK LOGIN" not in answer
     mail.send(three.node(0)["smtp"], mail.message("x@elsewhere.example", "alice@example.org", "still here"))
 
