@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(os.environ.get("QUORUMAIL_BIN", ROOT / "target" / "debug"))
+BIN = Path(os.environ.get("QUORUMAIL_BIN", ROOT / "target" / "debug")).resolve()
 PORTS = [2525, 2587, 2465, 2143, 2993, 8080, 9443, 9444]
 
 
