@@ -25,6 +25,10 @@ pub enum StoreError {
     /// A message body could not be read or kept.
     #[error("a message body could not be read or kept: {0}")]
     Bodies(String),
+    /// A store of before a simulated crash was used after it.
+    #[cfg(feature = "simulation")]
+    #[error("the index has crashed; open the store again")]
+    Crashed,
 }
 
 /// Why applying one command ended early.
@@ -45,11 +49,5 @@ impl From<Refusal> for Stop {
 impl From<StoreError> for Stop {
     fn from(error: StoreError) -> Self {
         Self::Failed(error)
-    }
-}
-
-impl From<fjall::Error> for Stop {
-    fn from(error: fjall::Error) -> Self {
-        Self::Failed(error.into())
     }
 }

@@ -16,7 +16,10 @@ mod flags;
 mod folder_name;
 mod folders;
 mod ids;
+mod index;
 mod keys;
+#[cfg(feature = "simulation")]
+mod memory;
 mod messages;
 mod model;
 mod query;
@@ -38,6 +41,8 @@ pub use command::{
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
 pub use ids::{CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};
+#[cfg(feature = "simulation")]
+pub use memory::MemoryIndex;
 pub use model::{
     DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions, QueueClass, QueueEntry,
     QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,

@@ -32,14 +32,14 @@ const FIRST_CUT: u64 = 64 * 1024;
 const CHECKPOINT_FILE: &str = "checkpoint";
 
 /// An index that is open, and the number of its last checkpoint.
-pub(crate) struct Index {
+pub(crate) struct Opened {
     pub(crate) database: Database,
     pub(crate) keyspace: Keyspace,
     pub(crate) checkpoint: u64,
 }
 
 /// Opens or creates the index in `dir`.
-pub(crate) fn open(dir: &Path) -> Result<Index, StoreError> {
+pub(crate) fn open(dir: &Path) -> Result<Opened, StoreError> {
     let safe = read_checkpoint(dir)?;
     let error = match try_open(dir) {
         Ok(index) if index.checkpoint >= safe => return Ok(index),
@@ -99,8 +99,8 @@ fn lost() -> StoreError {
     )
 }
 
-fn try_open(dir: &Path) -> Result<Index, StoreError> {
-    let open = || -> Result<Index, StoreError> {
+fn try_open(dir: &Path) -> Result<Opened, StoreError> {
+    let open = || -> Result<Opened, StoreError> {
         let database = Database::builder(dir)
             .cache_size(CACHE_BYTES)
             .max_journaling_size(INDEX_JOURNAL_BYTES)
@@ -116,7 +116,7 @@ fn try_open(dir: &Path) -> Result<Index, StoreError> {
             ),
             None => 0,
         };
-        Ok(Index { database, keyspace, checkpoint })
+        Ok(Opened { database, keyspace, checkpoint })
     };
     // fjall asserts on what it reads where debug assertions are on.
     catch_unwind(AssertUnwindSafe(open))
@@ -155,7 +155,7 @@ fn newest_journal(dir: &Path) -> Result<Option<PathBuf>, StoreError> {
 
 /// Tries shorter and shorter parts of the journal until one can be read; when that one is older than the checkpoint,
 /// parts between it and the last that could not be read. At most some 40 attempts for a journal of 64 MiB.
-fn search(dir: &Path, journal: &Path, backup: &Path, safe: u64) -> Result<Option<Index>, StoreError> {
+fn search(dir: &Path, journal: &Path, backup: &Path, safe: u64) -> Result<Option<Opened>, StoreError> {
     let used = used_bytes(backup).map_err(fjall::Error::from)?;
     let (mut too_old, mut damaged, mut step) = (None, used, FIRST_CUT);
     loop {

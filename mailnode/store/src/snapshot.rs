@@ -9,10 +9,11 @@
 //! stays bounded, and readers see the old state or the new one.
 
 use bytes::{Buf, Bytes};
-use fjall::{Iter, Readable, Snapshot};
 
 use crate::{
-    BodyRef, Store, StoreError, accounts, keys, records,
+    BodyRef, Store, StoreError, accounts,
+    index::{Batch, Iter},
+    keys, records,
     store::{Change, queue_index},
     txn::{SnapshotView, View},
 };
@@ -54,7 +55,8 @@ impl Store {
         let (mut position, mut pairs) = (Vec::new(), None);
         if let Some(view) = self.view(group)? {
             position = view.get(&[keys::POSITION])?.map(|value| value.to_vec()).unwrap_or_default();
-            pairs = Some(all_pairs(self, &view.snapshot, view.space));
+            let start = view.space.to_be_bytes();
+            pairs = Some(view.snapshot.range(start.to_vec()..keys::after(&start)));
         }
         let store = self.clone();
         Ok(SnapshotReader { store, position, pairs, hasher: blake3::Hasher::new(), count: 0, done: false })
@@ -74,11 +76,6 @@ impl Store {
     }
 }
 
-fn all_pairs(store: &Store, snapshot: &Snapshot, space: u32) -> Iter {
-    let start = space.to_be_bytes();
-    snapshot.range(&store.0.keyspace, start.to_vec()..keys::after(&start))
-}
-
 impl SnapshotReader {
     /// What was given as `position` when the state was applied; empty when the group holds nothing.
     pub fn position(&self) -> &[u8] {
@@ -92,14 +89,14 @@ impl SnapshotReader {
         }
         let mut chunk = vec![SNAPSHOT_FORMAT];
         while chunk.len() < CHUNK_BYTES {
-            let Some(guard) = self.pairs.as_mut().and_then(Iterator::next) else {
+            let Some(pair) = self.pairs.as_mut().and_then(Iterator::next) else {
                 self.done = true;
                 chunk.push(END);
                 chunk.extend_from_slice(&self.count.to_le_bytes());
                 chunk.extend_from_slice(self.hasher.finalize().as_bytes());
                 break;
             };
-            let (key, value) = guard.into_inner()?;
+            let (key, value) = pair?;
             let key = &key[4..];
             if key != [keys::POSITION] {
                 let start = chunk.len();
@@ -195,9 +192,9 @@ impl SnapshotWriter {
         bodies: Vec<Bytes>,
     ) -> Result<(), StoreError> {
         let inner = &self.store.0;
-        let mut batch = inner.database.batch();
+        let mut batch = Batch::default();
         for (key, value) in plain {
-            batch.insert(&inner.keyspace, keys::in_space(self.space, &key), value.to_vec());
+            batch.put(keys::in_space(self.space, &key), &value[..]);
         }
         let lens: Vec<_> = bodies.iter().map(Bytes::len).collect();
         let kept = if bodies.is_empty() {
@@ -210,9 +207,9 @@ impl SnapshotWriter {
         }
         for ((key, value), body) in with_body.into_iter().zip(kept) {
             let value = with_reference(&value, body)?;
-            batch.insert(&inner.keyspace, keys::in_space(self.space, &key), value);
+            batch.put(keys::in_space(self.space, &key), value);
         }
-        Ok(batch.commit()?)
+        inner.index.commit(batch)
     }
 
     /// Replaces the group's state, durably, together with `position`.
@@ -223,21 +220,17 @@ impl SnapshotWriter {
         let inner = &self.store.0;
         let group = self.store.group(self.group)?;
         let mut space = group.space.lock();
-        let staged = SnapshotView {
-            keyspace: &inner.keyspace,
-            snapshot: inner.database.snapshot(),
-            space: self.space,
-        };
+        let staged = SnapshotView { snapshot: inner.index.snapshot(), space: self.space };
         let queue = queue_index(&staged)?;
         let directory = if self.group == 0 { accounts::everything(&staged)? } else { Vec::new() };
-        let mut batch = inner.database.batch();
+        let mut batch = Batch::default();
         let root = keys::in_space(keys::ROOT, &keys::root_group(self.group));
-        batch.insert(&inner.keyspace, root, self.space.to_be_bytes());
+        batch.put(root, &self.space.to_be_bytes()[..]);
         let key = keys::in_space(self.space, &[keys::POSITION]);
-        batch.insert(&inner.keyspace, key, position.to_vec());
+        batch.put(key, position);
         {
             let mut index = group.queue.write();
-            batch.commit()?;
+            inner.index.commit(batch)?;
             *index = queue;
         }
         if self.group == 0 {
@@ -320,7 +313,7 @@ mod tests {
         let from = open(&dir.path().join("from"));
         from.apply(1, Vec::new(), b"5").unwrap();
         let key = keys::in_space(*from.group(1).unwrap().space.lock(), &keys::text(keys::DOMAIN, "x"));
-        from.0.keyspace.insert(key, b"value").unwrap();
+        from.put(key, b"value").unwrap();
 
         let path = dir.path().join("to");
         let to = open(&path);
@@ -341,7 +334,7 @@ mod tests {
 
         // Left behind by a crash: the next start clears it, and does not use its number for another while it does.
         let stray = to.new_space();
-        to.0.keyspace.insert(keys::in_space(stray, b"left"), b"behind").unwrap();
+        to.put(keys::in_space(stray, b"left"), b"behind").unwrap();
         drop(to);
         let to = open(&path);
         assert_eq!(to.spaces().unwrap(), after);

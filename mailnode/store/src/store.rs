@@ -9,7 +9,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     ops::ControlFlow,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use fjall::{Database, Keyspace, PersistMode, Readable};
 use parking_lot::{Mutex, RwLock};
 use quorumail_journal::Position;
 use tokio::sync::broadcast;
@@ -25,10 +24,11 @@ use tokio::sync::broadcast;
 use crate::{
     Bodies, BodyRef, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
     answers::{self, FromIndex},
-    apply, keys,
+    apply,
+    index::{Batch, Index},
+    keys,
     queue::{QueueFacts, QueueIndex},
     records::{self, Queued},
-    recovery::{self, Index},
     txn::{SnapshotView, Txn, View},
 };
 
@@ -95,17 +95,15 @@ pub(crate) struct Group {
 }
 
 pub(crate) struct Inner {
-    pub(crate) database: Database,
-    pub(crate) keyspace: Keyspace,
+    pub(crate) index: Index,
     pub(crate) bodies: Arc<dyn Bodies>,
     pub(crate) directory: Directory,
     pub(crate) changes: broadcast::Sender<Change>,
     groups: RwLock<HashMap<u32, Arc<Group>>>,
     last_space: Mutex<u32>,
-    dir: PathBuf,
-    /// Number of the last checkpoint.
-    checkpoint: Mutex<u64>,
-    /// Whether something was applied since.
+    /// Held while a checkpoint is made.
+    checkpoint: Mutex<()>,
+    /// Whether something was applied since the last one.
     dirty: AtomicBool,
 }
 
@@ -122,17 +120,24 @@ impl std::fmt::Debug for Store {
 impl Store {
     /// Opens or creates the index in a directory of its own.
     pub fn open(dir: &Path, bodies: Arc<dyn Bodies>) -> Result<Self, StoreError> {
-        let Index { database, keyspace, checkpoint } = recovery::open(dir)?;
+        Self::start(Index::open(dir)?, bodies)
+    }
+
+    /// Opens the store on an index in memory, as the last crash left it.
+    #[cfg(feature = "simulation")]
+    pub fn open_on(index: &crate::MemoryIndex, bodies: Arc<dyn Bodies>) -> Result<Self, StoreError> {
+        Self::start(Index::in_memory(index), bodies)
+    }
+
+    fn start(index: Index, bodies: Arc<dyn Bodies>) -> Result<Self, StoreError> {
         let store = Self(Arc::new(Inner {
-            database,
-            keyspace,
+            index,
             bodies,
             directory: Directory::default(),
             changes: broadcast::channel(CHANGES_KEPT).0,
             groups: RwLock::default(),
             last_space: Mutex::new(keys::ROOT),
-            dir: dir.to_owned(),
-            checkpoint: Mutex::new(checkpoint),
+            checkpoint: Mutex::new(()),
             dirty: AtomicBool::new(false),
         }));
         store.check_format()?;
@@ -156,21 +161,20 @@ impl Store {
     ) -> Result<Vec<Bytes>, StoreError> {
         let group = self.group(group)?;
         let space = group.space.lock();
-        let mut txn = Txn::new(&self.0.keyspace, *space);
+        let mut txn = Txn::new(&self.0.index, *space);
         let mut outcomes = Vec::with_capacity(batch.len());
         for command in batch {
             outcomes.push(apply::one(&mut txn, group.number, command)?);
         }
         txn.mark();
         txn.put(vec![keys::POSITION], position.to_vec());
-        let mut index = self.0.database.batch();
-        let effects = txn.fill(&mut index);
+        let (writes, effects) = txn.into_batch();
         if effects.queue.is_empty() {
             // Readers of the queue need not wait, however long the index lets writers wait for its disk.
-            index.commit()?;
+            self.0.index.commit(writes)?;
         } else {
             let mut queue = group.queue.write();
-            index.commit()?;
+            self.0.index.commit(writes)?;
             queue.apply(&effects.queue);
         }
         self.committed();
@@ -226,19 +230,11 @@ impl Store {
     /// Makes everything applied so far durable.
     pub fn checkpoint(&self) -> Result<(), StoreError> {
         let inner = &self.0;
-        let mut number = inner.checkpoint.lock();
+        let _one_at_a_time = inner.checkpoint.lock();
         if !inner.dirty.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let next = *number + 1;
-        let save = || {
-            inner.keyspace.insert(recovery::checkpoint_key(), next.to_be_bytes())?;
-            inner.database.persist(PersistMode::SyncAll)?;
-            recovery::write_checkpoint(&inner.dir, next)
-        };
-        save().inspect_err(|_| inner.dirty.store(true, Ordering::Release))?;
-        *number = next;
-        Ok(())
+        inner.index.checkpoint().inspect_err(|_| inner.dirty.store(true, Ordering::Release))
     }
 
     /// To be called after a commit that a checkpoint must make durable.
@@ -286,11 +282,10 @@ impl Store {
 
     /// The group's state at this instant; none when it holds nothing.
     pub(crate) fn view(&self, group: u32) -> Result<Option<SnapshotView<'_>>, StoreError> {
-        let snapshot = self.0.database.snapshot();
-        let keyspace = &self.0.keyspace;
-        let space = snapshot.get(keyspace, keys::in_space(keys::ROOT, &keys::root_group(group)))?;
+        let snapshot = self.0.index.snapshot();
+        let space = snapshot.get(&keys::in_space(keys::ROOT, &keys::root_group(group)))?;
         let Some(space) = space else { return Ok(None) };
-        Ok(Some(SnapshotView { keyspace, snapshot, space: space_number(&space)? }))
+        Ok(Some(SnapshotView { snapshot, space: space_number(&space)? }))
     }
 
     /// The group, made when it is new.
@@ -304,7 +299,7 @@ impl Store {
         }
         let space = self.new_space();
         let key = keys::in_space(keys::ROOT, &keys::root_group(number));
-        self.0.keyspace.insert(key, space.to_be_bytes())?;
+        self.put(key, &space.to_be_bytes())?;
         let group = Arc::new(Group { number, space: Mutex::new(space), queue: RwLock::default() });
         groups.insert(number, Arc::clone(&group));
         Ok(group)
@@ -322,14 +317,14 @@ impl Store {
         let end = keys::after(&space.to_be_bytes());
         let mut from = space.to_be_bytes().to_vec();
         loop {
-            let mut batch = self.0.database.batch();
+            let mut batch = Batch::default();
             let mut last = None;
-            for guard in self.0.keyspace.range(from.clone()..end.clone()).take(CLEAR_BATCH) {
-                let key = guard.key()?;
-                last = Some(key.to_vec());
-                batch.remove(&self.0.keyspace, key);
+            for pair in self.0.index.range(from.clone()..end.clone()).take(CLEAR_BATCH) {
+                let key = pair?.0.to_vec();
+                last = Some(key.clone());
+                batch.remove(key);
             }
-            batch.commit()?;
+            self.0.index.commit(batch)?;
             match last {
                 Some(key) => from = key,
                 None => return Ok(()),
@@ -339,10 +334,16 @@ impl Store {
         }
     }
 
+    pub(crate) fn put(&self, key: Vec<u8>, value: &[u8]) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.put(key, value);
+        self.0.index.commit(batch)
+    }
+
     fn check_format(&self) -> Result<(), StoreError> {
         let key = keys::in_space(keys::ROOT, &[keys::ROOT_FORMAT]);
-        match self.0.keyspace.get(&key)? {
-            None => Ok(self.0.keyspace.insert(key, STATE_FORMAT.to_be_bytes())?),
+        match self.0.index.get(&key)? {
+            None => self.put(key, &STATE_FORMAT.to_be_bytes()),
             Some(value) => match space_number(&value)? {
                 STATE_FORMAT => Ok(()),
                 found => Err(StoreError::Format { found, known: STATE_FORMAT }),
@@ -354,8 +355,8 @@ impl Store {
     fn load_groups(&self) -> Result<(), StoreError> {
         let mut spaces = HashMap::new();
         let prefix = keys::in_space(keys::ROOT, &[keys::ROOT_GROUP]);
-        for guard in self.0.keyspace.prefix(prefix) {
-            let (key, value) = guard.into_inner()?;
+        for pair in self.0.index.range(prefix.clone()..keys::after(&prefix)) {
+            let (key, value) = pair?;
             let group =
                 key.last_chunk::<4>().ok_or(StoreError::Damaged("the key of a group is too short"))?;
             spaces.insert(u32::from_be_bytes(*group), space_number(&value)?);
@@ -378,8 +379,9 @@ impl Store {
     pub(crate) fn spaces(&self) -> Result<BTreeSet<u32>, StoreError> {
         let mut found = BTreeSet::new();
         let mut next = keys::ROOT + 1;
-        while let Some(guard) = self.0.keyspace.range(next.to_be_bytes()..).next() {
-            let key = guard.key()?;
+        let end = keys::after(&[u8::MAX; 4]);
+        while let Some(pair) = self.0.index.range(next.to_be_bytes().to_vec()..end.clone()).next() {
+            let (key, _) = pair?;
             let space = key.first_chunk::<4>().ok_or(StoreError::Damaged("a key is too short"))?;
             let space = u32::from_be_bytes(*space);
             found.insert(space);

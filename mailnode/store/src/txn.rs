@@ -3,11 +3,10 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow};
 
-use fjall::{Keyspace, Readable, Snapshot, UserValue};
-
 use crate::{
     StoreError,
     directory::DirectoryChange,
+    index::{Batch, Index, Snapshot, Value},
     keys::{after, in_space},
     queue::QueueChange,
     store::Change,
@@ -19,7 +18,7 @@ pub(crate) type Visit<'v> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, S
 /// What can be read from: a snapshot, or a batch under way.
 pub(crate) trait View {
     /// The value of a key.
-    fn get(&self, key: &[u8]) -> Result<Option<UserValue>, StoreError>;
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError>;
 
     /// Visits the keys from `from` on that start with `prefix`, ascending.
     fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
@@ -37,20 +36,19 @@ pub(crate) trait View {
 
 /// A group as it was at one instant.
 pub(crate) struct SnapshotView<'a> {
-    pub(crate) keyspace: &'a Keyspace,
-    pub(crate) snapshot: Snapshot,
+    pub(crate) snapshot: Snapshot<'a>,
     pub(crate) space: u32,
 }
 
 impl View for SnapshotView<'_> {
-    fn get(&self, key: &[u8]) -> Result<Option<UserValue>, StoreError> {
-        Ok(self.snapshot.get(self.keyspace, in_space(self.space, key))?)
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
+        self.snapshot.get(&in_space(self.space, key))
     }
 
     fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let range = in_space(self.space, from)..after(&in_space(self.space, prefix));
-        for guard in self.snapshot.range(self.keyspace, range) {
-            let (key, value) = guard.into_inner()?;
+        for pair in self.snapshot.range(range) {
+            let (key, value) = pair?;
             if visit(&key[4..], &value)?.is_break() {
                 break;
             }
@@ -69,18 +67,18 @@ pub(crate) struct Effects {
 
 /// Writes under way on top of the index.
 pub(crate) struct Txn<'a> {
-    keyspace: &'a Keyspace,
+    index: &'a Index,
     space: u32,
-    writes: BTreeMap<Vec<u8>, Option<UserValue>>,
+    writes: BTreeMap<Vec<u8>, Option<Value>>,
     pub(crate) effects: Effects,
-    undo: Vec<(Vec<u8>, Option<Option<UserValue>>)>,
+    undo: Vec<(Vec<u8>, Option<Option<Value>>)>,
     marks: (usize, usize, usize),
 }
 
 impl<'a> Txn<'a> {
-    pub(crate) fn new(keyspace: &'a Keyspace, space: u32) -> Self {
+    pub(crate) fn new(index: &'a Index, space: u32) -> Self {
         Self {
-            keyspace,
+            index,
             space,
             writes: BTreeMap::new(),
             effects: Effects::default(),
@@ -108,7 +106,7 @@ impl<'a> Txn<'a> {
         self.effects.queue.truncate(self.marks.2);
     }
 
-    pub(crate) fn put(&mut self, key: Vec<u8>, value: impl Into<UserValue>) {
+    pub(crate) fn put(&mut self, key: Vec<u8>, value: impl Into<Value>) {
         self.write(key, Some(value.into()));
     }
 
@@ -116,37 +114,31 @@ impl<'a> Txn<'a> {
         self.write(key, None);
     }
 
-    fn write(&mut self, key: Vec<u8>, value: Option<UserValue>) {
+    fn write(&mut self, key: Vec<u8>, value: Option<Value>) {
         let before = self.writes.insert(key.clone(), value);
         self.undo.push((key, before));
     }
 
-    /// Hands the writes to an index batch.
-    pub(crate) fn fill(self, batch: &mut fjall::OwnedWriteBatch) -> Effects {
-        for (key, value) in self.writes {
-            let key = in_space(self.space, &key);
-            match value {
-                Some(value) => batch.insert(self.keyspace, key, value),
-                None => batch.remove(self.keyspace, key),
-            }
-        }
-        self.effects
+    /// The writes as one batch of the index, and what the world learns once it is committed.
+    pub(crate) fn into_batch(self) -> (Batch, Effects) {
+        let writes = self.writes.into_iter().map(|(key, value)| (in_space(self.space, &key), value));
+        (Batch(writes.collect()), self.effects)
     }
 }
 
 impl View for Txn<'_> {
-    fn get(&self, key: &[u8]) -> Result<Option<UserValue>, StoreError> {
+    fn get(&self, key: &[u8]) -> Result<Option<Value>, StoreError> {
         match self.writes.get(key) {
             Some(value) => Ok(value.clone()),
-            None => Ok(self.keyspace.get(in_space(self.space, key))?),
+            None => self.index.get(&in_space(self.space, key)),
         }
     }
 
     fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let mut pending = self.writes.range(from.to_vec()..after(prefix)).peekable();
         let range = in_space(self.space, from)..after(&in_space(self.space, prefix));
-        for guard in self.keyspace.range(range) {
-            let (key, value) = guard.into_inner()?;
+        for pair in self.index.range(range) {
+            let (key, value) = pair?;
             let key = &key[4..];
             while let Some((newer, value)) = pending.next_if(|(newer, _)| newer.as_slice() < key) {
                 if let Some(value) = value

@@ -157,7 +157,8 @@ fn directory(store: &Store) -> impl PartialEq + std::fmt::Debug + use<> {
 fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample::Index, again: usize) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
-    let single = Node::open(&path("single"));
+    // In memory, as in simulation; the others are on disk.
+    let single = Node::open_on(&MemoryIndex::default(), Default::default());
     let outcomes = in_batches(&single, group, log, &[1]);
     let fingerprint = single.store.fingerprint(group).unwrap();
 
@@ -178,6 +179,26 @@ fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample:
     let reached = cut.checked_sub(1).map_or(0, |last| log[last].0);
     assert_eq!(restarted.position(group), reached);
     let from = cut.saturating_sub(again);
+    assert_eq!(in_batches(&restarted, group, &log[from..], sizes), outcomes[from..]);
+    assert_eq!(restarted.store.fingerprint(group).unwrap(), fingerprint);
+    assert_eq!(directory(&restarted.store), directory(&single.store));
+
+    // The same crash in memory, which also keeps some of what was not durable.
+    let index = MemoryIndex::default();
+    let crashing = Node::open_on(&index, Default::default());
+    in_batches(&crashing, group, &log[..cut], sizes);
+    crashing.store.checkpoint().unwrap();
+    in_batches(&crashing, group, &log[cut..], &[1]);
+    index.crash(again);
+    assert!(
+        crashing.store.apply(group, Vec::new(), b"").is_err(),
+        "a store of before the crash writes no more"
+    );
+    let restarted = Node::open_on(&index, crashing.bodies);
+    // The format and the group are the first batches when nothing was applied before the checkpoint.
+    let kept = if cut == 0 { again.saturating_sub(2) } else { again };
+    let from = (cut + kept).min(log.len());
+    assert_eq!(restarted.position(group), from.checked_sub(1).map_or(0, |last| log[last].0));
     assert_eq!(in_batches(&restarted, group, &log[from..], sizes), outcomes[from..]);
     assert_eq!(restarted.store.fingerprint(group).unwrap(), fingerprint);
     assert_eq!(directory(&restarted.store), directory(&single.store));

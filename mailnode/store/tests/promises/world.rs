@@ -65,6 +65,16 @@ impl Node {
 
     pub fn open_with(dir: &Path, bodies: Arc<MemoryBodies>) -> Self {
         let store = Store::open(dir, Arc::clone(&bodies) as Arc<dyn Bodies>).unwrap();
+        Self::of(store, bodies)
+    }
+
+    /// A node whose index is in memory.
+    pub fn open_on(index: &MemoryIndex, bodies: Arc<MemoryBodies>) -> Self {
+        let store = Store::open_on(index, Arc::clone(&bodies) as Arc<dyn Bodies>).unwrap();
+        Self::of(store, bodies)
+    }
+
+    fn of(store: Store, bodies: Arc<MemoryBodies>) -> Self {
         // Ids go on above those of an earlier run.
         let node = Self { store, bodies, index: 0, next_id: 0 };
         let index = node.position(GROUP).max(node.position(0));
