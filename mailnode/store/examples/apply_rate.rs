@@ -10,8 +10,8 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use quorumail_journal::Position;
 use quorumail_store::{
-    Bodies, BodyRef, Command, CommandId, DomainRecord, FolderId, LogCommand, MailboxId, MailboxRecord,
-    ModSeq, Op, PartitionId, Permissions, Query, Quota, Reply, Resolution, Store, Timestamp,
+    Bodies, BodyId, BodyRef, Command, CommandId, DomainRecord, FolderId, LogCommand, MailboxId,
+    MailboxRecord, ModSeq, Op, PartitionId, Permissions, Query, Quota, Reply, Resolution, Store, Timestamp,
 };
 
 struct NoBodies;
@@ -20,7 +20,7 @@ impl Bodies for NoBodies {
     fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
         Err("this example keeps no bodies".to_owned())
     }
-    fn keep(&self, _: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
+    fn keep(&self, _: u32, _: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
         Err("this example keeps no bodies".to_owned())
     }
 }

@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::{
     Bodies, FolderChanges, FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, Query, QueueClass,
-    QueueEntry, QueueId, Reply, StoreError, Timestamp, Uid, folder_name,
+    QueueEntry, QueueId, Reply, StoreError, Timestamp, Uid, body_table, folder_name,
     folders::{self, Folder},
     keys,
     queue::QueueIndex,
-    records::{Message, Queued},
+    records::{self, Message, Queued},
     txn::{SnapshotView, View},
 };
 
@@ -70,8 +70,8 @@ pub(crate) fn answer(
         Query::QueueEntry(id) => match view.get(&keys::queue(*id))? {
             None => Reply::QueueEntry(None),
             Some(value) => {
-                let queued = Queued::decode(&value)?;
-                match bodies.read(queued.body, None) {
+                let queued: Queued = records::decode(&value)?;
+                match bodies.read(body_table::named(view, queued.body)?.place, None) {
                     Ok(body) => Reply::QueueEntry(Some((queued.entry, body))),
                     Err(reason) => Reply::Unreadable(reason),
                 }
@@ -111,7 +111,7 @@ fn messages<V: View>(view: &V, mailbox: MailboxId, folder: &Folder) -> Result<Ve
     let prefix = keys::folder(keys::MESSAGE, mailbox, folder.id);
     let mut found = Vec::with_capacity(folder.state.messages as usize);
     view.scan(&prefix, &prefix, &mut |key, value| {
-        found.push(Message::decode(value)?.meta(uid_of(key)?));
+        found.push(records::decode::<Message>(value)?.meta(uid_of(key)?));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(found)
@@ -133,7 +133,7 @@ fn changes<V: View>(
     for uid in uids_after(view, keys::CHANGED, mailbox, folder.id, since)? {
         let value = view.get(&keys::message(mailbox, folder.id, uid))?;
         let value = value.ok_or(StoreError::Damaged("a change points to no message"))?;
-        changed.push(Message::decode(&value)?.meta(uid));
+        changed.push(records::decode::<Message>(&value)?.meta(uid));
     }
     let vanished = uids_after(view, keys::VANISHED, mailbox, folder.id, since)?;
     Ok(Some(FolderChanges { folder: info, changed, vanished: Some(vanished) }))
@@ -173,12 +173,13 @@ fn message_bodies<V: View>(
             found.push(None);
             continue;
         };
-        let body = Message::decode(&value)?.body;
+        let body = records::decode::<Message>(&value)?.body;
         let wanted = if prefix == 0 { body.len } else { body.len.min(prefix) };
         if u64::from(wanted) > left && found.iter().any(Option::is_some) {
             break;
         }
-        match bodies.read(body, (prefix != 0).then_some(wanted)) {
+        let place = body_table::named(view, body.id)?.place;
+        match bodies.read(place, (prefix != 0).then_some(wanted)) {
             Ok(bytes) => found.push(Some(bytes)),
             Err(reason) => return Ok(Reply::Unreadable(reason)),
         }
@@ -192,7 +193,7 @@ fn queue_entries<V: View>(view: &V, ids: &[QueueId]) -> Result<Vec<QueueEntry>, 
     for id in ids {
         let value = view.get(&keys::queue(*id))?;
         let value = value.ok_or(StoreError::Damaged("the queue index names an entry that is not there"))?;
-        entries.push(Queued::decode(&value)?.entry);
+        entries.push(records::decode::<Queued>(&value)?.entry);
     }
     Ok(entries)
 }

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use crate::{
-    Applied, BodyRef, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, accounts,
+    Applied, BodyId, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, accounts,
+    body_table::Arrived,
     encode_outcome,
     error::Stop,
     folders::{self, Mailbox},
@@ -29,12 +30,13 @@ pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Byte
     if let Some(outcome) = remembered(txn, command.id, log.index)? {
         return Ok(outcome);
     }
-    let body = log
+    let place = log
         .body(command.body.len())
         .ok_or(StoreError::Damaged("a command lies beyond 4 GiB in its record"))?;
     let (index, id) = (log.index, command.id);
+    let arrived = Arrived { id: BodyId(index), place };
     txn.mark();
-    let outcome: Outcome = match execute(txn, group, command, body) {
+    let outcome: Outcome = match execute(txn, group, command, arrived) {
         Ok(applied) => Ok(applied),
         Err(Stop::Refused(refusal)) => {
             txn.roll_back();
@@ -81,7 +83,7 @@ fn split_index(value: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     Ok((u64::from_be_bytes(*index), rest))
 }
 
-fn execute(txn: &mut Txn<'_>, group: u32, command: Command, body: BodyRef) -> Result<Applied, Stop> {
+fn execute(txn: &mut Txn<'_>, group: u32, command: Command, arrived: Arrived) -> Result<Applied, Stop> {
     let is_directory = matches!(
         command.op,
         Op::PutDomain(_)
@@ -101,7 +103,7 @@ fn execute(txn: &mut Txn<'_>, group: u32, command: Command, body: BodyRef) -> Re
         Op::DeleteMailbox { address, purge_at } => accounts::delete_mailbox(txn, &address, purge_at),
         Op::ForgetMailbox(id) => accounts::forget_mailbox(txn, id),
         Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox),
-        Op::Enqueue(entry) => queue::enqueue(txn, group, entry, body),
+        Op::Enqueue(entry) => queue::enqueue(txn, group, entry, arrived),
         Op::UpdateQueue { id, done, changed } => queue::update(txn, group, id, &done, changed),
         Op::OpenMailbox(mailbox)
         | Op::Append { mailbox, .. }
@@ -113,21 +115,21 @@ fn execute(txn: &mut Txn<'_>, group: u32, command: Command, body: BodyRef) -> Re
         | Op::Copy { mailbox, .. }
         | Op::Expunge { mailbox, .. } => {
             let mut mailbox = Mailbox::open(txn, group, mailbox, at)?;
-            let applied = in_mailbox(&mut mailbox, command.op, body)?;
+            let applied = in_mailbox(&mut mailbox, command.op, arrived)?;
             mailbox.save();
             Ok(applied)
         }
     }
 }
 
-fn in_mailbox(open: &mut Mailbox<'_, '_>, op: Op, body: BodyRef) -> Result<Applied, Stop> {
+fn in_mailbox(open: &mut Mailbox<'_, '_>, op: Op, arrived: Arrived) -> Result<Applied, Stop> {
     match op {
         Op::OpenMailbox(_) => {
             open.make_special_folders()?;
             Ok(Applied::Done)
         }
         Op::Append { folder, flags, internal_date, quota, .. } => {
-            open.append(&folder, &flags, internal_date, quota, body)
+            open.append(&folder, &flags, internal_date, quota, arrived)
         }
         Op::CreateFolder { folder, special_use, .. } => open.create_folder(&folder, special_use),
         Op::DeleteFolder { folder, .. } => open.delete_folder(&folder),

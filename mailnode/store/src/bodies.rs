@@ -5,6 +5,8 @@ use std::sync::mpsc;
 use bytes::Bytes;
 use quorumail_journal::{Journal, Position, Record, StreamId};
 
+use crate::BodyId;
+
 /// The stream of bodies that came in snapshots: they belong to no log, and whoever reads the journal for the logs
 /// passes over them.
 pub const KEPT_BODIES: StreamId = StreamId(u32::MAX);
@@ -22,14 +24,35 @@ pub struct BodyRef {
     pub len: u32,
 }
 
+/// What stands in front of a kept body in its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeptHead {
+    pub(crate) group: u32,
+    pub(crate) body: BodyId,
+}
+
+impl KeptHead {
+    /// Version of the format; its first byte.
+    const FORMAT: u8 = 1;
+    /// Length in bytes.
+    pub(crate) const LEN: usize = 13;
+
+    pub(crate) fn encode(&self) -> [u8; Self::LEN] {
+        let mut out = [Self::FORMAT; Self::LEN];
+        out[1..5].copy_from_slice(&self.group.to_le_bytes());
+        out[5..13].copy_from_slice(&self.body.0.to_le_bytes());
+        out
+    }
+}
+
 /// Reads and keeps message bodies. Calls block on disk.
 pub trait Bodies: Send + Sync {
     /// The body, or its first `prefix` bytes. The error tells people what could not be read.
     fn read(&self, body: BodyRef, prefix: Option<u32>) -> Result<Bytes, String>;
 
-    /// Keeps bodies that arrived in a snapshot, and not in the log; they are durable on return. References are in the
-    /// order of the bodies.
-    fn keep(&self, bodies: Vec<Bytes>) -> Result<Vec<BodyRef>, String>;
+    /// Keeps bodies of a group that arrived in a snapshot, and not in the log; they are durable on return. References are
+    /// in the order of the bodies.
+    fn keep(&self, group: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String>;
 }
 
 /// Bodies in the node's journal.
@@ -54,49 +77,25 @@ impl Bodies for JournalBodies {
         Ok(if len < body.record.len / 2 { Bytes::copy_from_slice(&bytes) } else { bytes })
     }
 
-    fn keep(&self, bodies: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
-        if let Some(long) = bodies.iter().find(|body| body.len() > MAX_KEPT_BODY) {
+    fn keep(&self, group: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
+        if let Some((_, long)) = bodies.iter().find(|(_, body)| body.len() > MAX_KEPT_BODY) {
             return Err(format!("a body of {} bytes is longer than {MAX_KEPT_BODY}", long.len()));
         }
-        let records =
-            bodies.into_iter().map(|body| Record { stream: KEPT_BODIES, payload: vec![body] }).collect();
+        let record = |(body, bytes): (BodyId, Bytes)| {
+            let head = KeptHead { group, body }.encode();
+            Record { stream: KEPT_BODIES, payload: vec![Bytes::copy_from_slice(&head), bytes] }
+        };
+        let records = bodies.into_iter().map(record).collect();
         let (tell, told) = mpsc::sync_channel(1);
         let positions = self.journal.append(records, move || {
             // The receiver waits below.
             let _ = tell.send(());
         });
         told.recv().map_err(|_| "the journal ended before the bodies were on disk".to_owned())?;
-        Ok(positions.into_iter().map(|record| BodyRef { record, offset: 0, len: record.len }).collect())
-    }
-}
-
-impl BodyRef {
-    /// Length of the encoded form.
-    pub(crate) const ENCODED: usize = 28;
-
-    /// Fixed length, so that a snapshot can replace it in front of a value without decoding the rest.
-    pub(crate) fn encode(&self) -> [u8; Self::ENCODED] {
-        let mut out = [0; Self::ENCODED];
-        out[0..8].copy_from_slice(&self.record.segment.to_be_bytes());
-        out[8..16].copy_from_slice(&self.record.offset.to_be_bytes());
-        out[16..20].copy_from_slice(&self.record.len.to_be_bytes());
-        out[20..24].copy_from_slice(&self.offset.to_be_bytes());
-        out[24..28].copy_from_slice(&self.len.to_be_bytes());
-        out
-    }
-
-    /// Splits what [`BodyRef::encode`] wrote from the rest of a value.
-    pub(crate) fn split(value: &[u8]) -> Option<(Self, &[u8])> {
-        let (segment, rest) = value.split_first_chunk::<8>()?;
-        let (record_offset, rest) = rest.split_first_chunk::<8>()?;
-        let (record_len, rest) = rest.split_first_chunk::<4>()?;
-        let (offset, rest) = rest.split_first_chunk::<4>()?;
-        let (len, rest) = rest.split_first_chunk::<4>()?;
-        let record = Position {
-            segment: u64::from_be_bytes(*segment),
-            offset: u64::from_be_bytes(*record_offset),
-            len: u32::from_be_bytes(*record_len),
+        let place = |record: Position| {
+            let offset = KeptHead::LEN as u32;
+            BodyRef { record, offset, len: record.len - offset }
         };
-        Some((Self { record, offset: u32::from_be_bytes(*offset), len: u32::from_be_bytes(*len) }, rest))
+        Ok(positions.into_iter().map(place).collect())
     }
 }

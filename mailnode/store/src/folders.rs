@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use crate::{
     Applied, FolderId, MailboxId, ModSeq, Refusal, SpecialUse, StoreError, Timestamp, Uid, UidValidity,
+    body_table,
     error::Stop,
     folder_name::{self, INBOX, SEPARATOR},
     keys,
-    records::{self, FolderState, MailboxHead},
+    records::{self, FolderState, MailboxHead, Message},
     store::Change,
     txn::{Txn, View},
 };
@@ -243,7 +244,8 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         if folder.state.name == INBOX {
             return Err(Refusal::Invalid("INBOX cannot be deleted".to_owned()).into());
         }
-        for tag in [keys::MESSAGE, keys::CHANGED, keys::VANISHED] {
+        remove_messages(self.txn, &keys::folder(keys::MESSAGE, self.id, folder.id))?;
+        for tag in [keys::CHANGED, keys::VANISHED] {
             for key in self.txn.keys(&keys::folder(tag, self.id, folder.id))? {
                 self.txn.remove(key);
             }
@@ -321,9 +323,25 @@ impl<'t, 'a> Mailbox<'t, 'a> {
     }
 }
 
+/// Removes the messages whose keys start with `prefix`, and lets their bodies go.
+fn remove_messages(txn: &mut Txn<'_>, prefix: &[u8]) -> Result<(), Stop> {
+    let mut found = Vec::new();
+    txn.scan(prefix, prefix, &mut |key, value| {
+        let message: Message = records::decode(value)?;
+        found.push((key.to_vec(), message.body.id));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for (key, body) in found {
+        txn.remove(key);
+        body_table::release(txn, body)?;
+    }
+    Ok(())
+}
+
 /// Removes everything a mailbox holds.
 pub(crate) fn purge(txn: &mut Txn<'_>, group: u32, mailbox: MailboxId) -> Result<Applied, Stop> {
-    let tags = [keys::HEAD, keys::FOLDER, keys::FOLDER_NAME, keys::MESSAGE, keys::CHANGED, keys::VANISHED];
+    remove_messages(txn, &keys::mailbox(keys::MESSAGE, mailbox))?;
+    let tags = [keys::HEAD, keys::FOLDER, keys::FOLDER_NAME, keys::CHANGED, keys::VANISHED];
     for tag in tags {
         for key in txn.keys(&keys::mailbox(tag, mailbox))? {
             txn.remove(key);

@@ -44,6 +44,11 @@ number! {
     ModSeq(u64)
 }
 number! {
+    /// Names a body within its group: the index in the Raft log of the command that brought it. The same on all replicas,
+    /// and never used again.
+    BodyId(u64)
+}
+number! {
     /// Milliseconds since 1970-01-01 UTC, as told by the proposer of a command.
     Timestamp(i64)
 }

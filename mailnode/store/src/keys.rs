@@ -4,7 +4,7 @@
 //!
 //! Numbers are big endian, so that the order of keys is the order of what they name.
 
-use crate::{CommandId, FolderId, MailboxId, ModSeq, QueueId, Uid};
+use crate::{BodyId, CommandId, FolderId, MailboxId, ModSeq, QueueId, Uid};
 
 /// The space of this table of spaces.
 pub(crate) const ROOT: u32 = 0;
@@ -38,20 +38,16 @@ pub(crate) const PARTITION: u8 = 17;
 pub(crate) const HEAD: u8 = 30;
 pub(crate) const FOLDER: u8 = 31;
 pub(crate) const FOLDER_NAME: u8 = 32;
-/// Value starts with a body reference.
 pub(crate) const MESSAGE: u8 = 33;
 /// Message by MODSEQ of its last change.
 pub(crate) const CHANGED: u8 = 34;
 /// Expunged UID by MODSEQ.
 pub(crate) const VANISHED: u8 = 35;
 
-/// Value starts with a body reference.
 pub(crate) const QUEUE: u8 = 50;
 
-/// Whether values of keys with this tag start with a body reference.
-pub(crate) fn has_body(tag: u8) -> bool {
-    tag == MESSAGE || tag == QUEUE
-}
+/// Body: number of references and length, then where this replica keeps it.
+pub(crate) const BODY: u8 = 60;
 
 /// The key as it stands in the keyspace.
 pub(crate) fn in_space(space: u32, key: &[u8]) -> Vec<u8> {
@@ -131,6 +127,10 @@ pub(crate) fn log(tag: u8, mailbox: MailboxId, folder: FolderId, mod_seq: ModSeq
 
 pub(crate) fn queue(id: QueueId) -> Vec<u8> {
     join(QUEUE, &[&id.0.to_be_bytes()])
+}
+
+pub(crate) fn body(id: BodyId) -> Vec<u8> {
+    join(BODY, &[&id.0.to_be_bytes()])
 }
 
 /// The UID at the end of a key of [`MESSAGE`], [`CHANGED`] or [`VANISHED`].

@@ -8,7 +8,10 @@
 mod accounts;
 mod answers;
 mod apply;
+#[cfg(feature = "simulation")]
+mod audit;
 mod bodies;
+mod body_table;
 mod command;
 mod directory;
 mod error;
@@ -40,7 +43,9 @@ pub use command::{
 };
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
-pub use ids::{CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};
+pub use ids::{
+    BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
+};
 #[cfg(feature = "simulation")]
 pub use memory::MemoryIndex;
 pub use model::{

@@ -3,12 +3,13 @@
 use std::ops::ControlFlow;
 
 use crate::{
-    Applied, BodyRef, Flags, FolderId, ModSeq, Quota, Refusal, StoreFlags, Timestamp, Uid,
+    Applied, Flags, FolderId, ModSeq, Quota, Refusal, StoreFlags, Timestamp, Uid,
+    body_table::{self, Arrived},
     error::Stop,
     flags::FlagSet,
     folders::{Folder, Mailbox},
     keys,
-    records::{Message, MessageState},
+    records::{self, Message},
     txn::View,
 };
 
@@ -22,14 +23,15 @@ impl Mailbox<'_, '_> {
         flags: &Flags,
         internal_date: Timestamp,
         quota: Quota,
-        body: BodyRef,
+        arrived: Arrived,
     ) -> Result<Applied, Stop> {
         let flags = FlagSet::new(flags)?;
         let mut folder = self.named(name)?;
+        let body = arrived.body();
         self.check_quota(quota, 1, u64::from(body.len))?;
-        let mod_seq = self.next_mod_seq();
-        let message = Message { body, state: MessageState { mod_seq, internal_date, flags } };
+        let message = Message { body, mod_seq: self.next_mod_seq(), internal_date, flags };
         let uid = self.add(&mut folder, &message)?;
+        body_table::add(self.txn, arrived);
         self.save_folder(&folder);
         self.folder_changed(folder.id);
         Ok(Applied::Appended { folder: folder.id, uid_validity: folder.state.uid_validity, uid })
@@ -48,21 +50,21 @@ impl Mailbox<'_, '_> {
         let (mut changed, mut modified, mut mod_seq) = (Vec::new(), Vec::new(), None);
         for uid in ascending(uids) {
             let Some(mut message) = self.message(folder.id, uid)? else { continue };
-            if unchanged_since.is_some_and(|since| message.state.mod_seq > since) {
+            if unchanged_since.is_some_and(|since| message.mod_seq > since) {
                 modified.push(uid);
                 continue;
             }
-            let new = message.state.flags.stored(mode, &wanted)?;
-            if new != message.state.flags {
+            let new = message.flags.stored(mode, &wanted)?;
+            if new != message.flags {
                 let mod_seq = *mod_seq.get_or_insert_with(|| self.next_mod_seq());
-                self.count_flags(&mut folder, &message.state.flags, false);
+                self.count_flags(&mut folder, &message.flags, false);
                 self.count_flags(&mut folder, &new, true);
-                self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.state.mod_seq, uid));
-                message.state.flags = new;
-                message.state.mod_seq = mod_seq;
+                self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.mod_seq, uid));
+                message.flags = new;
+                message.mod_seq = mod_seq;
                 self.put_message(folder.id, uid, &message);
             }
-            changed.push((uid, message.state.mod_seq, message.state.flags.to_flags()));
+            changed.push((uid, message.mod_seq, message.flags.to_flags()));
         }
         if let Some(mod_seq) = mod_seq {
             folder.state.highest_mod_seq = mod_seq;
@@ -110,12 +112,12 @@ impl Mailbox<'_, '_> {
             return Ok(Applied::Expunged(Vec::new()));
         }
         let gone = match uids {
-            None => self.messages_where(folder.id, |message| message.state.flags.deleted())?,
+            None => self.messages_where(folder.id, |message| message.flags.deleted())?,
             Some(uids) => {
                 let mut gone = Vec::new();
                 for uid in ascending(uids) {
                     match self.message(folder.id, uid)? {
-                        Some(message) if message.state.flags.deleted() => gone.push((uid, message)),
+                        Some(message) if message.flags.deleted() => gone.push((uid, message)),
                         _ => {}
                     }
                 }
@@ -142,8 +144,9 @@ impl Mailbox<'_, '_> {
         let mut pairs = Vec::with_capacity(messages.len());
         for (uid, message) in &messages {
             let mut copy = message.clone();
-            copy.state.mod_seq = mod_seq;
+            copy.mod_seq = mod_seq;
             pairs.push((*uid, self.add(&mut target, &copy)?));
+            body_table::retain(self.txn, copy.body.id)?;
         }
         self.save_folder(&target);
         self.folder_changed(to);
@@ -154,19 +157,19 @@ impl Mailbox<'_, '_> {
         Ok(pairs)
     }
 
-    /// Gives a message the next UID. The caller saves the folder.
+    /// Gives a message the next UID. The caller saves the folder and counts the reference to the body.
     fn add(&mut self, folder: &mut Folder, message: &Message) -> Result<Uid, Stop> {
         let uid = folder.state.uid_next;
         let next = uid.0.checked_add(1);
         folder.state.uid_next =
             Uid(next.ok_or_else(|| Refusal::Invalid("the folder has no UID left".to_owned()))?);
         self.put_message(folder.id, uid, message);
-        folder.state.highest_mod_seq = message.state.mod_seq;
+        folder.state.highest_mod_seq = message.mod_seq;
         folder.state.messages += 1;
         folder.state.bytes += u64::from(message.body.len);
         self.head.messages += 1;
         self.head.bytes += u64::from(message.body.len);
-        self.count_flags(folder, &message.state.flags, true);
+        self.count_flags(folder, &message.flags, true);
         Ok(uid)
     }
 
@@ -183,14 +186,15 @@ impl Mailbox<'_, '_> {
                 "a folder's counters are the sums over its messages"
             );
             self.txn.remove(keys::message(self.id, folder.id, *uid));
-            self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.state.mod_seq, *uid));
+            body_table::release(self.txn, message.body.id)?;
+            self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.mod_seq, *uid));
             self.txn.put(keys::log(keys::VANISHED, self.id, folder.id, mod_seq, *uid), Vec::new());
             folder.state.messages -= 1;
             folder.state.bytes -= bytes;
             folder.state.vanished += 1;
             self.head.messages -= 1;
             self.head.bytes -= bytes;
-            self.count_flags(&mut folder, &message.state.flags, false);
+            self.count_flags(&mut folder, &message.flags, false);
         }
         folder.state.highest_mod_seq = mod_seq;
         self.forget_vanished(&mut folder)?;
@@ -229,13 +233,13 @@ impl Mailbox<'_, '_> {
     }
 
     fn put_message(&mut self, folder: FolderId, uid: Uid, message: &Message) {
-        self.txn.put(keys::log(keys::CHANGED, self.id, folder, message.state.mod_seq, uid), Vec::new());
-        self.txn.put(keys::message(self.id, folder, uid), message.encode());
+        self.txn.put(keys::log(keys::CHANGED, self.id, folder, message.mod_seq, uid), Vec::new());
+        self.txn.put(keys::message(self.id, folder, uid), records::encode(message));
     }
 
     fn message(&self, folder: FolderId, uid: Uid) -> Result<Option<Message>, Stop> {
         let value = self.txn.get(&keys::message(self.id, folder, uid))?;
-        Ok(value.map(|value| Message::decode(&value)).transpose()?)
+        Ok(value.map(|value| records::decode(&value)).transpose()?)
     }
 
     fn messages_where(
@@ -246,7 +250,7 @@ impl Mailbox<'_, '_> {
         let prefix = keys::folder(keys::MESSAGE, self.id, folder);
         let mut found = Vec::new();
         self.txn.scan(&prefix, &prefix, &mut |key, value| {
-            let message = Message::decode(value)?;
+            let message: Message = records::decode(value)?;
             if wanted(&message)
                 && let Some(uid) = keys::last_uid(key)
             {

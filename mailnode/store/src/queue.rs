@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Address, Applied, BodyRef, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Timestamp,
+    Address, Applied, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Timestamp,
+    body_table::{self, Arrived},
     error::Stop,
     keys,
-    records::Queued,
+    records::{self, Queued},
     store::Change,
     txn::{Txn, View},
 };
@@ -130,7 +131,7 @@ pub(crate) fn enqueue(
     txn: &mut Txn<'_>,
     group: u32,
     mut entry: QueueEntry,
-    body: BodyRef,
+    arrived: Arrived,
 ) -> Result<Applied, Stop> {
     if entry.recipients.is_empty() {
         return Err(Refusal::Invalid("a queue entry needs a recipient".to_owned()).into());
@@ -139,11 +140,12 @@ pub(crate) fn enqueue(
     if txn.get(&key)?.is_some() {
         return Err(Refusal::AlreadyExists(format!("queue entry {}", entry.id)).into());
     }
-    entry.size = body.len;
+    entry.size = arrived.place.len;
     let after = Some(QueueFacts::new(&entry));
     txn.effects.queue.push(QueueChange { id: entry.id, before: None, after });
     txn.effects.changes.push(Change::Queue { group });
-    txn.put(key, Queued { body, entry }.encode());
+    txn.put(key, records::encode(&Queued { body: arrived.id, entry }));
+    body_table::add(txn, arrived);
     Ok(Applied::Done)
 }
 
@@ -156,7 +158,7 @@ pub(crate) fn update(
 ) -> Result<Applied, Stop> {
     let key = keys::queue(id);
     let value = txn.get(&key)?.ok_or_else(|| Refusal::NotFound(format!("queue entry {id}")))?;
-    let mut queued = Queued::decode(&value)?;
+    let mut queued: Queued = records::decode(&value)?;
     let before = Some(QueueFacts::new(&queued.entry));
     queued.entry.recipients.retain(|recipient| !done.contains(&recipient.address));
     for new in changed {
@@ -166,9 +168,10 @@ pub(crate) fn update(
     }
     let after = if queued.entry.recipients.is_empty() {
         txn.remove(key);
+        body_table::release(txn, queued.body)?;
         None
     } else {
-        txn.put(key, queued.encode());
+        txn.put(key, records::encode(&queued));
         Some(QueueFacts::new(&queued.entry))
     };
     txn.effects.queue.push(QueueChange { id, before, after });

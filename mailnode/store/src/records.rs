@@ -1,11 +1,10 @@
-//! Values of the index, and how they are encoded: postcard, after a body reference of fixed length where there is a
-//! body.
+//! Values of the index, and how they are encoded: postcard.
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    BodyRef, FolderId, FolderInfo, MailboxRecord, MessageMeta, ModSeq, QueueEntry, SpecialUse, StoreError,
-    Timestamp, Uid, UidValidity, Usage, flags::FlagSet,
+    BodyId, FolderId, FolderInfo, MailboxRecord, MessageMeta, ModSeq, QueueEntry, SpecialUse, StoreError,
+    Timestamp, Uid, UidValidity, Usage, body_table::Body, flags::FlagSet,
 };
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -90,64 +89,29 @@ impl FolderState {
 }
 
 /// A message. Its size is the length of its body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Message {
-    pub(crate) body: BodyRef,
-    pub(crate) state: MessageState,
-}
-
-/// What of a message is the same on all replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct MessageState {
+pub(crate) struct Message {
+    pub(crate) body: Body,
     pub(crate) mod_seq: ModSeq,
     pub(crate) internal_date: Timestamp,
     pub(crate) flags: FlagSet,
 }
 
 impl Message {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        with_body(self.body, &self.state)
-    }
-
-    pub(crate) fn decode(value: &[u8]) -> Result<Self, StoreError> {
-        let (body, rest) = split_body(value)?;
-        Ok(Self { body, state: decode(rest)? })
-    }
-
     pub(crate) fn meta(&self, uid: Uid) -> MessageMeta {
         MessageMeta {
             uid,
-            mod_seq: self.state.mod_seq,
-            flags: self.state.flags.to_flags(),
-            internal_date: self.state.internal_date,
+            mod_seq: self.mod_seq,
+            flags: self.flags.to_flags(),
+            internal_date: self.internal_date,
             size: self.body.len,
         }
     }
 }
 
-/// A queue entry with where its body lies.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A queue entry with its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Queued {
-    pub(crate) body: BodyRef,
+    pub(crate) body: BodyId,
     pub(crate) entry: QueueEntry,
-}
-
-impl Queued {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        with_body(self.body, &self.entry)
-    }
-
-    pub(crate) fn decode(value: &[u8]) -> Result<Self, StoreError> {
-        let (body, rest) = split_body(value)?;
-        Ok(Self { body, entry: decode(rest)? })
-    }
-}
-
-fn with_body<T: Serialize>(body: BodyRef, rest: &T) -> Vec<u8> {
-    postcard::to_extend(rest, body.encode().to_vec())
-        .expect("values of the index hold no type that postcard refuses")
-}
-
-pub(crate) fn split_body(value: &[u8]) -> Result<(BodyRef, &[u8]), StoreError> {
-    BodyRef::split(value).ok_or(StoreError::Damaged("a value of the index has no body reference"))
 }

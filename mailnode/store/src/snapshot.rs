@@ -1,9 +1,9 @@
 //! Snapshots: a group's state with its bodies as a stream of chunks, and its way into another store.
 //!
 //! A chunk starts with the format byte and holds whole frames. Frames (lengths are u32, little endian):
-//! `1` pair: key length, value length, key, value; `2` pair with a body: key length, value length, body length, key,
-//! value, body; `3` end: number of pairs (u64) and a BLAKE3 hash over all other frames. Keys come without their
-//! space. In values with a body, the body reference in front is the sender's and is replaced by the receiver's.
+//! `1` pair: key length, value length, key, value; `2` body: key length, state length, body length, key, state, body, the
+//! state being what replicas agree on of an entry in the table of bodies; `3` end: number of pairs (u64) and a BLAKE3
+//! hash over all other frames. Keys come without their space.
 //!
 //! A snapshot is installed into a fresh space of the index, in batches, and takes over by changing one key: memory
 //! stays bounded, and readers see the old state or the new one.
@@ -11,20 +11,21 @@
 use bytes::{Buf, Bytes};
 
 use crate::{
-    BodyRef, Store, StoreError, accounts,
+    BodyId, Store, StoreError, accounts,
+    body_table::{BodyEntry, BodyState},
     index::{Batch, Iter},
-    keys, records,
+    keys,
     store::{Change, queue_index},
     txn::{SnapshotView, View},
 };
 
 /// Format of chunks; the first byte of each.
-pub const SNAPSHOT_FORMAT: u8 = 1;
+pub const SNAPSHOT_FORMAT: u8 = 2;
 /// A chunk is closed once it has this size.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
 const PAIR: u8 = 1;
-const PAIR_WITH_BODY: u8 = 2;
+const BODY: u8 = 2;
 const END: u8 = 3;
 
 /// Reads a consistent view of a group.
@@ -109,27 +110,30 @@ impl SnapshotReader {
     }
 
     fn frame(&self, chunk: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        let has_body = key.first().is_some_and(|tag| keys::has_body(*tag));
-        chunk.push(if has_body { PAIR_WITH_BODY } else { PAIR });
-        chunk.extend_from_slice(&length(key.len())?.to_le_bytes());
-        chunk.extend_from_slice(&length(value.len())?.to_le_bytes());
-        if !has_body {
+        if key.first() != Some(&keys::BODY) {
+            chunk.push(PAIR);
+            chunk.extend_from_slice(&length(key.len())?.to_le_bytes());
+            chunk.extend_from_slice(&length(value.len())?.to_le_bytes());
             chunk.extend_from_slice(key);
             chunk.extend_from_slice(value);
             return Ok(());
         }
-        let (body, _) = records::split_body(value)?;
-        let bytes = self.store.0.bodies.read(body, None).map_err(StoreError::Bodies)?;
-        if bytes.len() != body.len as usize {
+        let BodyEntry { state, place } = BodyEntry::decode(value)?;
+        let bytes = self.store.0.bodies.read(place, None).map_err(StoreError::Bodies)?;
+        if bytes.len() != state.len as usize {
             return Err(StoreError::Bodies(format!(
                 "a body has {} bytes instead of {}",
                 bytes.len(),
-                body.len
+                state.len
             )));
         }
-        chunk.extend_from_slice(&body.len.to_le_bytes());
+        let encoded = state.encode();
+        chunk.push(BODY);
+        chunk.extend_from_slice(&length(key.len())?.to_le_bytes());
+        chunk.extend_from_slice(&length(encoded.len())?.to_le_bytes());
+        chunk.extend_from_slice(&state.len.to_le_bytes());
         chunk.extend_from_slice(key);
-        chunk.extend_from_slice(value);
+        chunk.extend_from_slice(&encoded);
         chunk.extend_from_slice(&bytes);
         Ok(())
     }
@@ -146,7 +150,7 @@ impl SnapshotWriter {
             SNAPSHOT_FORMAT => {}
             found => return Err(StoreError::Format { found: found.into(), known: SNAPSHOT_FORMAT.into() }),
         }
-        let (mut plain, mut with_body, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut plain, mut states, mut bodies) = (Vec::new(), Vec::new(), Vec::new());
         while !rest.is_empty() && !self.complete {
             let frame = rest.clone();
             match take(&mut rest, 1)?[0] {
@@ -154,11 +158,12 @@ impl SnapshotWriter {
                     let (key_len, value_len) = (take_length(&mut rest)?, take_length(&mut rest)?);
                     plain.push((take(&mut rest, key_len)?, take(&mut rest, value_len)?));
                 }
-                PAIR_WITH_BODY => {
-                    let (key_len, value_len) = (take_length(&mut rest)?, take_length(&mut rest)?);
+                BODY => {
+                    let (key_len, state_len) = (take_length(&mut rest)?, take_length(&mut rest)?);
                     let body_len = take_length(&mut rest)?;
-                    with_body.push((take(&mut rest, key_len)?, take(&mut rest, value_len)?));
-                    bodies.push(take(&mut rest, body_len)?);
+                    let (key, state) = (take(&mut rest, key_len)?, take(&mut rest, state_len)?);
+                    states.push(state_of(&key, &state, body_len)?);
+                    bodies.push((states[states.len() - 1].0, take(&mut rest, body_len)?));
                 }
                 END => {
                     self.check_end(&mut rest)?;
@@ -172,7 +177,7 @@ impl SnapshotWriter {
         if !rest.is_empty() {
             return Err(StoreError::Damaged("a snapshot goes on after its end"));
         }
-        self.stage(plain, with_body, bodies)
+        self.stage(plain, states, bodies)
     }
 
     fn check_end(&mut self, rest: &mut Bytes) -> Result<(), StoreError> {
@@ -188,26 +193,27 @@ impl SnapshotWriter {
     fn stage(
         &self,
         plain: Vec<(Bytes, Bytes)>,
-        with_body: Vec<(Bytes, Bytes)>,
-        bodies: Vec<Bytes>,
+        states: Vec<(BodyId, BodyState)>,
+        bodies: Vec<(BodyId, Bytes)>,
     ) -> Result<(), StoreError> {
         let inner = &self.store.0;
         let mut batch = Batch::default();
         for (key, value) in plain {
             batch.put(keys::in_space(self.space, &key), &value[..]);
         }
-        let lens: Vec<_> = bodies.iter().map(Bytes::len).collect();
         let kept = if bodies.is_empty() {
             Vec::new()
         } else {
-            inner.bodies.keep(bodies).map_err(StoreError::Bodies)?
+            inner.bodies.keep(self.group, bodies).map_err(StoreError::Bodies)?
         };
-        if kept.len() != lens.len() || kept.iter().zip(&lens).any(|(body, len)| body.len as usize != *len) {
+        if kept.len() != states.len()
+            || kept.iter().zip(&states).any(|(body, (_, state))| body.len != state.len)
+        {
             return Err(StoreError::Bodies("bodies were not kept as they came".to_owned()));
         }
-        for ((key, value), body) in with_body.into_iter().zip(kept) {
-            let value = with_reference(&value, body)?;
-            batch.put(keys::in_space(self.space, &key), value);
+        for ((id, state), place) in states.into_iter().zip(kept) {
+            let key = keys::in_space(self.space, &keys::body(id));
+            batch.put(key, BodyEntry { state, place }.encode());
         }
         inner.index.commit(batch)
     }
@@ -257,13 +263,16 @@ impl Drop for SnapshotWriter {
     }
 }
 
-/// The value with the receiver's body reference in front instead of the sender's.
-fn with_reference(value: &[u8], body: BodyRef) -> Result<Vec<u8>, StoreError> {
-    let (sent, rest) = records::split_body(value)?;
-    if sent.len != body.len {
-        return Err(StoreError::Damaged("a body has not the length that its message says"));
+/// A body's name and state, as a frame tells them.
+fn state_of(key: &[u8], state: &[u8], len: usize) -> Result<(BodyId, BodyState), StoreError> {
+    let id = match key {
+        [keys::BODY, id @ ..] => id.try_into().map(u64::from_be_bytes).ok(),
+        _ => None,
+    };
+    match (id, BodyState::split(state)?) {
+        (Some(id), (state, [])) if state.len as usize == len => Ok((BodyId(id), state)),
+        _ => Err(StoreError::Damaged("a body of a snapshot is not what its frame says")),
     }
-    Ok([&body.encode()[..], rest].concat())
 }
 
 fn length(len: usize) -> Result<u32, StoreError> {
@@ -286,7 +295,7 @@ mod tests {
     use std::{path::Path, sync::Arc};
 
     use super::*;
-    use crate::Bodies;
+    use crate::{Bodies, BodyRef};
 
     struct NoBodies;
 
@@ -294,7 +303,7 @@ mod tests {
         fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
             Err("there are no bodies".to_owned())
         }
-        fn keep(&self, _: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
+        fn keep(&self, _: u32, _: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
             Err("there are no bodies".to_owned())
         }
     }

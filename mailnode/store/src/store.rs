@@ -25,6 +25,7 @@ use crate::{
     Bodies, BodyRef, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
     answers::{self, FromIndex},
     apply,
+    body_table::BodyState,
     index::{Batch, Index},
     keys,
     queue::{QueueFacts, QueueIndex},
@@ -33,7 +34,7 @@ use crate::{
 };
 
 /// Format of the index; a later one is refused at start.
-pub(crate) const STATE_FORMAT: u32 = 1;
+pub(crate) const STATE_FORMAT: u32 = 2;
 /// Changes a subscriber may lie behind; one that is further behind is told so and looks at everything.
 const CHANGES_KEPT: usize = 4096;
 /// Keys removed in one batch while the space of an old state is cleared.
@@ -251,18 +252,13 @@ impl Store {
                 if key == [keys::POSITION] {
                     return Ok(ControlFlow::Continue(()));
                 }
-                hasher.update(&(key.len() as u64).to_be_bytes()).update(key);
-                let (body_len, rest) = match key.first() {
-                    Some(tag) if keys::has_body(*tag) => {
-                        let (body, rest) = records::split_body(value)?;
-                        (body.len, rest)
-                    }
-                    _ => (0, value),
+                // Where a body lies is not part of the state.
+                let value = match key.first() {
+                    Some(&keys::BODY) => &value[..value.len() - BodyState::split(value)?.1.len()],
+                    _ => value,
                 };
-                hasher
-                    .update(&body_len.to_be_bytes())
-                    .update(&(rest.len() as u64).to_be_bytes())
-                    .update(rest);
+                hasher.update(&(key.len() as u64).to_be_bytes()).update(key);
+                hasher.update(&(value.len() as u64).to_be_bytes()).update(value);
                 Ok(ControlFlow::Continue(()))
             })?;
         }
@@ -406,7 +402,7 @@ impl Store {
 pub(crate) fn queue_index<V: View>(view: &V) -> Result<QueueIndex, StoreError> {
     let mut index = QueueIndex::default();
     view.scan(&[keys::QUEUE], &[keys::QUEUE], &mut |_, value| {
-        let Queued { entry, .. } = Queued::decode(value)?;
+        let Queued { entry, .. } = records::decode(value)?;
         index.add(entry.id, &QueueFacts::new(&entry));
         Ok(ControlFlow::Continue(()))
     })?;

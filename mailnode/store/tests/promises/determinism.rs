@@ -161,6 +161,8 @@ fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample:
     let single = Node::open_on(&MemoryIndex::default(), Default::default());
     let outcomes = in_batches(&single, group, log, &[1]);
     let fingerprint = single.store.fingerprint(group).unwrap();
+    // Every body has as many references as are counted, and every counter is the sum of what it counts.
+    single.store.audit(group).unwrap();
 
     let batched = Node::open(&path("batched"));
     assert_eq!(in_batches(&batched, group, log, sizes), outcomes);
@@ -211,6 +213,7 @@ fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample:
     transfer(&partly.store, &installed.store, group);
     assert_eq!(in_batches(&installed, group, &log[cut..], sizes), outcomes[cut..]);
     assert_eq!(installed.store.fingerprint(group).unwrap(), fingerprint);
+    installed.store.audit(group).unwrap();
     assert_eq!(directory(&installed.store), directory(&single.store));
     assert_eq!(
         installed.store.query(group, &Query::QueueCounts),

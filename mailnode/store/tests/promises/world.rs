@@ -36,8 +36,8 @@ impl Bodies for MemoryBodies {
         Ok(record.slice(start..start + len))
     }
 
-    fn keep(&self, bodies: Vec<Bytes>) -> Result<Vec<BodyRef>, String> {
-        let keep = |body: Bytes| {
+    fn keep(&self, _: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
+        let keep = |(_, body): (BodyId, Bytes)| {
             let len = body.len() as u32;
             BodyRef { record: self.record(body), offset: 0, len }
         };

@@ -1,0 +1,102 @@
+//! Whether the sums and indexes of a group are what they sum up and index. An instrument of tests and simulation: reads
+//! the whole group.
+
+use std::{collections::BTreeMap, ops::ControlFlow};
+
+use crate::{
+    BodyId, FolderId, MailboxId, Store, StoreError,
+    body_table::BodyEntry,
+    keys,
+    records::{self, FolderState, MailboxHead, Message, Queued},
+    txn::View,
+};
+
+/// What was counted of a folder.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Counted {
+    messages: u32,
+    unseen: u32,
+    deleted: u32,
+    bytes: u64,
+    vanished: u32,
+    /// Messages without an entry in the index of changes, and entries without a message.
+    changes: i64,
+}
+
+impl Store {
+    /// Counts everything in a group; the error names the first sum that is wrong.
+    ///
+    /// # Errors
+    /// When a sum is wrong or the index cannot be read.
+    pub fn audit(&self, group: u32) -> Result<(), String> {
+        let failed = |error: StoreError| error.to_string();
+        let Some(view) = self.view(group).map_err(failed)? else { return Ok(()) };
+        let mut folders: BTreeMap<(MailboxId, FolderId), Counted> = BTreeMap::new();
+        let mut states: BTreeMap<(MailboxId, FolderId), FolderState> = BTreeMap::new();
+        let mut heads: BTreeMap<MailboxId, MailboxHead> = BTreeMap::new();
+        let mut references: BTreeMap<BodyId, u64> = BTreeMap::new();
+        let mut table: BTreeMap<BodyId, BodyEntry> = BTreeMap::new();
+        view.scan(&[], &[], &mut |key, value| {
+            let number = |at: usize| -> u64 {
+                key.get(at..at + 8)
+                    .map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap_or_default()))
+            };
+            let folder = (MailboxId(number(1)), FolderId(number(9)));
+            match key[0] {
+                keys::HEAD => drop(heads.insert(folder.0, records::decode(value)?)),
+                keys::FOLDER => drop(states.insert(folder, records::decode(value)?)),
+                keys::MESSAGE => {
+                    let message: Message = records::decode(value)?;
+                    let counted = folders.entry(folder).or_default();
+                    counted.messages += 1;
+                    counted.bytes += u64::from(message.body.len);
+                    counted.unseen += u32::from(!message.flags.seen());
+                    counted.deleted += u32::from(message.flags.deleted());
+                    counted.changes += 1;
+                    *references.entry(message.body.id).or_default() += 1;
+                }
+                keys::CHANGED => folders.entry(folder).or_default().changes -= 1,
+                keys::VANISHED => folders.entry(folder).or_default().vanished += 1,
+                keys::QUEUE => *references.entry(records::decode::<Queued>(value)?.body).or_default() += 1,
+                keys::BODY => drop(table.insert(BodyId(number(1)), BodyEntry::decode(value)?)),
+                _ => {}
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .map_err(failed)?;
+
+        let counts: BTreeMap<BodyId, u64> =
+            table.iter().map(|(id, entry)| (*id, entry.state.references)).collect();
+        if counts != references {
+            return Err(format!(
+                "the table of bodies counts {counts:?}, but the references are {references:?}"
+            ));
+        }
+        let mut sums: BTreeMap<MailboxId, (u64, u64, u32)> = BTreeMap::new();
+        for (id, state) in &states {
+            let counted = folders.remove(id).unwrap_or_default();
+            let told = Counted {
+                messages: state.messages,
+                unseen: state.unseen,
+                deleted: state.deleted,
+                bytes: state.bytes,
+                vanished: state.vanished,
+                changes: 0,
+            };
+            if counted != told {
+                return Err(format!("folder {id:?} says {told:?}, but {counted:?} was counted"));
+            }
+            let sum = sums.entry(id.0).or_default();
+            *sum = (sum.0 + u64::from(state.messages), sum.1 + state.bytes, sum.2 + 1);
+        }
+        if let Some(left) = folders.first_key_value() {
+            return Err(format!("there are keys of a folder that does not exist: {left:?}"));
+        }
+        let told: BTreeMap<_, _> =
+            heads.iter().map(|(id, head)| (*id, (head.messages, head.bytes, head.folders))).collect();
+        if told != sums {
+            return Err(format!("mailboxes say {told:?} (messages, bytes, folders), but hold {sums:?}"));
+        }
+        Ok(())
+    }
+}
