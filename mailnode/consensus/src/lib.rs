@@ -31,7 +31,7 @@ pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, 
 pub use machine::{Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine};
 pub use metrics::{GroupMetrics, LATENCY_BUCKETS_US, Metrics};
 pub use node::{Consensus, GroupStatus, StartError};
-pub use open::{OpenError, RecoveredLog, open_log};
+pub use open::{OpenError, RecoveredLog, open_log, open_log_on};
 pub use placement::{DIRECTORY_VOTERS, Placement, placement};
 pub use propose::{MAX_COMMAND_BYTES, ProposeError};
 pub use record::COMMAND_OFFSET;

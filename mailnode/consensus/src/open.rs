@@ -1,9 +1,10 @@
 //! Opens the node's journal and rebuilds the logs of all groups from it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use quorumail_journal::{Journal, Options, Position, StreamId};
+use quorumail_journal::{Disk, Journal, Options, Position, Pump, StreamId};
 
 use crate::log::Contents;
 use crate::machine::GroupId;
@@ -50,9 +51,28 @@ const FIRST_OTHER_STREAM: u32 = u32::MAX - 255;
 /// # Errors
 /// When the journal cannot be opened or its records make no log; the node must not start then.
 pub fn open_log(options: Options) -> Result<(Journal, RecoveredLog), OpenError> {
+    rebuild(|visit| Journal::open(options, visit))
+}
+
+/// Like [`open_log`], on any disk and with a pump that the caller drives.
+///
+/// # Errors
+/// As [`open_log`].
+pub fn open_log_on(
+    disk: Arc<dyn Disk>,
+    options: &Options,
+) -> Result<(Journal, Pump, RecoveredLog), OpenError> {
+    let ((journal, pump), recovered) = rebuild(|visit| Journal::open_on(disk, options, visit))?;
+    Ok((journal, pump, recovered))
+}
+
+/// Opens a journal with a visitor that rebuilds the logs.
+fn rebuild<J>(
+    open: impl FnOnce(&mut dyn FnMut(Position, StreamId, Bytes)) -> Result<J, quorumail_journal::OpenError>,
+) -> Result<(J, RecoveredLog), OpenError> {
     let mut recovered = RecoveredLog::default();
     let mut damage = None;
-    let journal = Journal::open(options, |position: Position, stream: StreamId, payload: Bytes| {
+    let journal = open(&mut |position, stream, payload| {
         if damage.is_some() || stream.0 >= FIRST_OTHER_STREAM {
             return;
         }

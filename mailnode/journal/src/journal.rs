@@ -1,10 +1,9 @@
 //! What callers hold: a cheap handle on the queue, the reader and the writing thread.
 
 use std::{
-    fs::{self, File, OpenOptions, TryLockError},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::{Path, PathBuf},
+    path::PathBuf,
+    process,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
     time::Duration,
@@ -15,19 +14,18 @@ use parking_lot::Mutex;
 
 use crate::{
     OpenError, Position, ReadError, Record, StreamId,
+    disk::{DirLock, Disk},
+    fs_disk::FsDisk,
+    pump::{Counters, Pump},
     queue::{Done, Queue},
     recovery::{self, io_error},
-    segment::{self, Reader},
-    writer::{Counters, Writer, die},
+    segment::{self, Reader, Salts},
 };
-
-/// Name of the file whose lock says that a process has the journal.
-const LOCK_FILE: &str = "lock";
 
 /// Where a journal lies and how much it may take.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Directory of the segments; made when it is not there.
+    /// Directory of the segments; made when it is not there. Without meaning where the disk is given.
     pub dir: PathBuf,
     /// Bytes after which the next record begins a new segment. A longer record has a segment for itself.
     pub segment_bytes: u64,
@@ -37,6 +35,9 @@ pub struct Options {
     /// append is always taken when nothing else is queued. Callers that must not block look at
     /// [`Journal::pending_bytes`] before.
     pub max_pending_bytes: u64,
+    /// Where the segments' salts are drawn from: the system's randomness when none, else all from this seed, so that a
+    /// simulation can be repeated. Every life of a journal needs another seed.
+    pub salt_seed: Option<u64>,
 }
 
 impl Options {
@@ -47,6 +48,7 @@ impl Options {
             segment_bytes: 64 << 20,
             max_record_bytes: 96 << 20,
             max_pending_bytes: 256 << 20,
+            salt_seed: None,
         }
     }
 }
@@ -83,8 +85,19 @@ struct Shared {
     reader: Reader,
     counters: Arc<Mutex<Counters>>,
     max_record_bytes: u32,
-    writer: Mutex<Option<JoinHandle<()>>>,
-    writer_thread: thread::ThreadId,
+    thread: Option<Thread>,
+}
+
+/// The thread that drives the pump.
+struct Thread {
+    handle: Mutex<Option<JoinHandle<()>>>,
+    id: thread::ThreadId,
+}
+
+impl Thread {
+    fn is_current(&self) -> bool {
+        thread::current().id() == self.id
+    }
 }
 
 impl Journal {
@@ -97,32 +110,75 @@ impl Journal {
         options: Options,
         visit: impl FnMut(Position, StreamId, Bytes),
     ) -> Result<Journal, OpenError> {
-        let Options { dir, segment_bytes, max_record_bytes, max_pending_bytes } = options;
-        let lock = lock(&dir)?;
-        let recovered = recovery::recover(&dir, visit)?;
-        let queue =
-            Arc::new(Queue::new(recovered.header.number, recovered.end, segment_bytes, max_pending_bytes));
-        let counters = Arc::new(Mutex::new(Counters {
-            segments: recovered.segments,
-            disk_bytes: recovered.disk_bytes,
-            ..Counters::default()
-        }));
-        let writer = Writer::new(dir.clone(), Arc::clone(&queue), Arc::clone(&counters), recovered);
+        let at = |action| io_error(action, options.dir.clone());
+        let disk = FsDisk::open(&options.dir).map_err(at("create journal directory"))?;
+        Self::open_with_thread(Arc::new(disk), &options, visit)
+    }
+
+    fn open_with_thread(
+        disk: Arc<dyn Disk>,
+        options: &Options,
+        visit: impl FnMut(Position, StreamId, Bytes),
+    ) -> Result<Journal, OpenError> {
+        let dir = disk.path("");
+        let (mut shared, lock, mut pump) = Self::prepare(disk, options, visit)?;
         let thread = thread::Builder::new()
             .name("journal".to_owned())
             .spawn(move || {
                 // The lock is let go when the last byte has been written, not before.
                 let _lock = lock;
-                if catch_unwind(AssertUnwindSafe(|| writer.run())).is_err() {
-                    die("the writing thread panicked");
+                match catch_unwind(AssertUnwindSafe(|| pump.run_until_closed())) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failure)) => die(&failure.to_string()),
+                    Err(_) => die("the writing thread panicked"),
                 }
             })
-            .map_err(io_error("start the writing thread of journal", dir.clone()))?;
-        let writer_thread = thread.thread().id();
-        let writer = Mutex::new(Some(thread));
-        let reader = Reader::new(dir);
-        let shared = Shared { queue, reader, counters, max_record_bytes, writer, writer_thread };
+            .map_err(io_error("start the writing thread of journal", dir))?;
+        let id = thread.thread().id();
+        shared.thread = Some(Thread { handle: Mutex::new(Some(thread)), id });
         Ok(Journal { shared: Arc::new(shared) })
+    }
+
+    /// Like [`Journal::open`], on any disk and without a thread: what is appended is written when the pump is driven.
+    /// An append never blocks then. The directory is taken until the pump is dropped.
+    ///
+    /// # Errors
+    /// As [`Journal::open`].
+    pub fn open_on(
+        disk: Arc<dyn Disk>,
+        options: &Options,
+        visit: impl FnMut(Position, StreamId, Bytes),
+    ) -> Result<(Journal, Pump), OpenError> {
+        let (shared, lock, mut pump) = Self::prepare(disk, options, visit)?;
+        pump.hold(lock);
+        Ok((Journal { shared: Arc::new(shared) }, pump))
+    }
+
+    fn prepare(
+        disk: Arc<dyn Disk>,
+        options: &Options,
+        visit: impl FnMut(Position, StreamId, Bytes),
+    ) -> Result<(Shared, DirLock, Pump), OpenError> {
+        let dir = || disk.path("");
+        let lock =
+            disk.lock().map_err(io_error("lock", dir()))?.ok_or_else(|| OpenError::Locked { dir: dir() })?;
+        let mut salts = Salts(options.salt_seed);
+        let recovered = recovery::recover(&*disk, &mut salts, visit)?;
+        let queue = Arc::new(Queue::new(
+            recovered.header.number,
+            recovered.end,
+            options.segment_bytes,
+            options.max_pending_bytes,
+        ));
+        let counters = Arc::new(Mutex::new(Counters {
+            segments: recovered.segments,
+            disk_bytes: recovered.disk_bytes,
+            ..Counters::default()
+        }));
+        let pump = Pump::new(Arc::clone(&disk), salts, Arc::clone(&queue), Arc::clone(&counters), recovered);
+        let max_record_bytes = options.max_record_bytes;
+        let shared = Shared { queue, reader: Reader::new(disk), counters, max_record_bytes, thread: None };
+        Ok((shared, lock, pump))
     }
 
     /// Queues records, one behind the other and in order, and returns their positions at once; they can be read at
@@ -188,13 +244,13 @@ impl Journal {
         }
     }
 
-    /// Waits until all that was appended before is on disk. Not to be called from within a `done`.
+    /// Waits until all that was appended before is on disk.
+    ///
+    /// # Panics
+    /// When called from within a `done`, or for a journal whose pump is driven by hand: it would wait forever.
     pub fn flush(&self) {
-        assert_ne!(
-            thread::current().id(),
-            self.shared.writer_thread,
-            "flush from within a done would wait forever"
-        );
+        let thread = self.shared.thread.as_ref().expect("flush needs a journal with a thread of its own");
+        assert!(!thread.is_current(), "flush from within a done would wait forever");
         let (tell, told) = mpsc::sync_channel(1);
         self.append(Vec::new(), move || {
             // The receiver waits below; it cannot be gone.
@@ -216,7 +272,7 @@ impl Journal {
                 "a record of {len} bytes is longer than max_record_bytes"
             );
         }
-        let may_wait = thread::current().id() != self.shared.writer_thread;
+        let may_wait = self.shared.thread.as_ref().is_some_and(|thread| !thread.is_current());
         self.shared.queue.push(records, done, may_wait)
     }
 }
@@ -231,39 +287,62 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.queue.close();
         // A `done` may hold the last handle; its thread cannot wait for itself and ends soon after.
-        if thread::current().id() != self.writer_thread
-            && let Some(writer) = self.writer.lock().take()
+        if let Some(thread) = &self.thread
+            && !thread.is_current()
+            && let Some(handle) = thread.handle.lock().take()
         {
             // A panic of that thread has ended the process already.
-            let _ = writer.join();
+            let _ = handle.join();
         }
     }
 }
 
-/// Makes the directory and takes its lock.
-fn lock(dir: &Path) -> Result<File, OpenError> {
-    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty());
-    if !dir.exists() {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(io_error("create journal directory", dir.to_owned()))?;
-        if let Some(parent) = parent {
-            segment::sync_dir(parent).map_err(io_error("sync directory", parent.to_owned()))?;
-        }
+/// Says why and ends the process at once, without running anything that could promise more.
+fn die(reason: &str) -> ! {
+    eprintln!("quorumail journal: {reason}; stopping at once so that nothing unsafe is acknowledged");
+    process::abort()
+}
+
+#[cfg(all(test, feature = "simulation"))]
+#[allow(clippy::print_stdout, clippy::unwrap_used)]
+mod tests {
+    use std::{env, process::Command};
+
+    use super::*;
+    use crate::{Faults, SimDisk};
+
+    const CHILD: &str = "QUORUMAIL_JOURNAL_TEST_FAILING_SYNC";
+
+    fn acknowledge_on_a_disk_that_cannot_sync() {
+        let disk = SimDisk::new(1);
+        let options = Options::new("");
+        let journal = Journal::open_with_thread(Arc::new(disk.clone()), &options, |_, _, _| {}).unwrap();
+        disk.set_faults(Faults { sync_errors: 1_000_000, ..Faults::default() });
+        let record = Record { stream: StreamId(1), payload: vec!["mail".into()] };
+        journal.append(vec![record], || println!("acknowledged"));
+        journal.flush();
+        println!("survived");
     }
-    let path = dir.join(LOCK_FILE);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .map_err(io_error("open lock file", path.clone()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { dir: dir.to_owned() }),
-        Err(TryLockError::Error(source)) => Err(io_error("lock", path)(source)),
+
+    #[test]
+    fn a_failed_sync_ends_the_process_and_acknowledges_nothing() {
+        use std::os::unix::process::ExitStatusExt;
+        if env::var_os(CHILD).is_some() {
+            return acknowledge_on_a_disk_that_cannot_sync();
+        }
+        let output = Command::new(env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "journal::tests::a_failed_sync_ends_the_process_and_acknowledges_nothing",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let (out, err) =
+            (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+        assert_eq!(output.status.signal(), Some(6), "not aborted: {out}{err}");
+        assert!(err.contains("failed to sync journal segment /simulated/0000000000000001.seg"), "{err}");
+        assert!(!out.contains("acknowledged") && !out.contains("survived"), "{out}");
     }
 }

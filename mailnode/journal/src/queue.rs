@@ -3,7 +3,7 @@
 //! Positions are given out here, under one lock, in the order in which records will lie on disk; so the caller knows
 //! them before anything is written, and the writer only has to follow.
 
-use std::{collections::HashMap, collections::VecDeque, time::Duration};
+use std::{collections::HashMap, collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::{Condvar, Mutex};
@@ -20,6 +20,9 @@ const BATCH_BYTES: u64 = 16 << 20;
 
 /// Called by the writer once the entry and all before it are on disk.
 pub(crate) type Done = Box<dyn FnOnce() + Send>;
+
+/// Called when something has been queued, for whoever drives the pump.
+pub(crate) type Waker = Arc<dyn Fn() + Send + Sync>;
 
 /// A record in the queue.
 pub(crate) struct Queued {
@@ -60,6 +63,7 @@ struct State {
     segment: u64,
     offset: u64,
     closing: bool,
+    waker: Option<Waker>,
 }
 
 /// The queue between those who append and the writer.
@@ -83,6 +87,7 @@ impl Queue {
             segment,
             offset,
             closing: false,
+            waker: None,
         };
         Queue {
             state: Mutex::new(state),
@@ -127,11 +132,16 @@ impl Queue {
             // The writer sleeps without a time limit while the queue is empty: let it begin to count.
             self.work.notify_one();
         }
+        let waker = state.waker.clone();
+        drop(state);
+        if let Some(waker) = waker {
+            waker();
+        }
         positions
     }
 
-    /// Waits for something to write. `None` when the queue is closed and empty.
-    pub(crate) fn take(&self) -> Option<Batch> {
+    /// Waits for something to write. False when the queue is closed and empty.
+    pub(crate) fn wait(&self) -> bool {
         let mut state = self.state.lock();
         while state.waiting == 0 && state.blocked == 0 && !state.closing {
             if state.entries.is_empty() {
@@ -140,7 +150,13 @@ impl Queue {
                 break;
             }
         }
-        if state.entries.is_empty() && state.closing {
+        !(state.entries.is_empty() && state.closing)
+    }
+
+    /// What is queued, up to the bound of a batch; none when nothing is.
+    pub(crate) fn take(&self) -> Option<Batch> {
+        let mut state = self.state.lock();
+        if state.entries.is_empty() {
             return None;
         }
         let mut batch = Batch::default();
@@ -162,6 +178,16 @@ impl Queue {
             }
         }
         Some(batch)
+    }
+
+    /// Whether anybody waits for what is queued.
+    pub(crate) fn is_waited_for(&self) -> bool {
+        self.state.lock().waiting > 0
+    }
+
+    /// Has `waker` called whenever something is queued.
+    pub(crate) fn wake_with(&self, waker: Waker) {
+        self.state.lock().waker = Some(waker);
     }
 
     /// Forgets what is now on disk.

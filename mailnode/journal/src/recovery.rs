@@ -5,22 +5,18 @@
 //! is either the torn end of what was being written when the node went down, then it is cut with all behind it; or
 //! it is damage to something that had been safe, then nothing is touched and the journal is refused.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{self, BufReader, Read, Seek, SeekFrom},
-    os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-};
+use std::{io, path::PathBuf};
 
 use bytes::Bytes;
 
 use crate::{
     OpenError, Position, StreamId,
+    disk::{Disk, DiskFile},
     format::{
         BadSegmentHeader, Kind, RECORD_HEADER, RECORD_MAGIC, RecordHeader, SEGMENT_HEADER, SegmentHeader,
         VERSION,
     },
-    segment,
+    segment::{self, Salts},
 };
 
 /// Read buffer of the scan, and step of the search for headers behind an invalid record.
@@ -28,7 +24,7 @@ const SCAN_BUFFER: usize = 1 << 20;
 
 /// The last segment, open for appending, and the sums over all of them.
 pub(crate) struct Recovered {
-    pub(crate) file: File,
+    pub(crate) file: Box<dyn DiskFile>,
     pub(crate) header: SegmentHeader,
     /// Where the next record goes; all before it is on disk.
     pub(crate) end: u64,
@@ -40,48 +36,50 @@ pub(crate) struct Recovered {
 
 /// Reads all segments of a directory, cuts a torn tail, and makes a first segment where there is none.
 pub(crate) fn recover(
-    dir: &Path,
+    disk: &dyn Disk,
+    salts: &mut Salts,
     mut visit: impl FnMut(Position, StreamId, Bytes),
 ) -> Result<Recovered, OpenError> {
-    let at = |action, path: &Path| io_error(action, path.to_owned());
-    segment::remove_unfinished(dir).map_err(at("clean journal directory", dir))?;
-    let numbers = segment::list(dir).map_err(at("list journal directory", dir))?;
+    let at = |action| io_error(action, disk.path(""));
+    segment::remove_unfinished(disk).map_err(at("clean journal directory"))?;
+    let numbers = segment::list(disk).map_err(at("list journal directory"))?;
     let Some((&last, earlier)) = numbers.split_last() else {
-        let (file, header) = segment::create(dir, 1, 0).map_err(at("create first segment in", dir))?;
+        let (file, header) = segment::create(disk, 1, 0, salts).map_err(at("create first segment in"))?;
         let end = SEGMENT_HEADER as u64;
         return Ok(Recovered { file, header, end, marked: true, segments: 1, disk_bytes: end });
     };
     let mut disk_bytes = 0;
     let mut previous: Option<(u64, u64)> = None;
     for &number in earlier {
-        let scan = Scan::open(dir, number, previous)?;
-        let end = scan.run(&mut visit)?;
+        let (_, end) = Scan::open(disk, number, previous)?.run(&mut visit)?;
         if let Some(torn) = end.invalid {
             return Err(damaged(number, end.valid_until, torn));
         }
         previous = Some((number, end.valid_until));
         disk_bytes += end.valid_until;
     }
-    let scan = Scan::open(dir, last, previous)?;
+    let scan = Scan::open(disk, last, previous)?;
     let header = scan.header;
-    let end = scan.run(&mut visit)?;
-    let path = dir.join(segment::name(last));
-    let file = reopen(&path, &header, &end)?;
+    let (file, end) = scan.run(&mut visit)?;
+    cut_torn_tail(disk, &*file, &header, &end)?;
     let disk_bytes = disk_bytes + end.valid_until;
     let segments = numbers.len() as u64;
     Ok(Recovered { file, header, end: end.valid_until, marked: end.marked, segments, disk_bytes })
 }
 
-/// Opens the last segment for appending, without its torn tail and with everything in it on disk.
-fn reopen(path: &Path, header: &SegmentHeader, end: &ScanEnd) -> Result<File, OpenError> {
-    let at = |action| io_error(action, path.to_owned());
-    let mut file =
-        OpenOptions::new().read(true).write(true).open(path).map_err(at("open segment for appending"))?;
+/// Leaves the last segment without its torn tail and with everything in it on disk.
+fn cut_torn_tail(
+    disk: &dyn Disk,
+    file: &dyn DiskFile,
+    header: &SegmentHeader,
+    end: &ScanEnd,
+) -> Result<(), OpenError> {
+    let at = |action| io_error(action, disk.path(&segment::name(header.number)));
     if let Some(reason) = end.invalid {
-        if vouched_for(&file, header, end.valid_until).map_err(at("search segment"))? {
+        if vouched_for(file, header, end.valid_until).map_err(at("search segment"))? {
             return Err(damaged(header.number, end.valid_until, reason));
         }
-        let len = file.metadata().map_err(at("inspect segment"))?.len();
+        let len = file.len().map_err(at("inspect segment"))?;
         tracing::warn!(
             segment = segment::name(header.number),
             offset = end.valid_until,
@@ -91,22 +89,18 @@ fn reopen(path: &Path, header: &SegmentHeader, end: &ScanEnd) -> Result<File, Op
         file.set_len(end.valid_until).map_err(at("cut the torn tail of"))?;
     }
     // Records that a killed process had written but not synced are told to the visitor as safe, so they must be.
-    file.sync_all().map_err(at("sync segment"))?;
-    if let Some(dir) = path.parent() {
-        segment::sync_dir(dir).map_err(at("sync directory of"))?;
-    }
-    file.seek(SeekFrom::Start(end.valid_until)).map_err(at("seek in segment"))?;
-    Ok(file)
+    file.sync_data().map_err(at("sync segment"))?;
+    disk.sync_dir().map_err(at("sync directory of"))
 }
 
 /// Whether a header behind `invalid` says that the record there had been on disk.
-fn vouched_for(file: &File, segment: &SegmentHeader, invalid: u64) -> io::Result<bool> {
-    let len = file.metadata()?.len();
+fn vouched_for(file: &dyn DiskFile, segment: &SegmentHeader, invalid: u64) -> io::Result<bool> {
+    let len = file.len()?;
     let mut window = vec![0; SCAN_BUFFER + RECORD_HEADER];
     let mut start = invalid;
     while start + RECORD_HEADER as u64 <= len {
         let size = window.len().min(usize::try_from(len - start).unwrap_or(usize::MAX));
-        file.read_exact_at(&mut window[..size], start)?;
+        file.read_at(&mut window[..size], start)?;
         for (at, candidate) in window[..size].windows(RECORD_HEADER).enumerate() {
             if !candidate.starts_with(&RECORD_MAGIC) {
                 continue;
@@ -136,29 +130,31 @@ struct ScanEnd {
 /// One segment being read from its begin.
 struct Scan {
     path: PathBuf,
-    reader: BufReader<File>,
+    file: Box<dyn DiskFile>,
     header: SegmentHeader,
     len: u64,
+    /// What was read ahead, and from where on in the file.
+    buffer: Vec<u8>,
+    buffered: u64,
 }
 
 impl Scan {
     /// Opens a segment and checks its header against the segment before it (number and length).
-    fn open(dir: &Path, number: u64, previous: Option<(u64, u64)>) -> Result<Scan, OpenError> {
+    fn open(disk: &dyn Disk, number: u64, previous: Option<(u64, u64)>) -> Result<Scan, OpenError> {
         if let Some((before, _)) = previous
             && before + 1 != number
         {
-            return Err(OpenError::Missing { segment: segment::name(before + 1), dir: dir.to_owned() });
+            return Err(OpenError::Missing { segment: segment::name(before + 1), dir: disk.path("") });
         }
-        let path = dir.join(segment::name(number));
+        let path = disk.path(&segment::name(number));
         let at = |action| io_error(action, path.clone());
-        let file = File::open(&path).map_err(at("open segment"))?;
-        let len = file.metadata().map_err(at("inspect segment"))?.len();
-        let mut reader = BufReader::with_capacity(SCAN_BUFFER, file);
+        let file = disk.open(&segment::name(number)).map_err(at("open segment"))?;
+        let len = file.len().map_err(at("inspect segment"))?;
         let mut bytes = [0; SEGMENT_HEADER];
         if len < SEGMENT_HEADER as u64 {
             return Err(damaged(number, 0, "its header is cut off"));
         }
-        reader.read_exact(&mut bytes).map_err(at("read header of segment"))?;
+        file.read_at(&mut bytes, 0).map_err(at("read header of segment"))?;
         let header = SegmentHeader::decode(&bytes).map_err(|bad| match bad {
             BadSegmentHeader::Damaged => damaged(number, 0, "its header's checksum does not fit"),
             BadSegmentHeader::Version(found) => {
@@ -173,11 +169,14 @@ impl Scan {
         {
             return Err(damaged(before, end, "it is shorter than its successor remembers"));
         }
-        Ok(Scan { path, reader, header, len })
+        Ok(Scan { path, file, header, len, buffer: Vec::new(), buffered: 0 })
     }
 
     /// Visits records until the end or the first that is not valid.
-    fn run(mut self, visit: &mut impl FnMut(Position, StreamId, Bytes)) -> Result<ScanEnd, OpenError> {
+    fn run(
+        mut self,
+        visit: &mut impl FnMut(Position, StreamId, Bytes),
+    ) -> Result<(Box<dyn DiskFile>, ScanEnd), OpenError> {
         let mut end = ScanEnd { valid_until: SEGMENT_HEADER as u64, invalid: None, marked: true };
         while end.valid_until < self.len {
             match self.next(end.valid_until).map_err(io_error("read segment", self.path.clone()))? {
@@ -196,7 +195,24 @@ impl Scan {
                 }
             }
         }
-        Ok(end)
+        Ok((self.file, end))
+    }
+
+    /// Fills `into` with what the file has at `offset`, which lies within it.
+    fn read(&mut self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        if into.len() >= SCAN_BUFFER {
+            return self.file.read_at(into, offset);
+        }
+        let buffered = self.buffered..self.buffered + self.buffer.len() as u64;
+        if !buffered.contains(&offset) || offset + into.len() as u64 > buffered.end {
+            let ahead = (self.len - offset).min(SCAN_BUFFER as u64);
+            self.buffer.resize(ahead as usize, 0);
+            self.file.read_at(&mut self.buffer, offset)?;
+            self.buffered = offset;
+        }
+        let from = (offset - self.buffered) as usize;
+        into.copy_from_slice(&self.buffer[from..from + into.len()]);
+        Ok(())
     }
 
     /// The record at `offset`, or what is wrong with it.
@@ -206,7 +222,7 @@ impl Scan {
         if left < RECORD_HEADER as u64 {
             return Ok(Err("a record's header is cut off"));
         }
-        self.reader.read_exact(&mut bytes)?;
+        self.read(&mut bytes, offset)?;
         let Some(header) = RecordHeader::decode(&bytes, &self.header, offset) else {
             return Ok(Err("a record's header does not fit its checksum"));
         };
@@ -215,7 +231,7 @@ impl Scan {
         }
         // The length is vouched for by the header's checksum and fits in the file.
         let mut payload = vec![0; header.len as usize];
-        self.reader.read_exact(&mut payload)?;
+        self.read(&mut payload, offset + RECORD_HEADER as u64)?;
         if crc32c::crc32c(&payload) != header.payload_crc {
             return Ok(Err("a record's payload does not fit its checksum"));
         }

@@ -2,11 +2,8 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, File, OpenOptions},
     hash::{BuildHasher, Hasher, RandomState},
-    io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
+    io::{self, IoSlice},
     sync::Arc,
 };
 
@@ -15,13 +12,12 @@ use parking_lot::Mutex;
 
 use crate::{
     Position, ReadError,
+    disk::{Disk, DiskFile},
     format::{Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader},
 };
 
 /// Segment files that are kept open for reading; the one used longest ago is closed first.
 const OPEN_SEGMENTS: usize = 64;
-/// Mail is private to the user that the server runs as.
-const FILE_MODE: u32 = 0o600;
 const SUFFIX: &str = ".seg";
 const UNFINISHED: &str = ".tmp";
 
@@ -30,72 +26,85 @@ pub(crate) fn name(number: u64) -> String {
     format!("{number:016}{SUFFIX}")
 }
 
-/// The numbers of the segments in a directory, in order.
-pub(crate) fn list(dir: &Path) -> io::Result<Vec<u64>> {
-    let mut numbers = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let file_name = entry?.file_name();
-        let number =
-            file_name.to_str().and_then(|name| name.strip_suffix(SUFFIX)).and_then(|stem| stem.parse().ok());
-        // Only the exact spelling counts, so that `1.seg` beside `0000000000000001.seg` cannot be taken for it.
-        numbers.extend(number.filter(|n| file_name.to_str() == Some(&name(*n))));
-    }
+/// The numbers of the segments on a disk, in order.
+pub(crate) fn list(disk: &dyn Disk) -> io::Result<Vec<u64>> {
+    // Only the exact spelling counts, so that `1.seg` beside `0000000000000001.seg` cannot be taken for it.
+    let number = |file: &String| {
+        let number = file.strip_suffix(SUFFIX)?.parse().ok()?;
+        (*file == name(number)).then_some(number)
+    };
+    let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(number).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
 
 /// Removes what a crash in the middle of `create` has left.
-pub(crate) fn remove_unfinished(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == &UNFINISHED[1..]) {
-            fs::remove_file(&path)?;
-        }
+pub(crate) fn remove_unfinished(disk: &dyn Disk) -> io::Result<()> {
+    for name in disk.list()?.iter().filter(|name| name.ends_with(UNFINISHED)) {
+        disk.remove(name)?;
     }
     Ok(())
 }
 
-/// Makes a segment. When this returns, its header and its name are on disk; a crash before leaves no segment, so a
-/// header that does not fit is always damage. The file's cursor is behind the header.
-pub(crate) fn create(dir: &Path, number: u64, previous_len: u64) -> io::Result<(File, SegmentHeader)> {
-    let header = SegmentHeader { number, previous_len, salt: RandomState::new().build_hasher().finish() };
-    let unfinished = dir.join(format!("{}{UNFINISHED}", name(number)));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(FILE_MODE).open(&unfinished)?;
-    file.write_all(&header.encode())?;
-    file.sync_all()?;
-    fs::rename(&unfinished, dir.join(name(number)))?;
-    sync_dir(dir)?;
-    Ok((file, header))
+/// Where the salts of segments come from: the system, or a seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Salts(pub(crate) Option<u64>);
+
+impl Salts {
+    pub(crate) fn next(&mut self) -> u64 {
+        match &mut self.0 {
+            None => RandomState::new().build_hasher().finish(),
+            Some(seed) => {
+                // SplitMix64.
+                *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let z = (*seed ^ (*seed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                z ^ (z >> 31)
+            }
+        }
+    }
 }
 
-/// Makes the names in a directory durable.
-pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+/// Makes a segment. When this returns, its header and its name are on disk; a crash before leaves no segment, so a
+/// header that does not fit is always damage.
+pub(crate) fn create(
+    disk: &dyn Disk,
+    number: u64,
+    previous_len: u64,
+    salts: &mut Salts,
+) -> io::Result<(Box<dyn DiskFile>, SegmentHeader)> {
+    let header = SegmentHeader { number, previous_len, salt: salts.next() };
+    let unfinished = format!("{}{UNFINISHED}", name(number));
+    let file = disk.create(&unfinished, 0)?;
+    file.write_at(&mut [IoSlice::new(&header.encode())], 0)?;
+    file.sync_data()?;
+    disk.rename(&unfinished, &name(number))?;
+    disk.sync_dir()?;
+    Ok((file, header))
 }
 
 /// A segment that is open for reading.
 struct OpenSegment {
-    file: File,
+    file: Box<dyn DiskFile>,
     header: SegmentHeader,
 }
 
 /// Reads records from segments, with a bounded number of open files.
 pub(crate) struct Reader {
-    dir: PathBuf,
+    disk: Arc<dyn Disk>,
     open: Mutex<VecDeque<Arc<OpenSegment>>>,
 }
 
 impl Reader {
-    pub(crate) fn new(dir: PathBuf) -> Reader {
-        Reader { dir, open: Mutex::new(VecDeque::with_capacity(OPEN_SEGMENTS)) }
+    pub(crate) fn new(disk: Arc<dyn Disk>) -> Reader {
+        Reader { disk, open: Mutex::new(VecDeque::with_capacity(OPEN_SEGMENTS)) }
     }
 
     /// The payload of a record that has been written.
     pub(crate) fn read(&self, position: Position) -> Result<Bytes, ReadError> {
         let segment = self.segment(position)?;
         let mut header = [0; RECORD_HEADER];
-        read_exact(&segment.file, &mut header, position)?;
+        read_exact(&*segment.file, &mut header, position)?;
         let header = RecordHeader::decode(&header, &segment.header, position.offset)
             .ok_or_else(|| damaged(position))?;
         if header.kind != Kind::Record || header.len != position.len {
@@ -103,7 +112,7 @@ impl Reader {
         }
         let mut payload = vec![0; position.len as usize];
         let start = Position { offset: position.offset + RECORD_HEADER as u64, ..position };
-        read_exact(&segment.file, &mut payload, start).map_err(|error| match error {
+        read_exact(&*segment.file, &mut payload, start).map_err(|error| match error {
             ReadError::NotFound { .. } => damaged(position),
             other => other,
         })?;
@@ -132,12 +141,12 @@ impl Reader {
 
     fn open(&self, position: Position) -> Result<OpenSegment, ReadError> {
         let name = name(position.segment);
-        let file = File::open(self.dir.join(&name)).map_err(|source| match source.kind() {
+        let file = self.disk.open(&name).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => not_found(position),
             _ => ReadError::Io { segment: name.clone(), source },
         })?;
         let mut header = [0; SEGMENT_HEADER];
-        read_exact(&file, &mut header, Position { offset: 0, ..position })?;
+        read_exact(&*file, &mut header, Position { offset: 0, ..position })?;
         match SegmentHeader::decode(&header) {
             Ok(header) if header.number == position.segment => Ok(OpenSegment { file, header }),
             _ => Err(ReadError::Damaged { segment: name, offset: 0 }),
@@ -145,8 +154,8 @@ impl Reader {
     }
 }
 
-fn read_exact(file: &File, into: &mut [u8], at: Position) -> Result<(), ReadError> {
-    file.read_exact_at(into, at.offset).map_err(|source| match source.kind() {
+fn read_exact(file: &dyn DiskFile, into: &mut [u8], at: Position) -> Result<(), ReadError> {
+    file.read_at(into, at.offset).map_err(|source| match source.kind() {
         io::ErrorKind::UnexpectedEof => not_found(at),
         _ => ReadError::Io { segment: name(at.segment), source },
     })
