@@ -14,6 +14,7 @@ use crate::log::{BATCH_BYTES, GroupLog};
 use crate::machine::{Committed, GroupId, MachineError, SnapshotWriter, StateMachine};
 use crate::metrics::Counters;
 use crate::record::COMMAND_OFFSET;
+use crate::runtime::offload;
 use crate::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, command_bytes};
 
 /// Commands applied in one call.
@@ -135,8 +136,8 @@ impl Adapter {
     async fn call_apply(&self, commands: Vec<Committed>) -> io::Result<Vec<Bytes>> {
         let (machine, group, position) = (self.machine.clone(), self.group, self.applied.encode());
         let count = commands.len();
-        let started = std::time::Instant::now();
-        let answers = tokio::task::spawn_blocking(move || machine.apply(group, commands, &position))
+        let started = tokio::time::Instant::now();
+        let answers = offload(move || machine.apply(group, commands, &position))
             .await
             .map_err(|error| MachineError {
                 group: group.0,
@@ -202,7 +203,7 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         let installed = Applied { last: meta.last_log_id, membership: meta.last_membership.clone() };
         assert!(self.applied.last <= installed.last, "a snapshot never takes the state back");
         let (group, position) = (self.group, installed.encode());
-        tokio::task::spawn_blocking(move || writer.finish(&position))
+        offload(move || writer.finish(&position))
             .await
             .map_err(|error| MachineError {
                 group: group.0,

@@ -4,16 +4,17 @@
 //! do not queue behind large bodies. Requests of one session stay in order; sessions do not wait for each other
 //! except for room in the window. A lane that breaks ends all its sessions at once; the next session reconnects.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quorumail_proto::peer::peer_client::PeerClient;
 use quorumail_proto::peer::{AppendFrame, AppendReply, append_frame};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -43,7 +44,7 @@ pub(crate) fn client(channel: Channel) -> PeerClient<Channel> {
 /// What comes back in a session: an encoded answer with its format, or why there will be none.
 pub(crate) type SessionReply = Result<(u32, Bytes), String>;
 
-type Sessions = Mutex<Option<HashMap<u64, mpsc::Sender<SessionReply>>>>;
+type Sessions = Mutex<Option<BTreeMap<u64, mpsc::Sender<SessionReply>>>>;
 
 /// A stream that is up, or was.
 #[derive(Debug)]
@@ -146,7 +147,7 @@ impl Lane {
         tracing::debug!(peer = self.peer.id, "append stream is up");
         let stream = Arc::new(Stream {
             frames,
-            sessions: Mutex::new(Some(HashMap::new())),
+            sessions: Mutex::new(Some(BTreeMap::new())),
             next_session: AtomicU64::new(1),
             broken: CancellationToken::new(),
         });
@@ -157,6 +158,7 @@ impl Lane {
         tokio::spawn(async move {
             let end = loop {
                 let reply = tokio::select! {
+                    biased;
                     reply = replies.message() => reply,
                     () = broken.cancelled() => break "given up".to_owned(),
                 };

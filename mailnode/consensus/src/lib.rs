@@ -22,6 +22,7 @@ mod open;
 mod placement;
 mod propose;
 mod record;
+mod runtime;
 mod service;
 mod tend;
 mod types;
@@ -35,5 +36,7 @@ pub use open::{OpenError, RecoveredLog, open_log, open_log_on};
 pub use placement::{DIRECTORY_VOTERS, Placement, placement};
 pub use propose::{MAX_COMMAND_BYTES, ProposeError};
 pub use record::COMMAND_OFFSET;
+#[cfg(feature = "simulation")]
+pub use runtime::seed_random_numbers;
 pub use service::PeerService;
 pub use wire::MAX_MESSAGE_BYTES;

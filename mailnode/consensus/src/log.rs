@@ -21,6 +21,7 @@ use quorumail_journal::{Journal, Position, Record, StreamId};
 
 use crate::machine::GroupId;
 use crate::record::{self, Decoded};
+use crate::runtime::offload;
 use crate::types::{Entry, LogId, TypeConfig, Vote, command_bytes, log_id, term_of};
 
 /// Commands in one append request or one step of applying, in bytes. One larger command still goes alone.
@@ -273,7 +274,7 @@ impl GroupLog {
             let read = on_disk.into_iter().map(|(id, position)| log.read_one(id, position));
             read.collect::<io::Result<Vec<Entry>>>()
         };
-        let mut read = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+        let mut read = offload(read).await.map_err(io::Error::other)??;
         // The cache holds the newest entries, so what came from disk comes first.
         read.append(&mut entries);
         Ok(read)

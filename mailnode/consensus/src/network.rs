@@ -26,6 +26,7 @@ use crate::config::{Connector, Peer};
 use crate::lane::{Lane, SESSION_REQUESTS, Session, client, status_text};
 use crate::machine::{GroupId, NodeId, StateMachine};
 use crate::metrics::Counters;
+use crate::runtime::offload;
 use crate::types::{
     AppendRequest, AppendResult, RpcError, Snapshot, TypeConfig, Unreachable, Vote, VoteRequest, VoteResponse,
 };
@@ -325,8 +326,9 @@ impl NetSnapshot<TypeConfig> for Network {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let link = self.link()?.clone();
         tokio::select! {
-            sent = send_snapshot(&self.links, &link, self.group, vote) => Ok(sent?),
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = send_snapshot(&self.links, &link, self.group, vote) => Ok(sent?),
         }
     }
 }
@@ -341,10 +343,9 @@ async fn send_snapshot(
     tracing::info!(group = group.0, to = link.peer.id, "sending a snapshot");
     let (chunks, queue) = mpsc::channel::<SnapshotChunk>(SNAPSHOT_CHUNKS);
     let machine = links.machine.clone();
-    let read = tokio::task::spawn_blocking(move || read_snapshot(&*machine, group, vote, &chunks));
     let mut client = link.client().map_err(unreachable)?;
-    let answer = client.install_snapshot(ReceiverStream::new(queue)).await;
-    let read = read.await.map_err(|error| unreachable(format!("reading the snapshot: {error}")))?;
+    let reading = read_snapshot(machine, group, vote, chunks);
+    let (read, answer) = tokio::join!(reading, client.install_snapshot(ReceiverStream::new(queue)));
     let answer = answer.map_err(|status| unreachable(link.failed(&status)))?.into_inner();
     let bytes = read.map_err(unreachable)?;
     links.counters.snapshot_sent(bytes);
@@ -352,30 +353,35 @@ async fn send_snapshot(
     wire::decode(answer.format, &answer.payload).map_err(unreachable)
 }
 
-/// Streams a consistent view of the group into the queue; returns its size. Blocking.
-fn read_snapshot(
-    machine: &dyn StateMachine,
+/// Streams a consistent view of the group into the queue, a few chunks ahead of the network; returns its size.
+async fn read_snapshot(
+    machine: Arc<dyn StateMachine>,
     group: GroupId,
     vote: Vote,
-    chunks: &mpsc::Sender<SnapshotChunk>,
+    chunks: mpsc::Sender<SnapshotChunk>,
 ) -> Result<u64, String> {
     let failed = |error: crate::machine::MachineError| error.to_string();
-    let mut reader = machine.snapshot(group).map_err(failed)?;
+    let unread = |error: tokio::task::JoinError| format!("reading the snapshot: {error}");
+    let send =
+        async |chunk: SnapshotChunk| chunks.send(chunk).await.map_err(|_| "the receiver gave up".to_owned());
+    let mut reader = offload(move || machine.snapshot(group)).await.map_err(unread)?.map_err(failed)?;
     let applied = Applied::decode(group, reader.position()).map_err(failed)?;
     let head = wire::encode(&SnapshotHead { vote, meta: applied.meta() });
     let first = SnapshotChunk { group: group.0, format: FORMAT, meta: head, data: bytes::Bytes::new() };
-    let send =
-        |chunk: SnapshotChunk| chunks.blocking_send(chunk).map_err(|_| "the receiver gave up".to_owned());
-    send(first)?;
+    send(first).await?;
     let mut bytes = 0;
-    while let Some(data) = reader.next_chunk().map_err(failed)? {
+    loop {
+        let next = offload(move || reader.next_chunk().map(|chunk| (reader, chunk)));
+        let (back, chunk) = next.await.map_err(unread)?.map_err(failed)?;
+        reader = back;
+        let Some(data) = chunk else { break };
         if data.is_empty() {
             continue;
         }
         bytes += data.len() as u64;
-        send(SnapshotChunk { group: group.0, format: FORMAT, meta: bytes::Bytes::new(), data })?;
+        send(SnapshotChunk { group: group.0, format: FORMAT, meta: bytes::Bytes::new(), data }).await?;
     }
     // An empty chunk without metadata ends the snapshot, so that a cut stream is not taken for a whole one.
-    send(SnapshotChunk { group: group.0, format: FORMAT, ..SnapshotChunk::default() })?;
+    send(SnapshotChunk { group: group.0, format: FORMAT, ..SnapshotChunk::default() }).await?;
     Ok(bytes)
 }

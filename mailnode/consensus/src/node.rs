@@ -1,6 +1,6 @@
 //! The node: all its groups, and the interface that the server uses.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +28,7 @@ use crate::network::{Factory, Links};
 use crate::open::RecoveredLog;
 use crate::placement::{Placement, placement};
 use crate::propose::ProposeError;
+use crate::runtime::offload;
 use crate::service::PeerService;
 use crate::types::Raft;
 use crate::wire::MAX_MESSAGE_BYTES;
@@ -96,7 +97,7 @@ pub(crate) struct Inner {
     leaving: AtomicBool,
     pub(crate) leads: watch::Sender<Vec<GroupId>>,
     /// Who led the groups that are not held here, when last heard of.
-    hints: Mutex<HashMap<GroupId, NodeId>>,
+    hints: Mutex<BTreeMap<GroupId, NodeId>>,
 }
 
 /// Consensus of this node. Clones share it.
@@ -269,12 +270,15 @@ impl Consensus {
             }
         };
         futures::future::join_all(self.0.groups.values().map(stop)).await;
-        let (machine, journal) = (self.0.machine.clone(), self.0.journal.clone());
-        let checkpoint = tokio::task::spawn_blocking(move || {
-            journal.flush();
-            machine.checkpoint()
+        let (written, on_disk) = tokio::sync::oneshot::channel();
+        self.0.journal.append(Vec::new(), move || {
+            // The receiver waits below, unless the caller has given up waiting for us.
+            let _ = written.send(());
         });
-        match checkpoint.await {
+        // The journal calls back or ends the process.
+        let _ = on_disk.await;
+        let machine = self.0.machine.clone();
+        match offload(move || machine.checkpoint()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::error!(%error, "failed to checkpoint at shutdown"),
             Err(error) => tracing::error!(%error, "checkpoint at shutdown did not finish"),
@@ -486,8 +490,7 @@ impl Starter<'_> {
         let log = GroupLog::new(id, self.journal.clone(), cache, contents);
         let (machine, adapter_log) = (self.machine.clone(), log.clone());
         let (fatal, counters) = (self.fatal.clone(), self.counters.clone());
-        let opening =
-            tokio::task::spawn_blocking(move || Adapter::open(id, machine, adapter_log, fatal, counters));
+        let opening = offload(move || Adapter::open(id, machine, adapter_log, fatal, counters));
         let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
         let applied = adapter.progress();
         let factory = Factory { group: id, links: self.links.clone() };

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::group::Group;
 use crate::machine::{GroupId, NodeId};
 use crate::node::Inner;
+use crate::runtime::offload;
 use crate::types::{Command, TypeConfig};
 use crate::wire::MAX_MESSAGE_BYTES;
 
@@ -181,6 +182,7 @@ impl Inner {
             }
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = changed => {}
             () = self.stop.cancelled() => {}
@@ -270,7 +272,7 @@ impl Inner {
             return Attempt::Failed("the replica is being stopped".into());
         }
         let (machine, group) = (self.machine.clone(), group.id);
-        match tokio::task::spawn_blocking(move || machine.query(group, query)).await {
+        match offload(move || machine.query(group, query)).await {
             Ok(answer) => Attempt::Done(answer),
             Err(error) => Attempt::Failed(format!("query did not finish: {error}")),
         }

@@ -1,6 +1,6 @@
 //! The peer service: what other nodes ask of this one.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::lane::SESSION_REQUESTS;
 use crate::machine::{GroupId, SnapshotWriter};
 use crate::node::Inner;
 use crate::propose::Attempt;
+use crate::runtime::offload;
 use crate::types::{AppendRequest, AppendResult, Snapshot, TypeConfig, VoteRequest, VoteResponse};
 use crate::wire::{self, FORMAT, SnapshotHead};
 
@@ -74,7 +75,7 @@ impl Peer for PeerService {
         let receiver = Receiver {
             node: self.0.clone(),
             replies,
-            sessions: HashMap::new(),
+            sessions: BTreeMap::new(),
             heartbeats: Arc::new(Semaphore::new(HEARTBEATS_AT_ONCE)),
         };
         tokio::spawn(receiver.run(request.into_inner()));
@@ -185,36 +186,23 @@ impl PeerService {
 }
 
 impl Inner {
-    /// Takes the chunks of a snapshot into the state machine's writer, on a blocking thread.
+    /// Takes the chunks of a snapshot into the state machine's writer.
     async fn receive_snapshot(
         &self,
         group: GroupId,
         mut chunks: Streaming<SnapshotChunk>,
     ) -> Result<Box<dyn SnapshotWriter>, Status> {
-        // One chunk is written while the next one arrives.
-        let (data, mut queue) = mpsc::channel::<bytes::Bytes>(1);
         let machine = self.machine.clone();
-        let write = tokio::task::spawn_blocking(move || {
-            let mut writer = machine.install(group)?;
-            while let Some(chunk) = queue.blocking_recv() {
-                writer.write(chunk)?;
-            }
-            Ok::<_, crate::machine::MachineError>(writer)
-        });
-        let mut whole = false;
+        let mut writer = offload(move || machine.install(group)).await.map_err(refused)?.map_err(refused)?;
         let stalled = |_| refused(format!("no chunk of the snapshot for {SNAPSHOT_STALL:?}"));
         while let Some(chunk) = timeout(SNAPSHOT_STALL, chunks.message()).await.map_err(stalled)?? {
-            whole = chunk.data.is_empty();
-            if whole || data.send(chunk.data).await.is_err() {
-                break;
+            if chunk.data.is_empty() {
+                return Ok(writer);
             }
+            let write = offload(move || writer.write(chunk.data).map(|()| writer));
+            writer = write.await.map_err(refused)?.map_err(refused)?;
         }
-        drop(data);
-        let writer = write.await.map_err(refused)?.map_err(refused)?;
-        if !whole {
-            return Err(refused("the snapshot was cut off"));
-        }
-        Ok(writer)
+        Err(refused("the snapshot was cut off"))
     }
 }
 
@@ -222,7 +210,7 @@ impl Inner {
 struct Receiver {
     node: Arc<Inner>,
     replies: mpsc::Sender<Result<AppendReply, Status>>,
-    sessions: HashMap<u64, mpsc::Sender<AppendRequest>>,
+    sessions: BTreeMap<u64, mpsc::Sender<AppendRequest>>,
     heartbeats: Arc<Semaphore>,
 }
 
@@ -230,9 +218,10 @@ impl Receiver {
     async fn run(mut self, mut frames: Streaming<AppendFrame>) {
         loop {
             let frame = tokio::select! {
-                frame = frames.message() => frame,
-                () = self.replies.closed() => return,
+                biased;
                 () = self.node.stop.cancelled() => return,
+                () = self.replies.closed() => return,
+                frame = frames.message() => frame,
             };
             // The end of the stream drops the sessions, which ends the engine's side of them.
             let Ok(Some(frame)) = frame else { return };

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
+use tokio::time::Instant;
 
 use crate::group::{Group, Leader};
 use crate::machine::{GroupId, NodeId};
 use crate::node::Inner;
+use crate::runtime::offload;
 use crate::types::Raft;
 
 /// Between two questions whether the other voters are there, when a group may have to be bootstrapped.
@@ -48,6 +50,7 @@ impl Inner {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => {}
                 () = task => {}
             }
@@ -152,7 +155,7 @@ async fn checkpoints(node: Arc<Inner>) {
         };
         let covered: Vec<(Arc<Group>, u64)> = node.groups().filter_map(applied).collect();
         let machine = node.machine.clone();
-        match tokio::task::spawn_blocking(move || machine.checkpoint()).await {
+        match offload(move || machine.checkpoint()).await {
             Ok(Ok(())) => node.counters.checkpointed(),
             Ok(Err(error)) => return node.fatal.report(error.to_string()),
             Err(error) => return node.fatal.report(format!("checkpoint did not finish: {error}")),
