@@ -38,7 +38,7 @@ down: ## Ends the local cluster with everything it started
 	@if [ -x $(OUT)/cluster ]; then $(OUT)/cluster down; fi
 
 .PHONY: test
-test: packages lint unit e2e ## Every test, the end-to-end tests on the local Kubernetes included
+test: packages lint unit e2e chaos ## Every test, the end-to-end tests on the local Kubernetes included
 
 .PHONY: check
 check: lint unit ## Lint and unit tests: the inner loop
@@ -80,6 +80,23 @@ e2e: packages build cluster image-archive ## End-to-end tests: real processes, r
 e2e-dev: packages build ## End-to-end tests without Kubernetes
 	QUORUMAIL_E2E=dev $(PYTHON) -m pytest -q -ra -p no:cacheprovider tests/e2e $(PYTEST)
 
+# Faults of a run come from its seed; MINUTES are those of faults. CHAOS takes further options (tests/chaos/chaos.py --help).
+MINUTES ?= 5
+CHAOS_RUN = $(PYTHON) tests/chaos/chaos.py --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(CHAOS)
+
+.PHONY: chaos
+chaos: packages chaos-check build ## Real processes under faults, every answer accounted for (MINUTES=5 SEED=n)
+	$(call say,Chaos: $(MINUTES) minutes of faults)
+	$(CHAOS_RUN)
+
+.PHONY: chaos-long
+chaos-long: ## An hour of chaos, or as long as MINUTES says
+	$(MAKE) chaos MINUTES=$(if $(filter command line,$(origin MINUTES)),$(MINUTES),60)
+
+.PHONY: chaos-check
+chaos-check: packages
+	$(PYTHON) -m pytest -q -p no:cacheprovider tests/chaos
+
 .PHONY: cluster
 cluster: ## The program that runs the local Kubernetes, and the parts it runs
 	$(call say,Building the local Kubernetes (once))
@@ -106,7 +123,8 @@ manifests: ## Writes the generated files: CRDs, reference pages, plain manifests
 
 # ---- what this machine needs -----------------------------------------------------------------------------------
 
-PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks isync postfix binutils
+PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks isync postfix binutils \
+            iproute2 iptables e2fsprogs util-linux gcc libc6-dev
 .PHONY: packages
 packages:
 	@tests/packages.sh $(PACKAGES)
