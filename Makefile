@@ -38,7 +38,11 @@ down: ## Ends the local cluster with everything it started
 	@if [ -x $(OUT)/cluster ]; then $(OUT)/cluster down; fi
 
 .PHONY: test
-test: packages lint unit e2e chaos ## Every test, the end-to-end tests on the local Kubernetes included
+test: packages lint unit ## Every test, the end-to-end tests on the local Kubernetes included
+	$(MAKE) $(SIDE_BY_SIDE) e2e chaos
+
+# Chaos and Kubernetes wait a lot: with four cores or more they run at the same time.
+SIDE_BY_SIDE := $(if $(shell [ "$$(nproc)" -lt 4 ] || echo yes),--jobs=2 --output-sync=target)
 
 .PHONY: check
 check: lint unit ## Lint and unit tests: the inner loop

@@ -321,14 +321,23 @@ def check_presence(folder, found):
     def must_not_be(uid, begin):
         return any(certain and ended < begin for _, ended, certain in folder.removals.get(uid, ()))
 
-    for r in folder.readings:
+    # In order of their begins, with those at hand that are there and not yet asked to go: a folder stays small, however
+    # many messages have passed through it.
+    arrivals, there = sorted((end, uid) for uid, end in since.items()), {}
+    at = 0
+    for r in sorted(folder.readings, key=lambda r: r["begin"]):
         here = {message[0] for message in r["messages"]}
-        for uid in since:
-            if uid in here:
-                if must_not_be(uid, r["begin"]):
-                    found("came-back", f"UID {uid} ({tokens[uid]}) of {account}'s {name} was removed and is there again "
-                          f"for {r['client']} at node {r['node']}")
-            elif must_be(uid, r["begin"], r["end"]):
+        while at < len(arrivals) and arrivals[at][0] < r["begin"]:
+            uid = arrivals[at][1]
+            there[uid] = min((removal[0] for removal in folder.removals.get(uid, ())), default=inf)
+            at += 1
+        there = {uid: until for uid, until in there.items() if until > r["begin"]}
+        for uid in here:
+            if must_not_be(uid, r["begin"]):
+                found("came-back", f"UID {uid} ({tokens[uid]}) of {account}'s {name} was removed and is there again "
+                      f"for {r['client']} at node {r['node']}")
+        for uid, until in there.items():
+            if uid not in here and until > r["end"]:
                 found("not-seen", f"UID {uid} ({tokens[uid]}) of {account}'s {name} was acknowledged and is missing "
                       f"for {r['client']} at node {r['node']}")
     for r in folder.touches:

@@ -19,6 +19,8 @@ from wire import Broken, Imap, Refused, fetched, selected
 FOLDERS = ["INBOX", "Work", "Archive", "Copies", "Flags"]
 FLAGS = ["\\Flagged", "$one", "$two"]
 TARGETS = 4
+# Messages in a folder from which on they are removed rather than added: a run may be long, a reading should not.
+FULL = 150
 # Longer than what a server takes to give up: 25 s for DATA, 20 s for IMAP.
 TIMEOUT = 40
 # For a whole folder with all bodies.
@@ -251,8 +253,11 @@ class Filer(Session):
         self.touched = set()
 
     def act(self):
+        if any(len(owned) > FULL for owned in self.owned.values()):
+            self.remove()
+            return
         what = self.choose.choices([self.put, self.look, self.move, self.copy, self.remove, self.read, self.rest],
-                                   [22, 20, 20, 10, 16, 10, 2])[0]
+                                   [24, 12, 24, 10, 16, 12, 2])[0]
         what()
 
     def put(self):
@@ -309,7 +314,7 @@ class Filer(Session):
         self.transfer("COPY", self.choose.choice(["Work", "Archive", "INBOX"]), "Copies")
 
     def remove(self):
-        folder = self.choose.choice(["Archive", "Copies", "INBOX", "Work"])
+        folder = max(self.owned, key=lambda name: self.choose.random() * len(self.owned[name]))
         uid, token = self.pick(folder)
         if uid is None:
             return

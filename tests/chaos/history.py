@@ -27,8 +27,10 @@ class History:
         return record
 
     def close(self):
-        if self.file:
-            self.file.close()
+        with self.lock:
+            if self.file:
+                self.file.close()
+            self.file = None
 
 
 def read(path):

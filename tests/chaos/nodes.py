@@ -216,8 +216,11 @@ class Cluster:
                 if name == "quorumail_group_voters_in_sync" and value < facts.get(("quorumail_group_voters", labels), value):
                     behind.append(f"{labels} has {value:.0f} replicas in sync")
             groups = {labels for (name, labels) in facts if name == "quorumail_group_has_leader"}
-        missing = groups - leads
-        return behind[0] if behind else f"{sorted(missing)[0]} has no leader" if missing or not groups else None
+        if not groups:
+            return "the metrics do not answer"
+        if missing := groups - leads:
+            return f"{sorted(missing)[0]} has no leader"
+        return behind[0] if behind else None
 
     def wait_whole(self, within):
         """Answers None when the cluster is whole within the time, else what is still missing."""
