@@ -149,12 +149,13 @@ def report(records, findings):
     print(f"\n{'operation':<20}{'ok':>8}{'refused':>9}{'unknown':>9}")
     outcomes = defaultdict(Counter)
     for r in records:
-        if r["op"] not in ("phase", "exit", "disk-faults"):
+        if r["op"] not in ("phase", "exit", "disk-faults", "kill"):
             outcomes[r["op"]][r["outcome"]] += 1
     for op, count in sorted(outcomes.items()):
         print(f"{op:<20}{count['ok']:>8}{count['refused']:>9}{count['unknown']:>9}")
     ends = Counter("expected" if r["expected"] else "unexpected" for r in records if r["op"] == "exit")
     print(f"\n{len(phases)} phases, {sum(injected.values())} faults; nodes that ended by themselves: {dict(ends) or 'none'}")
+    print(f"kill -9 with a restart at once: {sum(r['op'] == 'kill' for r in records)}")
     for r in records:
         if r["op"] == "disk-faults":
             print(f"calls to disks that were delayed: {r['delayed']}, that failed: {r['failed']}")

@@ -13,6 +13,7 @@ What is demanded, and where it comes from:
 
 "Later" is real time over all clients: an operation that began after another one had ended."""
 
+import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
@@ -63,7 +64,7 @@ def check_run(records, found):
             found("view", f"{r['client']} was told {r['text']} by node {r['node']}")
         elif r["op"] in ("not-whole", "not-stopped") or r["op"] == "pushed" and r["outcome"] != "ok":
             found(r["op"], r["why"])
-        elif r["outcome"] == "refused" and " BAD" in r.get("why", ""):
+        elif r["outcome"] == "refused" and re.match(r"t\d+ BAD ", r.get("why", "")):
             found("protocol", f"{r['client']}: {r['op']} was answered {r['why']}")
 
 

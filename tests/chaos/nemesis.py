@@ -51,6 +51,7 @@ def kill_and_start(stage, node):
     for _ in range(stage.choose.choice([1, 1, 3])):
         node.kill()
         node.start()
+        stage.cluster.history.add(op="kill", node=node.number, outcome="ok")
         stage.wait(stage.choose.uniform(0.2, 2.5))
 
 
