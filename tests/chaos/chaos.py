@@ -32,6 +32,8 @@ PARTITIONS = 6
 # For the queues to be empty at the end, and for each reading of the end.
 END_WITHIN = 180
 PUSHED_WITHIN = 20
+# Findings of one kind in the report; the others are like them.
+SHOWN = 8
 WRITES = ("send", "append", "store", "copy", "move", "expunge")
 
 
@@ -159,9 +161,11 @@ def report(records, findings):
     for r in records:
         if r["op"] == "disk-faults":
             print(f"calls to disks that were delayed: {r['delayed']}, that failed: {r['failed']}")
-    for (kind, text), count in Counter((f.kind, f.text) for f in findings).most_common(40):
-        print(f"FOUND {kind}: {text}{f' ({count} times)' if count > 1 else ''}")
     kinds = Counter(f.kind for f in findings)
+    for kind, count in sorted(kinds.items()):
+        print(f"FOUND {kind} ({count} times):")
+        for text in list(dict.fromkeys(f.text for f in findings if f.kind == kind))[:SHOWN]:
+            print(f"    {text}")
     print(f"verdict: {'every promise was kept' if not findings else dict(kinds)}")
     passed = len(CHECKS - kinds.keys())
     print(f"{passed} passed, {len(kinds)} failed")
