@@ -73,14 +73,19 @@ impl Config {
             peers,
             partitions,
             replicas,
-            heartbeat: Duration::from_millis(150),
-            election_timeout: Duration::from_millis(500)..Duration::from_millis(800),
+            heartbeat: Duration::from_millis(100),
+            election_timeout: Duration::from_millis(350)..Duration::from_millis(500),
             log_retention: LogRetention { entries: 50_000, bytes: 512 << 20 },
             checkpoint_interval: Duration::from_secs(30),
             cache_bytes: 128 << 20,
             proposal_bytes: 128 << 20,
             balance: true,
         }
+    }
+
+    /// How often every node tells every other one that its process lives.
+    pub(crate) fn pulse_interval(&self) -> Duration {
+        self.heartbeat * 2
     }
 
     /// A leader that has heard from a majority within this time is sure that no other one has been elected.

@@ -1,12 +1,14 @@
 //! One group on this node: its engine, its log, and what is known of its leader.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::adapter::Applied;
 use crate::log::GroupLog;
@@ -33,6 +35,18 @@ pub(crate) struct Group {
     proof: Mutex<Option<LogId>>,
     /// Serialises snapshots coming in.
     pub(crate) installing: Arc<tokio::sync::Semaphore>,
+    /// When a leader was last heard here, in milliseconds since `started`; zero before the first time.
+    heard: AtomicU64,
+    /// The last lease that was released before its time.
+    released: Mutex<Option<Released>>,
+    started: Instant,
+}
+
+/// A lease that was released because its leader's process was lost.
+#[derive(Debug, Clone, Copy)]
+struct Released {
+    term: u64,
+    at: Instant,
 }
 
 impl Group {
@@ -52,6 +66,9 @@ impl Group {
             leader: watch::Sender::new(Leader::default()),
             proof: Mutex::new(None),
             installing: Arc::new(tokio::sync::Semaphore::new(1)),
+            heard: AtomicU64::new(0),
+            released: Mutex::new(None),
+            started: Instant::now(),
         }
     }
 
@@ -65,8 +82,38 @@ impl Group {
         self.log.is_proven() || request.last_log_id.is_none_or(|last| last.index == 0)
     }
 
-    /// Looks at an append request on its way in, for [`Group::may_vote_for`].
+    fn now(&self) -> u64 {
+        self.milliseconds(Instant::now())
+    }
+
+    /// Milliseconds since the group was started here, and never zero.
+    fn milliseconds(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.started);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    /// Remembers that the lease of the term's leader is released before its time.
+    pub(crate) fn release_lease(&self, term: u64) {
+        *self.released.lock() = Some(Released { term, at: Instant::now() });
+    }
+
+    /// Whether a leader whose lease was released has been heard again since, within the lease: its appends, and a pulse of
+    /// its process, for appends may have been on their way when it ended. The engine does not take up a released lease
+    /// again in the same term, so without this a false alarm would leave the leader open to being disturbed from then
+    /// on.
+    pub(crate) fn leader_is_back(&self, lease: Duration, pulse: Option<Instant>) -> bool {
+        let Some(released) = *self.released.lock() else { return false };
+        let heard = self.heard.load(Ordering::Relaxed);
+        let lease = u64::try_from(lease.as_millis()).unwrap_or(u64::MAX);
+        self.leader.borrow().term == released.term
+            && pulse.is_some_and(|pulse| pulse > released.at)
+            && heard > self.milliseconds(released.at)
+            && self.now() < heard.saturating_add(lease)
+    }
+
+    /// Looks at an append request on its way in, for [`Group::may_vote_for`] and [`Group::leader_is_back`].
     pub(crate) fn observe_append(&self, request: &AppendRequest) {
+        self.heard.store(self.now(), Ordering::Relaxed);
         if self.log.is_proven() {
             return;
         }

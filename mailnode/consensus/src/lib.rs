@@ -10,6 +10,7 @@
 
 mod adapter;
 mod config;
+mod failover;
 mod fatal;
 mod group;
 mod lane;
@@ -21,6 +22,7 @@ mod node;
 mod open;
 mod placement;
 mod propose;
+mod pulse;
 mod record;
 mod runtime;
 mod service;

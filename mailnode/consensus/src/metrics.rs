@@ -38,6 +38,7 @@ pub(crate) struct Counters {
     snapshot_bytes_sent: AtomicU64,
     checkpoints: AtomicU64,
     votes_refused: AtomicU64,
+    processes_lost: AtomicU64,
 }
 
 impl Counters {
@@ -122,6 +123,10 @@ impl Counters {
         self.votes_refused.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn process_lost(&self) {
+        self.processes_lost.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn snapshot(&self) -> Metrics {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         Metrics {
@@ -151,6 +156,7 @@ impl Counters {
             snapshot_bytes_sent: get(&self.snapshot_bytes_sent),
             checkpoints: get(&self.checkpoints),
             votes_refused: get(&self.votes_refused),
+            processes_lost: get(&self.processes_lost),
             log_disk_reads: 0,
             pending_proposal_bytes: 0,
             groups: BTreeMap::new(),
@@ -213,6 +219,8 @@ pub struct Metrics {
     pub checkpoints: u64,
     /// Votes refused because this replica has lost its disk and is not caught up yet.
     pub votes_refused: u64,
+    /// Times that a peer's process was found to be gone, by its connections.
+    pub processes_lost: u64,
     /// Log entries read back from the journal because they had left the cache.
     pub log_disk_reads: u64,
     /// Bytes of commands being proposed now.

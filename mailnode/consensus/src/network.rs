@@ -26,6 +26,7 @@ use crate::config::{Connector, Peer};
 use crate::lane::{Lane, SESSION_REQUESTS, Session, client, status_text};
 use crate::machine::{GroupId, NodeId, StateMachine};
 use crate::metrics::Counters;
+use crate::pulse::PeerPulse;
 use crate::runtime::offload;
 use crate::types::{
     AppendRequest, AppendResult, RpcError, Snapshot, TypeConfig, Unreachable, Vote, VoteRequest, VoteResponse,
@@ -52,6 +53,8 @@ pub(crate) struct Link {
     log: Lane,
     heartbeats: Lane,
     channel: Mutex<Option<Channel>>,
+    /// Whether the peer's process lives.
+    pub(crate) pulse: PeerPulse,
 }
 
 impl Link {
@@ -60,6 +63,7 @@ impl Link {
             log: Lane::new(peer.clone(), connector.clone(), counters.clone()),
             heartbeats: Lane::new(peer.clone(), connector.clone(), counters.clone()),
             channel: Mutex::new(None),
+            pulse: PeerPulse::default(),
             peer,
             connector,
             counters,
@@ -73,6 +77,11 @@ impl Link {
             *channel = Some(self.connector.channel(&self.peer).map_err(|error| error.to_string())?);
         }
         Ok(client(channel.clone().expect("was just set")))
+    }
+
+    /// A client over a channel of its own; connects on use.
+    pub(crate) fn fresh_client(&self) -> Result<PeerClient<Channel>, String> {
+        self.connector.channel(&self.peer).map(client).map_err(|error| error.to_string())
     }
 
     /// Notes a failed call. After a failure of the transport the next call asks for a new channel, and so takes up
@@ -111,6 +120,10 @@ impl Links {
 
     pub(crate) fn get(&self, node: NodeId) -> Option<&Arc<Link>> {
         self.links.get(&node)
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Link>> {
+        self.links.values()
     }
 }
 

@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     pub(crate) tasks: TaskTracker,
     pub(crate) proposal_room: Semaphore,
     leaving: AtomicBool,
+    /// Tells this process from the one before it under the same number.
+    pub(crate) incarnation: u64,
     pub(crate) leads: watch::Sender<Vec<GroupId>>,
     /// Who led the groups that are not held here, when last heard of.
     hints: Mutex<BTreeMap<GroupId, NodeId>>,
@@ -152,6 +154,7 @@ impl Consensus {
             tasks: TaskTracker::new(),
             proposal_room,
             leaving: AtomicBool::new(false),
+            incarnation: rand::random(),
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),
         });

@@ -12,7 +12,8 @@ use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
     AppendFrame, AppendReply, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
-    NotLeader, ReadIndexReply, ReadIndexRequest, SnapshotChunk, forward_reply, read_index_reply,
+    NotLeader, PulseEcho, PulseFrame, ReadIndexReply, ReadIndexRequest, SnapshotChunk, forward_reply,
+    read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -66,6 +67,7 @@ fn decode<T: serde::de::DeserializeOwned>(call: &GroupCall) -> Result<T, Status>
 #[tonic::async_trait]
 impl Peer for PeerService {
     type AppendStream = ReceiverStream<Result<AppendReply, Status>>;
+    type PulseStream = ReceiverStream<Result<PulseEcho, Status>>;
 
     async fn append(
         &self,
@@ -82,6 +84,15 @@ impl Peer for PeerService {
         Ok(Response::new(ReceiverStream::new(queue)))
     }
 
+    async fn pulse(
+        &self,
+        request: Request<Streaming<PulseFrame>>,
+    ) -> Result<Response<Self::PulseStream>, Status> {
+        let (echoes, queue) = mpsc::channel(1);
+        tokio::spawn(crate::pulse::receive(self.0.clone(), request.into_inner(), echoes));
+        Ok(Response::new(ReceiverStream::new(queue)))
+    }
+
     async fn vote(&self, request: Request<GroupCall>) -> Result<Response<GroupReply>, Status> {
         let call = request.into_inner();
         let (group, vote) = (self.group(call.group)?, decode::<VoteRequest>(&call)?);
@@ -94,6 +105,11 @@ impl Peer for PeerService {
         let call = request.into_inner();
         let (group, vote) = (self.group(call.group)?, decode::<VoteRequest>(&call)?);
         self.check_vote(group, &vote)?;
+        let leader = group.leader.borrow().node;
+        let pulse = leader.and_then(|leader| self.0.links.get(leader)).and_then(|link| link.pulse.heard());
+        if group.leader_is_back(self.0.config.lease(), pulse) {
+            return Err(refused("the leader is here"));
+        }
         let response: VoteResponse = group.raft.pre_vote(vote).await.map_err(refused)?;
         Ok(answer(&response))
     }

@@ -42,11 +42,14 @@ impl Inner {
                 self.run(bootstrap(self.clone(), group.clone()));
             }
         }
+        for link in self.links.all() {
+            self.run(crate::pulse::keep(self.clone(), link.clone()));
+        }
         self.run(checkpoints(self.clone()));
         self.run(tend_groups(self.clone()));
     }
 
-    fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {

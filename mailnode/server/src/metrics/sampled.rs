@@ -110,6 +110,11 @@ impl Sources {
             ),
             ("peer_connects_total", "Streams to peers opened.", metrics.peer_connects),
             ("peer_failures_total", "Calls to peers that failed.", metrics.peer_failures),
+            (
+                "peer_processes_lost_total",
+                "Times that a peer's process was found to be gone.",
+                metrics.processes_lost,
+            ),
             ("snapshots_sent_total", "Snapshots sent.", metrics.snapshots_sent),
             ("snapshots_installed_total", "Snapshots installed.", metrics.snapshots_installed),
             ("snapshot_sent_bytes_total", "Bytes of snapshots sent.", metrics.snapshot_bytes_sent),
