@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::raft::TransferLeaderRequest;
-use openraft::vote::RaftVote;
 
 use crate::group::{Group, Leader};
 use crate::machine::NodeId;
@@ -35,6 +34,9 @@ pub(crate) fn process_lost(node: &Arc<Inner>, peer: NodeId, reason: &str) {
         let leader = *group.leader.borrow();
         if leader.node == Some(peer) {
             node.run(succeed(node.clone(), group.clone(), leader));
+        } else if leader.node == Some(node.config.node) && group.quiet.is_asleep() {
+            let (node, group) = (node.clone(), group.clone());
+            node.clone().run(async move { node.wake(&group).await });
         }
     }
 }
@@ -43,6 +45,7 @@ pub(crate) fn process_lost(node: &Arc<Inner>, peer: NodeId, reason: &str) {
 async fn succeed(node: Arc<Inner>, group: Arc<Group>, lost: Leader) {
     let Some(vote) = vote_of(&group, lost) else { return };
     group.release_lease(lost.term);
+    group.wake().await;
     let release = TransferLeaderRequest::new(vote, NOBODY, None);
     if group.raft.handle_transfer_leader(release).await.is_err() {
         return;
@@ -68,9 +71,9 @@ async fn succeed(node: Arc<Inner>, group: Arc<Group>, lost: Leader) {
 /// The lost leader's vote as this replica holds it; none when it has a newer one.
 fn vote_of(group: &Group, lost: Leader) -> Option<Vote> {
     let metrics = group.raft.server_metrics();
-    let vote = metrics.borrow_watched().vote;
-    let is_its =
-        vote.is_committed() && vote.leader_id.term == lost.term && Some(vote.leader_id.node_id) == lost.node;
+    let metrics = metrics.borrow_watched();
+    let vote = metrics.vote;
+    let is_its = metrics.current_leader == lost.node && vote.committed && vote.leader_id.term == lost.term;
     is_its.then_some(vote)
 }
 

@@ -14,6 +14,7 @@ use crate::adapter::Applied;
 use crate::log::GroupLog;
 use crate::machine::{GroupId, NodeId};
 use crate::placement::Placement;
+use crate::quiet::Quiet;
 use crate::types::{AppendRequest, LogId, Raft, VoteRequest, term_of};
 
 /// Who leads, as far as this node knows.
@@ -40,6 +41,7 @@ pub(crate) struct Group {
     /// The last lease that was released before its time.
     released: Mutex<Option<Released>>,
     started: Instant,
+    pub(crate) quiet: Quiet,
 }
 
 /// A lease that was released because its leader's process was lost.
@@ -69,6 +71,7 @@ impl Group {
             heard: AtomicU64::new(0),
             released: Mutex::new(None),
             started: Instant::now(),
+            quiet: Quiet::default(),
         }
     }
 
@@ -141,7 +144,8 @@ impl Group {
         }
     }
 
-    /// Whether this node leads the group and has heard from a majority within the lease.
+    /// Whether this node leads the group and has heard from a majority within the lease: from the group's replicas, or,
+    /// while the group is quiet, from their processes.
     pub(crate) fn leads(&self, lease: Duration) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -149,7 +153,9 @@ impl Group {
             return false;
         }
         let alone = metrics.membership_config.voter_ids().count() == 1;
-        alone || metrics.last_quorum_acked.is_some_and(|acked| acked.into_inner().elapsed() < lease)
+        alone
+            || self.quiet.vouches(lease)
+            || metrics.last_quorum_acked.is_some_and(|acked| acked.into_inner().elapsed() < lease)
     }
 
     /// Waits until this replica has applied the entry.

@@ -23,6 +23,7 @@ mod open;
 mod placement;
 mod propose;
 mod pulse;
+mod quiet;
 mod record;
 mod runtime;
 mod service;

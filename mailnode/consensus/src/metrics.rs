@@ -242,4 +242,6 @@ pub struct GroupMetrics {
     pub applied_index: u64,
     /// Entries by which the slowest other replica is behind; only known to the leader.
     pub follower_lag: Option<u64>,
+    /// Whether it has nothing to do and is silent.
+    pub quiet: bool,
 }

@@ -122,6 +122,11 @@ impl Links {
         self.links.get(&node)
     }
 
+    /// Lets the next pulses to all peers go now.
+    pub(crate) fn hurry(&self) {
+        self.links.values().for_each(|link| link.pulse.hurry.notify_one());
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Link>> {
         self.links.values()
     }

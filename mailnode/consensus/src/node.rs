@@ -389,9 +389,14 @@ impl Inner {
         let metrics = group.raft.metrics();
         let metrics = metrics.borrow_watched();
         let last = metrics.last_log_index.unwrap_or(0);
+        let lease = self.config.lease();
+        let vouched = group.quiet.vouches(lease);
         let answers = |node: &NodeId| {
+            if vouched {
+                return self.links.get(*node).is_some_and(|link| link.pulse.is_fresh(lease));
+            }
             let heard = metrics.heartbeat.as_ref().and_then(|heard| heard.get(node).copied().flatten());
-            heard.is_some_and(|heard| heard.into_inner().elapsed() < self.config.lease())
+            heard.is_some_and(|heard| heard.into_inner().elapsed() < lease)
         };
         let has_log = |node: &NodeId| {
             let matched =
@@ -417,6 +422,7 @@ impl Inner {
             last_log_index: last,
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             follower_lag: lag,
+            quiet: group.quiet.is_quiet(),
         }
     }
 }

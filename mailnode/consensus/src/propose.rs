@@ -222,6 +222,14 @@ impl Inner {
         }
     }
 
+    /// There is something to do for a group: it must not be quiet.
+    async fn rouse(&self, group: &Group) {
+        group.quiet.touch();
+        if group.quiet.is_asleep() {
+            self.wake(group).await;
+        }
+    }
+
     /// Proposes to this node's own engine.
     pub(crate) async fn propose_here(
         &self,
@@ -229,6 +237,7 @@ impl Inner {
         command: Bytes,
         within: Duration,
     ) -> Attempt<Bytes> {
+        self.rouse(group).await;
         match timeout(within, group.raft.client_write(Command(command))).await {
             Ok(Ok(response)) => Attempt::Done(response.data),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => not_leader(forward),
@@ -242,6 +251,7 @@ impl Inner {
 
     /// The index that a reader has to wait for, confirmed by a majority, if this node leads.
     pub(crate) async fn read_index_here(&self, group: &Arc<Group>, within: Duration) -> Attempt<u64> {
+        self.rouse(group).await;
         match timeout(within, group.raft.get_read_linearizer(ReadPolicy::ReadIndex)).await {
             Ok(Ok(linearizer)) => Attempt::Done(linearizer.read_log_id().index()),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)))) => {

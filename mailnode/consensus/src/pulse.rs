@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorumail_proto::peer::{PulseEcho, PulseFrame};
+use quorumail_proto::peer::{PulseEcho, PulseFrame, QuietGroup, QuietGroups};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,6 +38,10 @@ const QUEUED_PULSES: usize = 4;
 struct Known {
     incarnation: Option<u64>,
     heard: Option<Instant>,
+    /// The groups that it leads and would keep quiet.
+    offers: Arc<[QuietGroup]>,
+    /// Of this node's offers, those that it has accepted.
+    accepted: Arc<[QuietGroup]>,
 }
 
 /// The pulses between this node and one peer.
@@ -46,14 +50,31 @@ pub(crate) struct PeerPulse {
     known: Mutex<Known>,
     /// The peer's own stream to us has ended: look at once whether it is still there.
     suspected: Notify,
+    /// The next pulse carries something new and should not wait for its time.
+    pub(crate) hurry: Notify,
 }
 
 impl PeerPulse {
     /// Takes a pulse; returns whether the peer has been restarted since the last one.
-    fn hear(&self, incarnation: u64) -> bool {
+    fn hear(&self, frame: PulseFrame) -> bool {
         let mut known = self.known.lock();
         known.heard = Some(Instant::now());
-        known.incarnation.replace(incarnation).is_some_and(|before| before != incarnation)
+        if let Some(offers) = frame.offers {
+            known.offers = offers.groups.into();
+        }
+        if let Some(accepted) = frame.accepted {
+            known.accepted = accepted.groups.into();
+        }
+        known.incarnation.replace(frame.incarnation).is_some_and(|before| before != frame.incarnation)
+    }
+
+    fn offers(&self) -> Arc<[QuietGroup]> {
+        self.known.lock().offers.clone()
+    }
+
+    /// Whether the peer has accepted this very offer.
+    pub(crate) fn accepts(&self, offer: &QuietGroup) -> bool {
+        self.known.lock().accepted.contains(offer)
     }
 
     /// When the last pulse came.
@@ -82,9 +103,9 @@ pub(crate) async fn keep(node: Arc<Inner>, link: Arc<Link>) {
     let mut present = false;
     loop {
         match open(&node, &link).await {
-            Ok((frames, echoes)) => {
+            Ok((frames, echoes, pulses)) => {
                 present = true;
-                let end = send(&node, &link, frames, echoes).await;
+                let end = send(&node, &link, frames, echoes, pulses).await;
                 tracing::debug!(peer, %end, "pulse stream is down");
                 continue;
             }
@@ -100,21 +121,48 @@ pub(crate) async fn keep(node: Arc<Inner>, link: Arc<Link>) {
     }
 }
 
-fn frame(node: &Inner) -> PulseFrame {
-    PulseFrame { format: FORMAT, node: node.config.node, incarnation: node.incarnation }
+/// Makes the pulses of one stream: lists are only sent when they have changed.
+struct Composer<'a> {
+    node: &'a Inner,
+    peer: NodeId,
+    offers: Option<Vec<QuietGroup>>,
+    accepted: Option<Vec<QuietGroup>>,
 }
 
-async fn open(
-    node: &Inner,
+impl Composer<'_> {
+    fn next(&mut self) -> PulseFrame {
+        let node = self.node;
+        PulseFrame {
+            format: FORMAT,
+            node: node.config.node,
+            incarnation: node.incarnation,
+            offers: news(&mut self.offers, node.offers(self.peer)),
+            accepted: news(&mut self.accepted, node.acceptances(self.peer)),
+        }
+    }
+}
+
+/// The list, unless it is the one that was sent last.
+fn news(sent: &mut Option<Vec<QuietGroup>>, now: Vec<QuietGroup>) -> Option<QuietGroups> {
+    if sent.as_ref() == Some(&now) {
+        return None;
+    }
+    *sent = Some(now.clone());
+    Some(QuietGroups { groups: now })
+}
+
+async fn open<'a>(
+    node: &'a Inner,
     link: &Link,
-) -> Result<(mpsc::Sender<PulseFrame>, Streaming<PulseEcho>), NotOpen> {
+) -> Result<(mpsc::Sender<PulseFrame>, Streaming<PulseEcho>, Composer<'a>), NotOpen> {
     // A channel of its own, so that no other traffic delays it, and a new one every time: it asks for the address anew.
     let mut client = link.fresh_client().map_err(NotOpen::Unclear)?;
     let (frames, queue) = mpsc::channel(QUEUED_PULSES);
     // The first pulse goes with the request: the receiver knows from the start whose stream it is.
-    frames.try_send(frame(node)).expect("the queue is empty");
+    let mut pulses = Composer { node, peer: link.peer.id, offers: None, accepted: None };
+    frames.try_send(pulses.next()).expect("the queue is empty");
     match timeout(OPEN_TIMEOUT, client.pulse(ReceiverStream::new(queue))).await {
-        Ok(Ok(answer)) => Ok((frames, answer.into_inner())),
+        Ok(Ok(answer)) => Ok((frames, answer.into_inner(), pulses)),
         Ok(Err(status)) => {
             let reason = crate::lane::status_text(&status);
             Err(if is_gone(&status) { NotOpen::Gone(reason) } else { NotOpen::Unclear(reason) })
@@ -143,27 +191,32 @@ fn is_gone(status: &Status) -> bool {
 
 /// Sends pulses until the stream breaks; returns why it did.
 async fn send(
-    node: &Arc<Inner>,
+    node: &Inner,
     link: &Link,
     frames: mpsc::Sender<PulseFrame>,
     mut echoes: Streaming<PulseEcho>,
+    mut pulses: Composer<'_>,
 ) -> String {
     let mut ticks = tokio::time::interval(node.config.pulse_interval());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => {
-                // A full queue means that the peer takes none for now; the next one says the same.
-                if let Err(mpsc::error::TrySendError::Closed(_)) = frames.try_send(frame(node)) {
-                    return "the transport gave up".to_owned();
-                }
-            }
+            biased;
+            _ = ticks.tick() => {}
+            () = link.pulse.hurry.notified() => {}
             echo = echoes.message() => match echo {
-                Ok(Some(PulseEcho {})) => {}
+                Ok(Some(PulseEcho {})) => continue,
                 Ok(None) => return "ended by the peer".to_owned(),
                 Err(status) => return crate::lane::status_text(&status),
             },
             () = link.pulse.suspected.notified() => return "the peer's own stream has ended".to_owned(),
+        }
+        // Room first: a list that is not sent must not be taken for sent. No room means that the peer takes no pulses
+        // for now, and it will miss this one.
+        match frames.try_reserve() {
+            Ok(room) => room.send(pulses.next()),
+            Err(mpsc::error::TrySendError::Full(())) => {}
+            Err(mpsc::error::TrySendError::Closed(())) => return "the transport gave up".to_owned(),
         }
     }
 }
@@ -177,9 +230,10 @@ pub(crate) async fn receive(
     let mut peer: Option<NodeId> = None;
     loop {
         let frame = tokio::select! {
+            biased;
+            () = node.stop.cancelled() => return,
             frame = frames.message() => frame,
             () = echoes.closed() => break,
-            () = node.stop.cancelled() => return,
         };
         let Ok(Some(frame)) = frame else { break };
         if frame.format != FORMAT {
@@ -187,10 +241,12 @@ pub(crate) async fn receive(
             return;
         }
         let Some(link) = node.links.get(frame.node) else { return };
-        peer = Some(frame.node);
-        if link.pulse.hear(frame.incarnation) {
-            failover::process_lost(&node, frame.node, "it is back under another incarnation");
+        let from = frame.node;
+        peer = Some(from);
+        if link.pulse.hear(frame) {
+            failover::process_lost(&node, from, "it is back under another incarnation");
         }
+        node.hear_offers(from, &link.pulse.offers());
     }
     if let Some(link) = peer.and_then(|peer| node.links.get(peer)) {
         link.pulse.suspected.notify_one();
@@ -205,11 +261,28 @@ mod tests {
     fn a_process_that_came_back_is_told_from_one_that_stayed() {
         let pulse = PeerPulse::default();
         assert!(!pulse.is_fresh(Duration::from_secs(1)));
-        assert!(!pulse.hear(7), "the first pulse tells of no restart");
-        assert!(!pulse.hear(7));
+        let frame = |incarnation| PulseFrame { incarnation, ..PulseFrame::default() };
+        assert!(!pulse.hear(frame(7)), "the first pulse tells of no restart");
+        assert!(!pulse.hear(frame(7)));
         assert!(pulse.is_fresh(Duration::from_secs(1)));
-        assert!(pulse.hear(8));
-        assert!(!pulse.hear(8));
+        assert!(pulse.hear(frame(8)));
+        assert!(!pulse.hear(frame(8)));
+    }
+
+    #[test]
+    fn lists_are_kept_until_others_come() {
+        let pulse = PeerPulse::default();
+        let group = QuietGroup { group: 3, term: 2, index: 9 };
+        let accepted = Some(QuietGroups { groups: vec![group] });
+        pulse.hear(PulseFrame { accepted, ..PulseFrame::default() });
+        pulse.hear(PulseFrame::default());
+        assert!(pulse.accepts(&group) && !pulse.accepts(&QuietGroup { index: 10, ..group }));
+        pulse.hear(PulseFrame { accepted: Some(QuietGroups::default()), ..PulseFrame::default() });
+        assert!(!pulse.accepts(&group));
+        let mut sent = None;
+        assert!(news(&mut sent, vec![]).is_some(), "a new stream begins with the lists");
+        assert!(news(&mut sent, vec![]).is_none());
+        assert!(news(&mut sent, vec![group]).is_some());
     }
 
     #[tokio::test]

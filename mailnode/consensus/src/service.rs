@@ -97,6 +97,9 @@ impl Peer for PeerService {
         let call = request.into_inner();
         let (group, vote) = (self.group(call.group)?, decode::<VoteRequest>(&call)?);
         self.check_vote(group, &vote)?;
+        if group.quiet.is_asleep() {
+            self.0.wake(group).await;
+        }
         let response: VoteResponse = group.raft.vote(vote).await.map_err(refused)?;
         Ok(answer(&response))
     }
@@ -105,10 +108,16 @@ impl Peer for PeerService {
         let call = request.into_inner();
         let (group, vote) = (self.group(call.group)?, decode::<VoteRequest>(&call)?);
         self.check_vote(group, &vote)?;
+        let lease = self.0.config.lease();
+        let pulse_of = |leader: u64| self.0.links.get(leader).and_then(|link| link.pulse.heard());
         let leader = group.leader.borrow().node;
-        let pulse = leader.and_then(|leader| self.0.links.get(leader)).and_then(|link| link.pulse.heard());
-        if group.leader_is_back(self.0.config.lease(), pulse) {
+        let kept_quiet =
+            group.quiet.follows().and_then(pulse_of).is_some_and(|pulse| pulse.elapsed() < lease);
+        if kept_quiet || group.leader_is_back(lease, leader.and_then(pulse_of)) {
             return Err(refused("the leader is here"));
+        }
+        if group.quiet.is_asleep() {
+            self.0.wake(group).await;
         }
         let response: VoteResponse = group.raft.pre_vote(vote).await.map_err(refused)?;
         Ok(answer(&response))
@@ -121,6 +130,7 @@ impl Peer for PeerService {
         if *transfer.to_node_id() == self.0.config.node && (self.0.is_leaving() || !group.log.is_proven()) {
             return Err(refused("this node takes no leads now"));
         }
+        group.wake().await;
         let response = group.raft.handle_transfer_leader(transfer).await.map_err(refused)?;
         Ok(answer(&response))
     }
@@ -263,6 +273,9 @@ impl Receiver {
         self.node.counters.append_received(frame.commands.iter().map(bytes::Bytes::len).sum());
         let request = wire::decode_append(frame).map_err(|error| error.to_string())?;
         group.observe_append(&request);
+        if group.quiet.is_asleep() {
+            group.wake_by_append(!request.entries.is_empty()).await;
+        }
         if mode == Mode::Single {
             let turn = self.heartbeats.clone().acquire_owned().await.map_err(|error| error.to_string())?;
             let replies = self.replies.clone();

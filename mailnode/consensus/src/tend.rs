@@ -45,6 +45,7 @@ impl Inner {
         for link in self.links.all() {
             self.run(crate::pulse::keep(self.clone(), link.clone()));
         }
+        self.run(crate::quiet::tend(self.clone()));
         self.run(checkpoints(self.clone()));
         self.run(tend_groups(self.clone()));
     }
@@ -83,6 +84,7 @@ async fn watch_leader(node: Arc<Inner>, group: Arc<Group>) {
         let leader = current_leader(&group.raft);
         let before = group.leader.send_replace(leader);
         if before != leader {
+            group.wake().await;
             let me = Some(node.config.node);
             let (group, term) = (group.id.0, leader.term);
             match (before.node == me, leader.node == me) {
@@ -226,6 +228,7 @@ async fn add_learners(node: &Arc<Inner>, group: &Arc<Group>) {
         group.placement.learners.iter().copied().filter(|learner| known.get_node(learner).is_none()).collect()
     };
     let Some(learner) = missing.first().copied() else { return };
+    node.wake(group).await;
     // One at a time; the next one with the next look. Bounded, because without a majority it would wait for ever.
     let adding = group.raft.add_learner(learner, openraft::EmptyNode {}, false);
     match tokio::time::timeout(node.config.lease(), adding).await {
@@ -254,6 +257,7 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
     if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !is_voter(group, preferred) {
         return;
     }
+    node.wake(group).await;
     tracing::info!(group = group.id.0, to = preferred, "giving the lead to the preferred leader");
     node.counters.transferred();
     if let Err(error) = group.raft.trigger().transfer_leader(preferred).await {
@@ -304,6 +308,7 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
             tokio::time::sleep(HAND_OVER_PAUSE).await;
             continue;
         }
+        node.wake(group).await;
         node.counters.transferred();
         if group.raft.trigger().transfer_leader(target).await.is_err() {
             return;

@@ -45,6 +45,155 @@ async fn acknowledged_commands_survive_the_loss_of_their_leader() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_process_is_noticed_before_any_lease_runs_out() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    const LEASE: Duration = Duration::from_secs(8);
+    let mut cluster = Cluster::start_with(3, 6, |config| config.election_timeout = LEASE / 2..LEASE).await;
+    cluster.ready().await;
+    let lost = cluster.leader(1).await;
+    let other = (lost + 1) % 3;
+    for group in 1..=6 {
+        write_some(&cluster, other, group, 0..10).await;
+    }
+    cluster.crash(lost);
+    let started = Instant::now();
+    for group in 1..=6 {
+        cluster.node(other).propose(group, 1000, b"after", PATIENCE).await.expect("acknowledged");
+    }
+    let took = started.elapsed();
+    println!("all groups writable {took:?} after the loss of a process, with a lease of {LEASE:?}");
+    assert!(took < LEASE / 2, "a lease had to run out: {took:?}");
+}
+
+/// Terms of all groups at a node.
+fn terms(cluster: &Cluster, node: NodeId) -> Vec<u64> {
+    cluster.node(node).consensus.status().iter().map(|status| status.term).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_partitioned_node_does_not_disturb_a_healthy_majority() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(3, 3).await;
+    cluster.ready().await;
+    let leader = cluster.leader(1).await;
+    let (half, healthy) = ((leader + 1) % 3, (leader + 2) % 3);
+    until("leads that stay where they are", || {
+        let led = cluster.node(leader).consensus.led_groups().contains(&GroupId(1));
+        led.then_some(())
+    })
+    .await;
+    let mut id = 0;
+    // One way, the other way, both; and flapping.
+    let cuts: [&[(NodeId, NodeId)]; 4] = [
+        &[(leader, half)],
+        &[(half, leader)],
+        &[(leader, half), (half, leader)],
+        &[(half, leader), (half, healthy)],
+    ];
+    for (round, ways) in cuts.iter().enumerate() {
+        let before = group_term(&cluster, leader, 1);
+        for flap in 0..3 {
+            ways.iter().for_each(|(from, to)| cluster.cuts.cut(*from, *to));
+            let until = Instant::now() + Duration::from_millis(1200);
+            while Instant::now() < until {
+                id += 1;
+                let outcome = cluster.node(healthy).propose(1, id, b"body", Duration::from_secs(3)).await;
+                assert!(
+                    outcome.is_ok(),
+                    "writes stopped in round {round}, flap {flap}: {}",
+                    cluster.explain(1)
+                );
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            cluster.cuts.mend_all();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(group_term(&cluster, leader, 1), before, "round {round} forced an election");
+        assert!(cluster.node(leader).consensus.leads(GroupId(1)), "round {round} took the lead away");
+    }
+    cluster.settled().await;
+}
+
+fn group_term(cluster: &Cluster, node: NodeId, group: usize) -> u64 {
+    terms(cluster, node)[group]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_groups_go_quiet_and_wake_for_writes_reads_and_losses() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    const GROUPS: u32 = 6;
+    let mut cluster = Cluster::start(3, GROUPS).await;
+    cluster.ready().await;
+    for group in 0..=GROUPS {
+        write_some(&cluster, 0, group, 0..5).await;
+    }
+    let quiet = |cluster: &Cluster| {
+        let all = |node: &kit::Node| node.consensus.metrics().groups.values().all(|group| group.quiet);
+        cluster.nodes.values().all(all)
+    };
+    until("all groups to be quiet", || quiet(&cluster).then_some(())).await;
+    let before = terms(&cluster, 0);
+    // Longer than any lease: nothing is elected, and everything still looks as it should.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(quiet(&cluster), "quiet groups stay quiet");
+    for (id, node) in &cluster.nodes {
+        assert_eq!(node.consensus.ready(), Ok(()), "node {id}");
+        for status in node.consensus.status().iter().filter(|status| status.leader == Some(*id)) {
+            assert!(node.consensus.leads(status.group), "node {id} leads {:?}", status.group);
+            assert_eq!(status.in_sync.as_deref(), Some(&[0, 1, 2][..]), "group {:?}", status.group);
+        }
+    }
+    for group in 0..=GROUPS {
+        let started = Instant::now();
+        cluster.node(1).propose(group, 100, b"woken", PATIENCE).await.expect("acknowledged");
+        println!("the first write to quiet group {group} took {:?}", started.elapsed());
+        assert_eq!(cluster.node(2).count(group).await, 6);
+    }
+    assert_eq!(terms(&cluster, 0), before, "waking elects nobody");
+    until("all groups to be quiet again", || quiet(&cluster).then_some(())).await;
+    assert_eq!(cluster.node(0).count(1).await, 6, "a read wakes the group as well");
+    assert_eq!(terms(&cluster, 0), before);
+    until("all groups to be quiet again", || quiet(&cluster).then_some(())).await;
+    let lost = cluster.leader(1).await;
+    cluster.crash(lost);
+    let other = (lost + 1) % 3;
+    let started = Instant::now();
+    for group in 0..=GROUPS {
+        cluster.node(other).propose(group, 200, b"after", PATIENCE).await.expect("acknowledged");
+    }
+    println!("quiet groups writable {:?} after the loss of a node", started.elapsed());
+    cluster.up(lost).await;
+    cluster.settled().await;
+    until("all groups to be quiet with the node back", || quiet(&cluster).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_groups_notice_a_leader_that_falls_silent() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(3, 2).await;
+    cluster.ready().await;
+    let quiet = || {
+        let all = |node: &kit::Node| node.consensus.metrics().groups.values().all(|group| group.quiet);
+        cluster.nodes.values().all(all)
+    };
+    until("all groups to be quiet", || quiet().then_some(())).await;
+    let leader = cluster.leader(1).await;
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    for other in others {
+        cluster.cuts.cut(leader, other);
+        cluster.cuts.cut(other, leader);
+    }
+    cluster
+        .node(others[0])
+        .propose(1, 1, b"without it", Duration::from_secs(10))
+        .await
+        .expect("acknowledged");
+    assert_ne!(cluster.node(others[0]).consensus.leader(GroupId(1)), Some(leader));
+    cluster.cuts.mend_all();
+    cluster.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_back_before_anyone_noticed_is_elected_anew() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start(3, 1).await;

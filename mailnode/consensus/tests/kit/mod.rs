@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 pub mod toy;
+pub mod wires;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +20,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use toy::{Toy, command};
+use wires::{Cuts, Dial};
 
 /// Longest wait for anything in these tests.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,13 +28,19 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// One test at a time: they measure time and share two cores.
 pub static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-struct Plain;
+/// How a node reaches its peers: over sockets that can be cut.
+struct Wires {
+    node: NodeId,
+    cuts: Cuts,
+}
 
-impl Connector for Plain {
+impl Connector for Wires {
     fn channel(&self, peer: &Peer) -> Result<Channel, ConnectError> {
         let uri = Endpoint::from_shared(format!("http://{}", peer.address));
         let uri = uri.map_err(|error| ConnectError { node: peer.id, reason: error.to_string() })?;
-        Ok(endpoint(uri).connect_lazy())
+        let dial =
+            Dial { from: self.node, to: peer.id, address: peer.address.clone(), cuts: self.cuts.clone() };
+        Ok(endpoint(uri).connect_with_connector_lazy(dial))
     }
 }
 
@@ -73,6 +81,8 @@ impl Node {
 
 pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
+    /// Ways between nodes that are cut.
+    pub cuts: Cuts,
     peers: Vec<Peer>,
     dir: tempfile::TempDir,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
@@ -102,8 +112,14 @@ impl Cluster {
         let peers = reserved.iter().enumerate().map(peer).collect();
         drop(reserved);
         let dir = tempfile::tempdir().expect("a directory");
-        let mut cluster =
-            Cluster { nodes: BTreeMap::new(), peers, dir, change: Box::new(change), partitions };
+        let mut cluster = Cluster {
+            nodes: BTreeMap::new(),
+            cuts: Cuts::default(),
+            peers,
+            dir,
+            change: Box::new(change),
+            partitions,
+        };
         for id in 0..nodes {
             cluster.up(id).await;
         }
@@ -129,7 +145,8 @@ impl Cluster {
             .build()
             .expect("a runtime");
         let (dir, address) = (self.dir(id), self.peers[id as usize].address.clone());
-        let started = runtime.spawn(async move { start_node(config, dir, &address).await });
+        let wires = Wires { node: id, cuts: self.cuts.clone() };
+        let started = runtime.spawn(async move { start_node(config, dir, &address, wires).await });
         let (consensus, machine) = started.await.expect("the node starts");
         self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine });
     }
@@ -222,7 +239,7 @@ impl Drop for Cluster {
     }
 }
 
-async fn start_node(config: Config, dir: PathBuf, address: &str) -> (Consensus, Arc<Toy>) {
+async fn start_node(config: Config, dir: PathBuf, address: &str, wires: Wires) -> (Consensus, Arc<Toy>) {
     std::fs::create_dir_all(&dir).expect("a directory");
     let deadline = Instant::now() + PATIENCE;
     // The node before this one may still be letting go of the directory and the port.
@@ -242,7 +259,7 @@ async fn start_node(config: Config, dir: PathBuf, address: &str) -> (Consensus, 
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     let machine = Arc::new(Toy::open(dir.join("state"), journal.clone()));
-    let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(Plain))
+    let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(wires))
         .await
         .expect("consensus starts");
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));

@@ -155,6 +155,10 @@ impl Sources {
         for (group, metrics) in &node.groups {
             family.labelled("group", group.0, metrics.applied_index);
         }
+        let mut family = text.gauge("group_quiet", "Whether the group has nothing to do and is silent.");
+        for (group, metrics) in &node.groups {
+            family.labelled("group", group.0, u8::from(metrics.quiet));
+        }
         let mut family = text.gauge("group_term", "Raft term.");
         for (group, metrics) in &node.groups {
             family.labelled("group", group.0, metrics.term);
