@@ -96,13 +96,13 @@ def show(title, gaps):
     print(f"{title}: {len(gaps)} events, gap min {gaps[0]:.0f} median {at(0.5):.0f} p99 {at(0.99):.0f} max {gaps[-1]:.0f} ms", flush=True)
 
 
-def events(dev, allowed, count, what):
+def events(dev, count, what):
     gaps = []
     for number in range(count):
         victim = number % 3
         wait_balanced(dev, 3)
-        allowed[:] = [node for node in range(3) if node != victim]
-        writers = [Writer(dev, i, list(allowed)) for i in range(WRITERS)]
+        stay = [node for node in range(3) if node != victim]
+        writers = [Writer(dev, i, stay) for i in range(WRITERS)]
         for writer in writers:
             writer.start()
         time.sleep(SETTLE)
@@ -129,11 +129,10 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="failover-") as directory:
         with Dev(directory, {"people.yaml": people(NAMES)}) as dev:
-            allowed = []
             if arguments.kills:
-                show("kill -9 of a leader", events(dev, allowed, arguments.kills, signal.SIGKILL))
+                show("kill -9 of a leader", events(dev, arguments.kills, signal.SIGKILL))
             if arguments.handovers:
-                show("planned hand-over", events(dev, allowed, arguments.handovers, signal.SIGTERM))
+                show("planned hand-over", events(dev, arguments.handovers, signal.SIGTERM))
 
 
 if __name__ == "__main__":
