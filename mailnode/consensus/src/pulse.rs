@@ -48,8 +48,6 @@ struct Known {
 #[derive(Debug, Default)]
 pub(crate) struct PeerPulse {
     known: Mutex<Known>,
-    /// The peer's own stream to us has ended: look at once whether it is still there.
-    suspected: Notify,
     /// The next pulse carries something new and should not wait for its time.
     pub(crate) hurry: Notify,
 }
@@ -209,7 +207,6 @@ async fn send(
                 Ok(None) => return "ended by the peer".to_owned(),
                 Err(status) => return crate::lane::status_text(&status),
             },
-            () = link.pulse.suspected.notified() => return "the peer's own stream has ended".to_owned(),
         }
         // Room first: a list that is not sent must not be taken for sent. No room means that the peer takes no pulses
         // for now, and it will miss this one.
@@ -227,29 +224,25 @@ pub(crate) async fn receive(
     mut frames: Streaming<PulseFrame>,
     echoes: mpsc::Sender<Result<PulseEcho, Status>>,
 ) {
-    let mut peer: Option<NodeId> = None;
     loop {
         let frame = tokio::select! {
             biased;
             () = node.stop.cancelled() => return,
             frame = frames.message() => frame,
-            () = echoes.closed() => break,
+            () = echoes.closed() => return,
         };
-        let Ok(Some(frame)) = frame else { break };
+        // Its end tells nothing that the stream in the other direction does not tell as well.
+        let Ok(Some(frame)) = frame else { return };
         if frame.format != FORMAT {
             tracing::warn!(node = frame.node, format = frame.format, "a pulse of another format");
             return;
         }
         let Some(link) = node.links.get(frame.node) else { return };
         let from = frame.node;
-        peer = Some(from);
         if link.pulse.hear(frame) {
             failover::process_lost(&node, from, "it is back under another incarnation");
         }
         node.hear_offers(from, &link.pulse.offers());
-    }
-    if let Some(link) = peer.and_then(|peer| node.links.get(peer)) {
-        link.pulse.suspected.notify_one();
     }
 }
 
