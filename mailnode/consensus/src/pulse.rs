@@ -103,9 +103,13 @@ pub(crate) async fn keep(node: Arc<Inner>, link: Arc<Link>) {
         match open(&node, &link).await {
             Ok((frames, echoes, pulses)) => {
                 present = true;
+                let opened = Instant::now();
                 let end = send(&node, &link, frames, echoes, pulses).await;
                 tracing::debug!(peer, %end, "pulse stream is down");
-                continue;
+                // At once, to learn whether the peer is there; but not for ever with one that ends every stream.
+                if opened.elapsed() > RETRY_PAUSE {
+                    continue;
+                }
             }
             Err(NotOpen::Gone(reason)) if present => {
                 present = false;
