@@ -361,6 +361,9 @@ impl Inner {
     }
 
     fn status_of(&self, group: &Group) -> GroupStatus {
+        // Asked before the engine's metrics are borrowed below: a second borrow while the engine waits to write them
+        // would wait for the engine, and the engine for the first one, for ever.
+        let in_sync = group.leads(self.config.lease()).then(|| self.in_sync(group));
         let metrics = group.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -371,7 +374,6 @@ impl Inner {
             (voters, learners) = (group.placement.voters.clone(), group.placement.learners.clone());
         }
         let last_log_index = metrics.last_log_index;
-        let in_sync = group.leads(self.config.lease()).then(|| self.in_sync(group));
         GroupStatus {
             group: group.id,
             voters,

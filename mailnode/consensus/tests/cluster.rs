@@ -177,3 +177,31 @@ async fn throughput_of_8_kib_commands() {
     assert!(count > 100, "only {count} commands in {took} s");
     cluster.settled().await;
 }
+
+/// A status that borrowed the engine's metrics twice once stopped the group for ever, when the engine came to write them
+/// between the two.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_asked_for_its_status_all_the_time_goes_on() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let cluster = Cluster::start(1, 1).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let asked = Arc::new(AtomicU64::new(0));
+    for _ in 0..3 {
+        let (consensus, done, asked) = (cluster.node(0).consensus.clone(), done.clone(), asked.clone());
+        // Not joined: a thread that hangs must not keep the test from failing.
+        std::thread::spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                assert_eq!(consensus.status().len(), 2);
+                drop((consensus.metrics(), consensus.ready(), consensus.led_groups()));
+                asked.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for id in 0..1000 {
+        cluster.node(0).propose(1, id, b"body", PATIENCE).await.expect("acknowledged");
+    }
+    let before = asked.load(Ordering::Relaxed);
+    until("all who ask to be answered", || (asked.load(Ordering::Relaxed) > before + 100).then_some(()))
+        .await;
+    done.store(true, Ordering::Relaxed);
+}
