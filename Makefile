@@ -77,8 +77,8 @@ lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
 .PHONY: e2e
 e2e: packages build cluster image-archive ## End-to-end tests: real processes, real clients, real Kubernetes
 	$(call say,End-to-end tests)
-	$(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST); \
-	status=$$?; $(OUT)/cluster down; exit $$status
+	status=0; $(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST) || status=$$?; \
+	$(OUT)/cluster down; exit $$status
 
 .PHONY: e2e-dev
 e2e-dev: packages build ## End-to-end tests without Kubernetes
@@ -127,7 +127,7 @@ manifests: ## Writes the generated files: CRDs, reference pages, plain manifests
 
 # ---- what this machine needs -----------------------------------------------------------------------------------
 
-PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks isync postfix binutils \
+PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks libnet-ssleay-perl isync postfix binutils \
             iproute2 iptables e2fsprogs util-linux gcc libc6-dev
 .PHONY: packages
 packages:

@@ -69,6 +69,8 @@ def test_mail_sent_through_the_service_is_read_from_every_pod(service):
     mail.send(smtp(service), msg)
     sent = msg.as_bytes(policy=msg.policy.clone(linesep="\r\n"))
     for pod in pods(service):
+        # The MailCluster is Ready with a majority; a pod serves once it is Ready itself.
+        service.kubectl("-n", NAMESPACE, "wait", f"pod/{pod}", "--for=condition=Ready", "--timeout=120s")
         client = open_imap(service, pod=pod)
         client.select("INBOX", readonly=True)
         _, found = client.uid("SEARCH", "HEADER", "X-Token", msg["X-Token"])
