@@ -97,6 +97,7 @@ pub(crate) struct Inner {
     leaving: AtomicBool,
     /// Tells this process from the one before it under the same number.
     pub(crate) incarnation: u64,
+    read_only: AtomicBool,
     pub(crate) leads: watch::Sender<Vec<GroupId>>,
     /// Who led the groups that are not held here, when last heard of.
     hints: Mutex<BTreeMap<GroupId, NodeId>>,
@@ -155,6 +156,7 @@ impl Consensus {
             proposal_room,
             leaving: AtomicBool::new(false),
             incarnation: rand::random(),
+            read_only: AtomicBool::new(false),
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),
         });
@@ -254,6 +256,29 @@ impl Consensus {
         crate::tend::hand_over(&self.0, within).await
     }
 
+    /// Whether this node's log may grow. While it may not, this node takes no commands, no entries of other leaders and
+    /// no snapshots, hands its leads over and takes none; reads go on, and so do the groups as long as a majority of
+    /// their other replicas has room. Taken back, it catches up by itself.
+    pub fn set_read_only(&self, read_only: bool) {
+        if self.0.read_only.swap(read_only, Ordering::AcqRel) == read_only {
+            return;
+        }
+        for group in self.0.groups.values() {
+            group.raft.runtime_config().elect(self.0.takes_leads() && group.log.is_proven());
+        }
+        if read_only {
+            let node = self.0.clone();
+            self.0.tasks.spawn(async move {
+                let stop = node.stop.clone();
+                tokio::select! {
+                    biased;
+                    () = stop.cancelled() => {}
+                    () = crate::tend::give_leads_away_while_read_only(&node) => {}
+                }
+            });
+        }
+    }
+
     /// Resolves with the reason when a group has to stop: its state machine or log failed. The process must exit then.
     pub async fn fatal(&self) -> String {
         self.0.fatal.reported().await
@@ -312,6 +337,15 @@ impl Inner {
 
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Whether this node may be given the lead of a group now.
+    pub(crate) fn takes_leads(&self) -> bool {
+        !self.is_leaving() && !self.is_read_only()
     }
 
     pub(crate) fn initialised(&self) -> Vec<u32> {

@@ -20,6 +20,7 @@ use crate::group::Group;
 use crate::machine::{GroupId, NodeId};
 use crate::node::Inner;
 use crate::runtime::offload;
+use crate::service::READ_ONLY;
 use crate::types::{Command, TypeConfig};
 use crate::wire::MAX_MESSAGE_BYTES;
 
@@ -237,6 +238,9 @@ impl Inner {
         command: Bytes,
         within: Duration,
     ) -> Attempt<Bytes> {
+        if self.is_read_only() {
+            return Attempt::Failed(READ_ONLY.into());
+        }
         self.rouse(group).await;
         match timeout(within, group.raft.client_write(Command(command))).await {
             Ok(Ok(response)) => Attempt::Done(response.data),

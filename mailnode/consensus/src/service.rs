@@ -40,6 +40,8 @@ const MAX_SESSIONS: usize = 4096;
 const SNAPSHOT_STALL: Duration = Duration::from_secs(60);
 /// Longest time another node may have us work on a forwarded command.
 const MAX_FORWARD: Duration = Duration::from_secs(60);
+/// What others are told while the log here may not grow.
+pub(crate) const READ_ONLY: &str = "the disk of this node is full: it only reads";
 
 /// The peer service of a node.
 pub struct PeerService(pub(crate) Arc<Inner>);
@@ -127,7 +129,7 @@ impl Peer for PeerService {
         let call = request.into_inner();
         let (group, transfer) =
             (self.group(call.group)?, decode::<TransferLeaderRequest<TypeConfig>>(&call)?);
-        if *transfer.to_node_id() == self.0.config.node && (self.0.is_leaving() || !group.log.is_proven()) {
+        if *transfer.to_node_id() == self.0.config.node && (!self.0.takes_leads() || !group.log.is_proven()) {
             return Err(refused("this node takes no leads now"));
         }
         group.wake().await;
@@ -144,6 +146,9 @@ impl Peer for PeerService {
         let group = self.group(first.group)?.clone();
         let head: SnapshotHead = wire::decode(first.format, &first.meta)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if self.0.is_read_only() {
+            return Err(refused(READ_ONLY));
+        }
         let _turn =
             group.installing.try_acquire().map_err(|_| refused("a snapshot is already being received"))?;
         let writer = self.0.receive_snapshot(group.id, chunks).await?;
@@ -196,7 +201,7 @@ impl Peer for PeerService {
             version: config.version.clone(),
             initialised: self.0.initialised(),
             cluster: config.cluster.clone(),
-            leaving: self.0.is_leaving(),
+            leaving: !self.0.takes_leads(),
         }))
     }
 }
@@ -270,6 +275,9 @@ impl Receiver {
         let group = GroupId(frame.group);
         let group =
             self.node.group(group).ok_or_else(|| format!("group {} is not held here", group.0))?.clone();
+        if self.node.is_read_only() && !frame.commands.is_empty() {
+            return Err(READ_ONLY.into());
+        }
         self.node.counters.append_received(frame.commands.iter().map(bytes::Bytes::len).sum());
         let request = wire::decode_append(frame).map_err(|error| error.to_string())?;
         group.observe_append(&request);

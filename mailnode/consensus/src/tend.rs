@@ -26,6 +26,9 @@ const TRANSFER_PAUSE: Duration = Duration::from_secs(10);
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
 /// Between two looks whether a transfer has succeeded or a replica is ready for one.
 const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
+/// For the leads to move away from a node that must not write any more, and before the next try.
+const READ_ONLY_HAND_OVER: Duration = Duration::from_secs(10);
+const READ_ONLY_PAUSE: Duration = Duration::from_secs(5);
 /// How long the engine may take to note how far the state machine is, before the purge is left to the next time.
 const MARK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -144,7 +147,7 @@ async fn bootstrap(node: Arc<Inner>, group: Arc<Group>) {
         Ok(()) => tracing::info!(group = group.id.0, ?voters, "founded the group"),
         Err(error) => tracing::info!(group = group.id.0, %error, "the group was not founded"),
     }
-    group.raft.runtime_config().elect(!node.is_leaving());
+    group.raft.runtime_config().elect(node.takes_leads());
 }
 
 async fn checkpoints(node: Arc<Inner>) {
@@ -212,7 +215,7 @@ async fn tend_groups(node: Arc<Inner>) {
                 continue;
             }
             add_learners(&node, group).await;
-            if node.config.balance && !node.is_leaving() {
+            if node.config.balance && node.takes_leads() {
                 balance(&node, group, watched.entry(group.id).or_default()).await;
             }
         }
@@ -271,7 +274,7 @@ fn is_voter(group: &Group, node: NodeId) -> bool {
     metrics.membership_config.voter_ids().any(|voter| voter == node)
 }
 
-/// Moves all leads away; returns how many are left. The caller has set `leaving`.
+/// Moves all leads away; returns how many are left. The caller has seen to it that no lead comes back.
 pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
     for group in node.groups() {
         group.raft.runtime_config().elect(false);
@@ -281,6 +284,18 @@ pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
     let _ = tokio::time::timeout(within, futures::future::join_all(moves)).await;
     let led = |group: &&Arc<Group>| current_leader(&group.raft).node == Some(node.config.node);
     node.groups().filter(led).count()
+}
+
+/// Moves leads away for as long as this node may not write, again and again: another replica may get room first.
+pub(crate) async fn give_leads_away_while_read_only(node: &Arc<Inner>) {
+    while node.is_read_only() {
+        let left = hand_over(node, READ_ONLY_HAND_OVER).await;
+        if left == 0 {
+            return;
+        }
+        tracing::warn!(left, "groups stay without a leader that could take commands");
+        tokio::time::sleep(READ_ONLY_PAUSE).await;
+    }
 }
 
 async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {

@@ -84,6 +84,9 @@ pub struct Config {
     /// Bounds of connections.
     #[serde(default)]
     pub limits: Limits,
+    /// When the disk counts as full.
+    #[serde(default)]
+    pub disk: DiskMarks,
 }
 
 /// Where to listen.
@@ -259,6 +262,16 @@ pub struct Limits {
     pub imap_connections_per_address: Option<usize>,
 }
 
+/// When the disk counts as full, in free bytes; absent ones follow from the size of the disk.
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DiskMarks {
+    /// Below this no new mail is taken.
+    pub no_new_mail_below: Option<u64>,
+    /// Below this the node only reads.
+    pub read_only_below: Option<u64>,
+}
+
 fn default_replicas() -> usize {
     3
 }
@@ -355,6 +368,11 @@ impl Config {
         }
         if self.replicas == 0 {
             return invalid("replicas", "must be at least 1".to_owned());
+        }
+        if let DiskMarks { no_new_mail_below: Some(first), read_only_below: Some(second) } = self.disk
+            && second > first
+        {
+            return invalid("disk.readOnlyBelow", "must not be above disk.noNewMailBelow".to_owned());
         }
         if (Port::Peer as u16).checked_add(self.listen.port_offset).is_none() {
             return invalid("listen.portOffset", "leads beyond port 65535".to_owned());
@@ -453,6 +471,7 @@ smtp:
             ("hostname: Mail.Example.org", "hostname: -x-", "hostname"),
             ("127.0.0.1:9444", "127.0.0.1", "peers"),
             ("initial: 90s", "initial: 2h", "smtp.retry"),
+            ("node: 1\n", "node: 1\ndisk: {noNewMailBelow: 5, readOnlyBelow: 6}\n", "disk.readOnlyBelow"),
         ] {
             let error = load(&GOOD.replacen(from, to, 1), None).unwrap_err().to_string();
             assert!(error.contains(named), "{from} -> {to}: {error}");

@@ -18,6 +18,7 @@ use quorumail_store::{
 
 use crate::{
     auth::{self, Authenticator, Purpose},
+    disk::Disk,
     groups::{self, CommandFailure, Groups, INBOX},
     watch::Watchers,
 };
@@ -41,11 +42,14 @@ pub struct ImapBackend {
     pub groups: Arc<Groups>,
     /// Tells of changes.
     pub watchers: Arc<Watchers>,
+    /// Room for new mail.
+    pub disk: Arc<Disk>,
 }
 
 struct OpenMailbox {
     groups: Arc<Groups>,
     watchers: Arc<Watchers>,
+    disk: Arc<Disk>,
     id: MailboxId,
     group: GroupId,
 }
@@ -69,6 +73,7 @@ impl Backend for ImapBackend {
         let mailbox = OpenMailbox {
             groups: Arc::clone(&self.groups),
             watchers: Arc::clone(&self.watchers),
+            disk: Arc::clone(&self.disk),
             id: record.id,
             group: Groups::group(record.partition),
         };
@@ -90,6 +95,11 @@ impl OpenMailbox {
     fn record(&self) -> Result<Arc<MailboxRecord>, Failure> {
         let record = self.groups.directory().mailbox(self.id);
         record.filter(|r| !r.suspended && r.permissions.login).ok_or(Failure::Unavailable)
+    }
+
+    /// Refuses what adds mail while the disk here is nearly full.
+    fn room_for_mail(&self) -> Result<(), Failure> {
+        if self.disk.is_nearly_full() { Err(Failure::Unavailable) } else { Ok(()) }
     }
 
     async fn propose(&self, op: Op, body: Bytes) -> Result<Applied, Failure> {
@@ -216,6 +226,7 @@ impl Mailbox for OpenMailbox {
         date: Option<Millis>,
         body: Bytes,
     ) -> Result<(u32, u32), Failure> {
+        self.room_for_mail()?;
         let op = Op::Append {
             mailbox: self.id,
             folder: folder.to_owned(),
@@ -288,6 +299,9 @@ impl Mailbox for OpenMailbox {
         to: &str,
         remove: bool,
     ) -> Result<(u32, Vec<(u32, u32)>), Failure> {
+        if !remove {
+            self.room_for_mail()?;
+        }
         let op = Op::Copy {
             mailbox: self.id,
             folder: FolderId(folder),

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod auth;
 pub mod channels;
 pub mod config;
+pub mod data_dir;
 pub mod delivery_queue;
 pub mod disk;
 pub mod exposition;

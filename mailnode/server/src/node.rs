@@ -1,13 +1,12 @@
 //! A node from start to end: in which order the rooms are opened, and in which they are closed.
 //!
-//! Start: listeners are bound first, so that a port in use is told before anything is written; then the log is read,
-//! consensus begins, and mail is served once the directory here is current. End: not ready, leads handed over, sessions
-//! finished, consensus and journal closed.
+//! Start: the data directory is taken and listeners are bound first, so that what is in use is told before anything is
+//! written; then the log is read, consensus begins, and mail is served once the directory here is current. End: not
+//! ready, leads handed over, sessions finished, consensus and journal closed.
 
 use std::{
     io,
     net::SocketAddr,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -28,8 +27,9 @@ use crate::{
     auth::Authenticator,
     channels::{self, PeerConnector},
     config::{Config, Port},
+    data_dir::DataDir,
     delivery_queue::DeliveryQueue,
-    disk::Disk,
+    disk::{Disk, Room},
     groups::Groups,
     http::{self, Readiness},
     identity::Role,
@@ -73,6 +73,8 @@ pub struct Node {
     client_tasks: JoinSet<()>,
     /// Ends all else, last.
     rest: CancellationToken,
+    /// Kept until the process ends: nobody else may open what is in it.
+    _data: Arc<DataDir>,
 }
 
 impl Sockets {
@@ -95,13 +97,11 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Opens what the node has on disk.
-fn open_data(dir: &Path) -> anyhow::Result<(Journal, quorumail_consensus::RecoveredLog, Store)> {
-    let index = dir.join("index");
-    for dir in [dir, &index] {
-        std::fs::create_dir_all(dir).with_context(|| format!("failed to make {}", dir.display()))?;
-    }
+fn open_data(data: &DataDir) -> anyhow::Result<(Journal, quorumail_consensus::RecoveredLog, Store)> {
+    let index = data.index();
+    std::fs::create_dir_all(&index).with_context(|| format!("failed to make {}", index.display()))?;
     let (journal, recovered) =
-        open_log(Options::new(dir.join("journal"))).context("failed to open the journal")?;
+        open_log(Options::new(data.journal())).context("failed to open the journal")?;
     let bodies = Arc::new(JournalBodies::new(journal.clone()));
     let store = Store::open(&index, bodies).context("failed to open the index")?;
     Ok((journal, recovered, store))
@@ -120,6 +120,8 @@ impl Node {
         let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
         let delivery = delivery_config(&config)?;
         let dns = quorumail_delivery::Dns::new(&config.smtp.dns_servers).context("failed to set up DNS")?;
+        let data = DataDir::open(&config.data_dir, &config.cluster, config.node());
+        let data = Arc::new(data.context("this data directory cannot be used")?);
         let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
         let rest = CancellationToken::new();
         let (ready, is_ready) = watch::channel(Err("the log is being read".to_owned()));
@@ -127,8 +129,9 @@ impl Node {
         spawn("http", http::serve(http, is_ready.clone(), Arc::clone(&metrics), rest.clone()));
         tokio::spawn(tls::watch(Arc::clone(&public_tls), Arc::clone(&internal_tls), rest.clone()));
 
-        let (journal, groups) = start_groups(&config, &internal_tls, peer, &rest).await?;
-        let disk = Disk::watch(&config.data_dir, rest.clone());
+        let (journal, groups) = start_groups(&config, &data, &internal_tls, peer, &rest).await?;
+        let disk = Disk::watch(&config.data_dir, config.disk, rest.clone());
+        tokio::spawn(follow_room(Arc::clone(&groups), Arc::clone(&disk), rest.clone()));
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
@@ -156,7 +159,7 @@ impl Node {
             Mail { config, groups: Arc::clone(&groups), auth, disk, metrics, public_tls, delivery, dns };
         let clients = CancellationToken::new();
         let client_tasks = parts.start(mail, Arc::clone(&mail_is_served), &clients, &rest);
-        Ok(Self { groups, ready, mail_is_served, clients, client_tasks, rest })
+        Ok(Self { groups, ready, mail_is_served, clients, client_tasks, rest, _data: data })
     }
 
     /// Runs until `stop` is cancelled, then ends in order; or until something that cannot be mended fails.
@@ -223,13 +226,14 @@ impl Node {
 /// Opens the data, starts consensus and the service that peers call.
 async fn start_groups(
     config: &Config,
+    data: &Arc<DataDir>,
     tls: &Arc<InternalTls>,
     peer: TcpListener,
     rest: &CancellationToken,
 ) -> anyhow::Result<(Journal, Arc<Groups>)> {
-    let dir = config.data_dir.clone();
+    let data = Arc::clone(data);
     let opened =
-        tokio::task::spawn_blocking(move || open_data(&dir)).await.context("opening the data failed")?;
+        tokio::task::spawn_blocking(move || open_data(&data)).await.context("opening the data failed")?;
     let (journal, recovered, store) = opened?;
     let connector = Arc::new(PeerConnector(Arc::clone(tls)));
     let machine = Arc::new(Machine(store.clone()));
@@ -277,9 +281,10 @@ impl Mail {
             auth: Arc::clone(&self.auth),
             groups: Arc::clone(&self.groups),
             hostname: self.config.hostname.clone(),
-            disk: self.disk,
+            disk: Arc::clone(&self.disk),
         };
-        let imap = ImapBackend { auth: self.auth, groups: Arc::clone(&self.groups), watchers };
+        let imap =
+            ImapBackend { auth: self.auth, groups: Arc::clone(&self.groups), watchers, disk: self.disk };
         let listeners = Listeners {
             config: self.config,
             tls: self.public_tls.server_config(),
@@ -289,6 +294,19 @@ impl Mail {
         };
         tasks.spawn(serve_mail(self.groups, listeners, sockets, served, stop.clone()));
         tasks
+    }
+}
+
+/// Tells consensus when the log here may not grow any more, and when it may again.
+async fn follow_room(groups: Arc<Groups>, disk: Arc<Disk>, stop: CancellationToken) {
+    let mut room = disk.changes();
+    loop {
+        let read_only = *room.borrow_and_update() == Room::ReadOnly;
+        groups.consensus.set_read_only(read_only);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = room.changed() => if changed.is_err() { return },
+        }
     }
 }
 

@@ -115,3 +115,66 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     }
     assert!(cluster.admin(0).get_node_status(GetNodeStatusRequest {}).await.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_refuses_another_nodes_volume_and_touches_nothing() {
+    let cluster = Cluster::start(2, 2).await;
+    cluster.accounts(0, &["alice"]).await;
+    cluster.terminate(0).await;
+    cluster.terminate(1).await;
+    let (own, other) = (cluster.data_dir(0), cluster.data_dir(1));
+    let aside = cluster.dir.path().join("aside");
+    std::fs::rename(&own, &aside).unwrap();
+    std::fs::rename(&other, &own).unwrap();
+    let before = contents(&own);
+
+    let (code, log) = run_to_its_end(&cluster, 0).await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("belongs to node 1, this is node 0") && log.contains("mounted"), "{log}");
+    assert_eq!(contents(&own), before);
+
+    std::fs::rename(&own, &other).unwrap();
+    std::fs::rename(&aside, &own).unwrap();
+    cluster.spawn(0);
+    cluster.spawn(1);
+    cluster.wait_ready(0).await;
+    assert_eq!(addresses(&cluster, 0).await, ["alice@example.org"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_never_share_a_data_directory() {
+    let cluster = Cluster::start(1, 1).await;
+    let first = cluster.pid(0);
+    // A second process with the same configuration: it must end before it opens anything.
+    let (code, log) = run_to_its_end(&cluster, 0).await;
+    assert_eq!(code, Some(1), "{log}");
+    assert!(log.contains("in use by another process"), "{log}");
+    assert_eq!(cluster.pid(0), first);
+    cluster.wait_ready(0).await;
+}
+
+/// Starts a node that is expected to end by itself; its exit code and log.
+async fn run_to_its_end(cluster: &Cluster, node: usize) -> (Option<i32>, String) {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_mailnode"));
+    command.arg("--config").arg(cluster.config_path(node)).kill_on_drop(true);
+    let output = tokio::time::timeout(kit::PATIENCE, command.output()).await.expect("it ends").unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// Every file below a directory with its length and time of change.
+fn contents(dir: &std::path::Path) -> Vec<(std::path::PathBuf, u64, std::time::SystemTime)> {
+    let (mut found, mut left) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = left.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let data = entry.metadata().unwrap();
+            if data.is_dir() {
+                left.push(entry.path());
+            } else {
+                found.push((entry.path(), data.len(), data.modified().unwrap()));
+            }
+        }
+    }
+    found.sort();
+    found
+}

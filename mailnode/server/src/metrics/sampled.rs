@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::class_name;
 use crate::{
-    disk::Disk,
+    disk::{Disk, Room},
     exposition::Exposition,
     groups::{self, DIRECTORY, Groups},
     http::Readiness,
@@ -66,6 +66,15 @@ impl Sources {
         text.gauge("journal_segments", "Segment files.").value(stats.segments);
         text.gauge("journal_disk_bytes", "Bytes of all segment files.").value(stats.disk_bytes);
         text.gauge("disk_free_bytes", "Free bytes of the data's file system.").value(self.disk.free());
+        text.gauge(
+            "disk_room",
+            "What the free bytes allow: 2 everything, 1 everything but new mail, 0 only reading.",
+        )
+        .value(match self.disk.room() {
+            Room::Enough => 2u64,
+            Room::NoNewMail => 1,
+            Room::ReadOnly => 0,
+        });
         text.gauge("disk_size_bytes", "Size of the data's file system.").value(self.disk.size());
     }
 

@@ -94,8 +94,12 @@ impl Cluster {
 
     /// The same with more lines at the end of the configuration.
     pub async fn start_with(nodes: usize, partitions: u32, more: &str) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), nodes, partitions, more).await
+    }
+
+    /// The same with everything in a given directory.
+    pub async fn start_in(dir: tempfile::TempDir, nodes: usize, partitions: u32, more: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let dir = tempfile::tempdir().unwrap();
         let authority = Authority::new(&dir.path().join("pki"));
         authority.issue("node", NODE_NAME);
         authority.issue("public", "localhost");
@@ -138,7 +142,7 @@ impl Cluster {
         self.dir.path().join(format!("data-{node}"))
     }
 
-    fn config_path(&self, node: usize) -> PathBuf {
+    pub fn config_path(&self, node: usize) -> PathBuf {
         self.dir.path().join(format!("node-{node}.yaml"))
     }
 
