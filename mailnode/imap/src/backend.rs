@@ -6,6 +6,8 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::{digest::Digest, uid_set::UidSet};
+
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;
 
@@ -94,15 +96,74 @@ pub struct Message {
     pub size: u32,
 }
 
-/// What changed in a folder since a MODSEQ.
+/// How much of a message's octets is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Octets {
+    /// None.
+    Nothing,
+    /// So many from the start, at least one.
+    Prefix(u32),
+    /// All of them.
+    Whole,
+}
+
+/// A message with what was asked of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// What the folder's list tells.
+    pub message: Message,
+    /// The octets asked for; empty when none were.
+    pub octets: Bytes,
+    /// The digests asked for, in the order asked.
+    pub digests: Vec<Bytes>,
+}
+
+/// A folder as SELECT shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Selection {
+    /// The folder.
+    pub folder: Folder,
+    /// All UIDs in use.
+    pub uids: UidSet,
+    /// Keywords that its messages have or had.
+    pub keywords: BTreeSet<String>,
+}
+
+/// Up to where a session knows a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    /// Expunges after this MODSEQ are asked for.
+    pub mod_seq: u64,
+    /// Changes after this MODSEQ and UID are asked for, in this order.
+    pub after: (u64, u32),
+    /// UIDs in use are asked for from this one on.
+    pub uid_next: u32,
+}
+
+/// A page of what changed in a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Changes {
     /// The folder now.
     pub folder: Folder,
-    /// New and changed messages, ascending by UID.
-    pub changed: Vec<Message>,
-    /// Expunged UIDs. None: too long ago; `changed` holds all messages there are.
+    /// Runs of UIDs in use, first and last, ascending, from the one asked on; of the whole folder when `vanished` is None.
+    pub uids: Vec<(u32, u32)>,
+    /// Expunged UIDs. None: too long ago.
     pub vanished: Option<Vec<u32>>,
+    /// New and changed messages.
+    pub changed: Vec<Message>,
+    /// Where the next page starts; None: there is none.
+    pub more: Option<(u64, u32)>,
+}
+
+/// The outcome of a change of flags.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The MODSEQ that this change gave, and no other did. None: nothing had to be changed.
+    pub mod_seq: Option<u64>,
+    /// UID, MODSEQ and flags of the messages that are there and were not left alone, ascending.
+    pub messages: Vec<(u32, u64, Flags)>,
+    /// UIDs left alone because they were changed after what the client knows (RFC 7162 3.1.3).
+    pub modified: Vec<u32>,
 }
 
 /// How STORE changes flags. RFC 9051 6.4.6.
@@ -133,13 +194,19 @@ pub trait Mailbox: Send + Sync + 'static {
     async fn folders(&self) -> Result<Vec<Folder>, Failure>;
     /// One folder by name; `INBOX` in any case.
     async fn folder(&self, name: &str) -> Result<Folder, Failure>;
-    /// The folder with all its messages, ascending by UID.
-    async fn messages(&self, folder: u64) -> Result<(Folder, Vec<Message>), Failure>;
-    /// What changed after `since`.
-    async fn changes(&self, folder: u64, since: u64) -> Result<Changes, Failure>;
-    /// Bodies, in the order asked, possibly fewer than asked (ask again for the rest) but at least one. `prefix` > 0:
-    /// only that many bytes of each. None for a message that is gone.
-    async fn bodies(&self, folder: u64, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure>;
+    /// What SELECT needs of a folder by name; `INBOX` in any case. Cheap, whatever the folder's size.
+    async fn select(&self, name: &str) -> Result<Selection, Failure>;
+    /// The next page of what changed.
+    async fn changes(&self, folder: u64, since: Since) -> Result<Changes, Failure>;
+    /// Messages by UID, in the order asked, possibly fewer than asked (ask again for the rest) but at least one. None for
+    /// a message that is gone.
+    async fn messages(
+        &self,
+        folder: u64,
+        uids: &[u32],
+        octets: Octets,
+        digests: &[Digest],
+    ) -> Result<Vec<Option<Found>>, Failure>;
     /// Adds a message; answers UIDVALIDITY and UID (RFC 4315 3).
     async fn append(
         &self,
@@ -156,8 +223,7 @@ pub trait Mailbox: Send + Sync + 'static {
     async fn rename(&self, from: &str, to: &str) -> Result<(), Failure>;
     /// Sets whether LSUB shows the name.
     async fn subscribe(&self, folder: &str, subscribed: bool) -> Result<(), Failure>;
-    /// Changes flags; answers UID, MODSEQ and flags of the messages changed, and the UIDs left alone because they were
-    /// changed after `unchanged_since` (RFC 7162 3.1.3).
+    /// Changes flags, of all messages or (when it fails) of none.
     async fn store(
         &self,
         folder: u64,
@@ -165,8 +231,9 @@ pub trait Mailbox: Send + Sync + 'static {
         change: FlagChange,
         flags: Flags,
         unchanged_since: Option<u64>,
-    ) -> Result<(Vec<(u32, u64, Flags)>, Vec<u32>), Failure>;
-    /// Copies or moves to a folder by name; answers its UIDVALIDITY and pairs of source and target UID.
+    ) -> Result<Stored, Failure>;
+    /// Copies or moves to a folder by name, all messages or (when it fails) none; answers its UIDVALIDITY and pairs of
+    /// source and target UID, ascending.
     async fn copy(
         &self,
         folder: u64,
@@ -174,7 +241,8 @@ pub trait Mailbox: Send + Sync + 'static {
         to: &str,
         remove: bool,
     ) -> Result<(u32, Vec<(u32, u32)>), Failure>;
-    /// Expunges messages with `\Deleted`, only among `uids` when given; answers the UIDs that went.
+    /// Expunges messages with `\Deleted`, only among `uids` when given; answers the UIDs that went. Without `uids`,
+    /// possibly fewer than all: ask again until none went.
     async fn expunge(&self, folder: u64, uids: Option<&[u32]>) -> Result<Vec<u32>, Failure>;
     /// Returns when the folder may have changed after `since`, from whichever node, or after `at_most`.
     async fn wait(&self, folder: u64, since: u64, at_most: Duration);

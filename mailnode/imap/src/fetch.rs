@@ -3,12 +3,12 @@
 use bytes::Bytes;
 
 use crate::{
+    Message,
     command::{BodySection, FetchItem, SectionText},
-    date, envelope,
+    date,
+    digest::Digest,
     mime::{self, Content, Part},
     response::{self, Out, nil, put},
-    structure,
-    view::Entry,
 };
 
 /// How much of a message the items need.
@@ -27,8 +27,6 @@ pub(crate) enum Need {
 /// What a list of items needs.
 pub(crate) fn need(items: &[FetchItem]) -> Need {
     let of = |item: &FetchItem| match item {
-        FetchItem::Envelope => Need::Header,
-        FetchItem::Body | FetchItem::BodyStructure => Need::Whole,
         FetchItem::Section(section) if section.path.is_empty() => match (&section.text, section.partial) {
             (SectionText::Header | SectionText::Fields { .. }, _) => Need::Header,
             (SectionText::Whole, Some((offset, length))) => Need::Prefix(offset.saturating_add(length)),
@@ -44,6 +42,23 @@ pub(crate) fn need(items: &[FetchItem]) -> Need {
     })
 }
 
+/// The digests that items need, each once.
+pub(crate) fn digests(items: &[FetchItem]) -> Vec<Digest> {
+    Digest::ALL
+        .into_iter()
+        .filter(|digest| items.iter().any(|item| digest_of(item) == Some(*digest)))
+        .collect()
+}
+
+fn digest_of(item: &FetchItem) -> Option<Digest> {
+    match item {
+        FetchItem::Envelope => Some(Digest::Envelope),
+        FetchItem::Body => Some(Digest::Body),
+        FetchItem::BodyStructure => Some(Digest::BodyStructure),
+        _ => None,
+    }
+}
+
 /// Whether the items mark a message as seen.
 pub(crate) fn sets_seen(items: &[FetchItem]) -> bool {
     items.iter().any(|item| matches!(item, FetchItem::Section(section) if !section.peek))
@@ -54,11 +69,19 @@ pub(crate) struct Source {
     /// Octets from the start.
     pub(crate) octets: Bytes,
     structure: Option<Part>,
+    /// Those that were asked for.
+    digests: Vec<(Digest, Bytes)>,
 }
 
 impl Source {
-    pub(crate) fn new(octets: Bytes) -> Self {
-        Self { octets, structure: None }
+    /// `digests`: those of `asked`, in its order.
+    pub(crate) fn new(octets: Bytes, asked: Vec<Digest>, digests: Vec<Bytes>) -> Self {
+        Self { octets, structure: None, digests: asked.into_iter().zip(digests).collect() }
+    }
+
+    fn digest(&self, wanted: Option<Digest>) -> Bytes {
+        let found = self.digests.iter().find(|(digest, _)| Some(*digest) == wanted);
+        found.expect("digests() tells what the items need").1.clone()
     }
 
     fn structure(&mut self) -> &Part {
@@ -74,7 +97,7 @@ impl Source {
 pub(crate) fn write(
     out: &mut Out,
     number: u32,
-    entry: &Entry,
+    message: &Message,
     items: &[FetchItem],
     force: Force,
     source: Option<&mut Source>,
@@ -86,14 +109,14 @@ pub(crate) fn write(
         if !std::mem::take(&mut first) {
             out.put(b" ");
         }
-        write_item(out, entry, item, source.as_deref_mut());
+        write_item(out, message, item, source.as_deref_mut());
     }
     for (forced, item) in [(force.flags, FetchItem::Flags), (force.mod_seq, FetchItem::ModSeq)] {
         if forced && !items.contains(&item) {
             if !std::mem::take(&mut first) {
                 out.put(b" ");
             }
-            write_item(out, entry, &item, None);
+            write_item(out, message, &item, None);
         }
     }
     out.put(b")\r\n");
@@ -106,27 +129,25 @@ pub(crate) struct Force {
     pub(crate) mod_seq: bool,
 }
 
-fn write_item(out: &mut Out, entry: &Entry, item: &FetchItem, source: Option<&mut Source>) {
+fn write_item(out: &mut Out, message: &Message, item: &FetchItem, source: Option<&mut Source>) {
     match (item, source) {
         (FetchItem::Flags, _) => {
             out.put(b"FLAGS ");
-            response::flags(out, &entry.flags);
+            response::flags(out, &message.flags);
         }
         (FetchItem::InternalDate, _) => {
-            put!(out, "INTERNALDATE \"{}\"", date::internal_date(entry.internal_date))
+            put!(out, "INTERNALDATE \"{}\"", date::internal_date(message.internal_date))
         }
-        (FetchItem::Size, _) => put!(out, "RFC822.SIZE {}", entry.size),
-        (FetchItem::Uid, _) => put!(out, "UID {}", entry.uid),
-        (FetchItem::ModSeq, _) => put!(out, "MODSEQ ({})", entry.mod_seq),
-        (FetchItem::Envelope, Some(source)) => {
-            out.put(b"ENVELOPE ");
-            envelope::write(out, &source.header());
-        }
-        (FetchItem::Body | FetchItem::BodyStructure, Some(source)) => {
-            let extended = *item == FetchItem::BodyStructure;
-            out.put(if extended { b"BODYSTRUCTURE " } else { b"BODY " });
-            let octets = source.octets.clone();
-            structure::write(out, &octets, source.structure(), extended);
+        (FetchItem::Size, _) => put!(out, "RFC822.SIZE {}", message.size),
+        (FetchItem::Uid, _) => put!(out, "UID {}", message.uid),
+        (FetchItem::ModSeq, _) => put!(out, "MODSEQ ({})", message.mod_seq),
+        (FetchItem::Envelope | FetchItem::Body | FetchItem::BodyStructure, Some(source)) => {
+            out.text(match item {
+                FetchItem::Envelope => "ENVELOPE ",
+                FetchItem::Body => "BODY ",
+                _ => "BODYSTRUCTURE ",
+            });
+            out.slice(source.digest(digest_of(item)));
         }
         (FetchItem::Section(section), Some(source)) => {
             out.text(&section.label);
@@ -221,7 +242,7 @@ mod tests {
     fn section(path: &[u32], text: SectionText) -> Option<String> {
         let section =
             BodySection { label: String::new(), peek: true, path: path.to_vec(), text, partial: None };
-        let found = select(&section, &mut Source::new(Bytes::from_static(MESSAGE)));
+        let found = select(&section, &mut Source::new(Bytes::from_static(MESSAGE), Vec::new(), Vec::new()));
         found.map(|octets| String::from_utf8(octets.to_vec()).unwrap())
     }
 
@@ -247,7 +268,8 @@ mod tests {
 
     #[test]
     fn the_only_part_of_a_plain_message_is_one() {
-        let mut source = Source::new(Bytes::from_static(b"Subject: x\r\n\r\nbody\r\n"));
+        let mut source =
+            Source::new(Bytes::from_static(b"Subject: x\r\n\r\nbody\r\n"), Vec::new(), Vec::new());
         let part = find(source.structure(), &[1]).cloned().unwrap();
         assert_eq!(&source.octets[part.body], b"body\r\n");
         assert!(find(source.structure(), &[2]).is_none() && find(source.structure(), &[1, 1]).is_none());
@@ -282,9 +304,9 @@ mod tests {
             })
         };
         assert_eq!(need(&[FetchItem::Flags, FetchItem::Uid]), Need::Nothing);
-        assert_eq!(need(&[FetchItem::Flags, FetchItem::Envelope]), Need::Header);
+        let envelope = [FetchItem::Flags, FetchItem::Envelope, FetchItem::Envelope];
+        assert_eq!((need(&envelope), digests(&envelope)), (Need::Nothing, vec![Digest::Envelope]));
         assert_eq!(need(&[body(Some((5, 10)))]), Need::Prefix(15));
-        assert_eq!(need(&[FetchItem::Envelope, body(Some((5, 10)))]), Need::Whole);
         assert_eq!(need(&[body(None)]), Need::Whole);
     }
 }

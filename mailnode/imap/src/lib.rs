@@ -5,7 +5,7 @@
 //!
 //! A command's way: [`codec`] cuts it from the input, [`parse`] reads it into a [`command`], the session asks the
 //! backend and its view of the selected folder, and [`response`] encodes the answer. Messages are shown to the byte:
-//! [`mime`] finds parts as ranges of octets, [`envelope`] and [`structure`] describe them.
+//! [`mime`] finds parts as ranges of octets, [`envelope`] and [`structure`] describe them; their [digests](Digest) are kept.
 //!
 //! Served: IMAP4rev1 (RFC 3501) with LITERAL+ (7888), SASL-IR (4959), ID (2971), ENABLE (5161), IDLE (2177), NAMESPACE
 //! (2342), UIDPLUS (4315), UNSELECT (3691), MOVE (6851), CHILDREN (3348), SPECIAL-USE and CREATE-SPECIAL-USE (6154),
@@ -17,6 +17,7 @@ pub mod command;
 mod config;
 mod connection;
 mod date;
+mod digest;
 pub mod envelope;
 mod fetch;
 pub mod mime;
@@ -29,11 +30,15 @@ pub mod sequence;
 mod server;
 mod session;
 pub mod structure;
+mod uid_set;
 mod view;
 
 pub use backend::{
-    Backend, Changes, Failure, FlagChange, Flags, Folder, LoginFailure, Mailbox, Message, Millis, SpecialUse,
+    Backend, Changes, Failure, FlagChange, Flags, Folder, Found, LoginFailure, Mailbox, Message, Millis,
+    Octets, Selection, Since, SpecialUse, Stored,
 };
 pub use config::{Config, Limits, TlsSource};
+pub use digest::{DIGEST_VERSION, Digest};
 pub use observer::{Closed, Event, Limit, Observer, Status, Unobserved};
 pub use server::serve;
+pub use uid_set::UidSet;

@@ -1,7 +1,7 @@
 //! SEARCH: which messages match. RFC 9051 6.4.4.
 //!
-//! Keys are first asked with what the folder's list tells; only for a message where that does not decide are octets
-//! asked for. Text is compared decoded (RFC 2047, RFC 2045 6, charsets) and without case.
+//! Keys are first asked with number and UID, then with what the folder's list tells; only for a message where that does
+//! not decide are octets asked for. Text is compared decoded (RFC 2047, RFC 2045 6, charsets) and without case.
 
 use std::cell::OnceCell;
 
@@ -11,13 +11,13 @@ use mail_parser::decoders::{
 };
 
 use crate::{
+    Message,
     command::{SearchKey, SearchReturn},
     date,
     fetch::Need,
     mime::{self, Content, Part},
     response::{Out, put},
-    sequence::{Bound, SequenceSet, compact},
-    view::Entry,
+    sequence::{Bound, Runs, SequenceSet},
 };
 
 /// Puts numbers for `*` into all sets of a key and sorts them, so that asking is quick.
@@ -72,14 +72,25 @@ pub(crate) fn need(key: &SearchKey) -> Need {
     }
 }
 
-/// Whether a message matches. None: not decided without octets.
-pub(crate) fn matches(key: &SearchKey, number: u32, entry: &Entry, text: Option<&Text>) -> Option<bool> {
-    let again = |key| matches(key, number, entry, text);
+/// A message as far as it is at hand.
+#[derive(Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    pub(crate) number: u32,
+    pub(crate) uid: u32,
+    /// What the folder's list tells.
+    pub(crate) message: Option<&'a Message>,
+    pub(crate) text: Option<&'a Text>,
+}
+
+/// Whether a message matches. None: not decided without what is not at hand.
+pub(crate) fn matches(key: &SearchKey, subject: Subject<'_>) -> Option<bool> {
+    let again = |key| matches(key, subject);
+    let Subject { number, uid, message, text } = subject;
     match key {
         SearchKey::All => Some(true),
         SearchKey::Never => Some(false),
         SearchKey::And(keys) => {
-            // What the list decides is asked first: one no spares the octets of the message.
+            // What is at hand is asked first: one no spares the rest of the message.
             let mut open = false;
             for answer in keys.iter().map(again) {
                 match answer {
@@ -97,14 +108,14 @@ pub(crate) fn matches(key: &SearchKey, number: u32, entry: &Entry, text: Option<
         },
         SearchKey::Not(key) => again(key).map(|answer| !answer),
         SearchKey::Sequence(set) => Some(holds(set, number)),
-        SearchKey::Uid(set) => Some(holds(set, entry.uid)),
-        SearchKey::Flag(flag) => Some(entry.flags.iter().any(|have| have.eq_ignore_ascii_case(flag))),
-        SearchKey::Larger(size) => Some(u64::from(entry.size) > *size),
-        SearchKey::Smaller(size) => Some(u64::from(entry.size) < *size),
-        SearchKey::Before(day) => Some(date::day_of(entry.internal_date) < *day),
-        SearchKey::On(day) => Some(date::day_of(entry.internal_date) == *day),
-        SearchKey::Since(day) => Some(date::day_of(entry.internal_date) >= *day),
-        SearchKey::ModSeq(at_least) => Some(entry.mod_seq >= *at_least),
+        SearchKey::Uid(set) => Some(holds(set, uid)),
+        SearchKey::Flag(flag) => message.map(|m| m.flags.iter().any(|have| have.eq_ignore_ascii_case(flag))),
+        SearchKey::Larger(size) => message.map(|m| u64::from(m.size) > *size),
+        SearchKey::Smaller(size) => message.map(|m| u64::from(m.size) < *size),
+        SearchKey::Before(day) => message.map(|m| date::day_of(m.internal_date) < *day),
+        SearchKey::On(day) => message.map(|m| date::day_of(m.internal_date) == *day),
+        SearchKey::Since(day) => message.map(|m| date::day_of(m.internal_date) >= *day),
+        SearchKey::ModSeq(at_least) => message.map(|m| m.mod_seq >= *at_least),
         SearchKey::SentBefore(day) => text.map(|text| text.sent().is_some_and(|sent| sent < *day)),
         SearchKey::SentOn(day) => text.map(|text| text.sent().is_some_and(|sent| sent == *day)),
         SearchKey::SentSince(day) => text.map(|text| text.sent().is_some_and(|sent| sent >= *day)),
@@ -249,31 +260,20 @@ fn encoded_word(bytes: &[u8]) -> Option<(String, usize)> {
     Some((decode_charset(charset, &decoded), len))
 }
 
-/// Writes the answer: SEARCH, or ESEARCH when results were asked for (RFC 4731 3.1). `mod_seq`: the highest of the
-/// messages found, when it was asked for.
-pub(crate) fn write(
+/// Writes an ESEARCH answer (RFC 4731 3.1). `mod_seq`: the highest of the messages found, when it was asked for.
+pub(crate) fn write_extended(
     out: &mut Out,
     tag: &str,
     uid: bool,
-    results: Option<SearchReturn>,
-    found: &[u32],
+    wanted: SearchReturn,
+    found: &Runs,
     mod_seq: Option<u64>,
 ) {
-    let Some(wanted) = results else {
-        out.put(b"* SEARCH");
-        for number in found {
-            put!(out, " {number}");
-        }
-        if let Some(highest) = mod_seq.filter(|_| !found.is_empty()) {
-            put!(out, " (MODSEQ {highest})");
-        }
-        return out.put(b"\r\n");
-    };
     put!(out, "* ESEARCH (TAG \"{tag}\")");
     if uid {
         out.put(b" UID");
     }
-    if let (Some(min), Some(max)) = (found.first(), found.last()) {
+    if let Some((min, max)) = found.ends() {
         if wanted.min {
             put!(out, " MIN {min}");
         }
@@ -281,13 +281,13 @@ pub(crate) fn write(
             put!(out, " MAX {max}");
         }
         if wanted.all {
-            put!(out, " ALL {}", compact(found));
+            put!(out, " ALL {found}");
         }
     }
     if wanted.count {
         put!(out, " COUNT {}", found.len());
     }
-    if let Some(highest) = mod_seq.filter(|_| !found.is_empty()) {
+    if let Some(highest) = mod_seq {
         put!(out, " MODSEQ {highest}");
     }
     out.put(b"\r\n");
@@ -295,8 +295,6 @@ pub(crate) fn write(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -307,11 +305,15 @@ mod tests {
         Content-Transfer-Encoding: base64\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nR3LDnMOfZSBh\r\ndXMgS8O2bG4=\r\n\
         --b\r\nContent-Type: application/x\r\n\r\nbinary\r\n--b--\r\n";
 
+    fn message(flags: &[&str]) -> Message {
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect::<Flags>();
+        Message { uid: 7, size: 100, mod_seq: 5, internal_date: 0, flags }
+    }
+
     fn found(key: SearchKey) -> bool {
-        let flags = Arc::new(Flags::from(["\\Seen".to_owned(), "Work".to_owned()]));
-        let entry = Entry { uid: 7, size: 100, mod_seq: 5, internal_date: 0, flags, gone: false };
-        matches(&prepare(key, 3, 9), 3, &entry, Some(&Text::new(Bytes::from_static(MAIL.as_bytes()))))
-            .unwrap()
+        let (message, text) = (message(&["\\Seen", "Work"]), Text::new(Bytes::from_static(MAIL.as_bytes())));
+        let subject = Subject { number: 3, uid: 7, message: Some(&message), text: Some(&text) };
+        matches(&prepare(key, 3, 9), subject).unwrap()
     }
 
     #[test]
@@ -350,34 +352,33 @@ mod tests {
     }
 
     #[test]
-    fn octets_are_only_wanted_when_the_list_does_not_decide() {
-        let entry =
-            Entry { uid: 1, size: 1, mod_seq: 1, internal_date: 0, flags: Arc::default(), gone: false };
+    fn no_more_is_wanted_than_decides() {
+        let message = message(&[]);
+        let listed = Subject { number: 1, uid: 7, message: Some(&message), text: None };
+        let named = Subject { message: None, ..listed };
         let body = || SearchKey::Body("x".into());
         let seen = || SearchKey::Flag("\\Seen".into());
-        assert_eq!(matches(&SearchKey::And(vec![body(), seen()]), 1, &entry, None), Some(false));
-        assert_eq!(matches(&SearchKey::And(vec![body(), SearchKey::All]), 1, &entry, None), None);
-        assert_eq!(
-            matches(&SearchKey::Or(Box::new(body()), Box::new(SearchKey::All)), 1, &entry, None),
-            Some(true)
-        );
+        let first = || SearchKey::Sequence(SequenceSet(vec![(Bound::Number(2), Bound::Number(3))]));
+        assert_eq!(matches(&SearchKey::And(vec![body(), seen()]), listed), Some(false));
+        assert_eq!(matches(&SearchKey::And(vec![body(), SearchKey::All]), listed), None);
+        assert_eq!(matches(&SearchKey::Or(Box::new(body()), Box::new(SearchKey::All)), listed), Some(true));
+        assert_eq!(matches(&SearchKey::And(vec![seen(), first()]), named), Some(false));
+        assert_eq!(matches(&seen(), named), None);
     }
 
     #[test]
-    fn answers_are_written_as_asked() {
-        let shown = |results, found: &[u32], mod_seq| {
+    fn extended_answers_are_written_as_asked() {
+        let shown = |found: &[u32], mod_seq| {
             let mut out = Out::default();
-            write(&mut out, "a1", true, results, found, mod_seq);
+            let all = SearchReturn { min: true, max: true, all: true, count: true };
+            write_extended(&mut out, "a1", true, all, &found.iter().copied().collect(), mod_seq);
             String::from_utf8(out.into_bytes()).unwrap()
         };
-        assert_eq!(shown(None, &[1, 3], Some(9)), "* SEARCH 1 3 (MODSEQ 9)\r\n");
-        assert_eq!(shown(None, &[], None), "* SEARCH\r\n");
-        let all = Some(SearchReturn { min: true, max: true, all: true, count: true });
         assert_eq!(
-            shown(all, &[2, 3, 9], None),
-            "* ESEARCH (TAG \"a1\") UID MIN 2 MAX 9 ALL 2:3,9 COUNT 3\r\n"
+            shown(&[2, 3, 9], Some(7)),
+            "* ESEARCH (TAG \"a1\") UID MIN 2 MAX 9 ALL 2:3,9 COUNT 3 MODSEQ 7\r\n"
         );
-        assert_eq!(shown(all, &[], None), "* ESEARCH (TAG \"a1\") UID COUNT 0\r\n");
+        assert_eq!(shown(&[], None), "* ESEARCH (TAG \"a1\") UID COUNT 0\r\n");
     }
 
     proptest! {

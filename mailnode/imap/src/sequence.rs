@@ -1,7 +1,7 @@
 //! Sequence sets: `1:5,9,*` as written by a client, and the compact form of number lists on the way back.
 //! RFC 9051 9, sequence-set.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 /// One end of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,33 +42,63 @@ impl SequenceSet {
     }
 }
 
-/// Whether sorted, disjoint `ranges` hold `number`.
-pub(crate) fn contains(ranges: &[(u32, u32)], number: u32) -> bool {
-    let after = ranges.partition_point(|&(low, _)| low <= number);
-    after > 0 && number <= ranges[after - 1].1
+/// Runs of numbers, first and last, ascending and apart from each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Runs(pub Vec<(u32, u32)>);
+
+impl Runs {
+    /// Adds a run above all there are.
+    pub fn push(&mut self, first: u32, last: u32) {
+        match self.0.last_mut() {
+            Some((_, end)) if end.checked_add(1) == Some(first) => *end = last,
+            _ => self.0.push((first, last)),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many numbers.
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|(first, last)| last - first + 1).sum()
+    }
+
+    /// The lowest and the highest.
+    pub fn ends(&self) -> Option<(u32, u32)> {
+        Some((self.0.first()?.0, self.0.last()?.1))
+    }
+
+    /// All numbers.
+    pub fn iter(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().flat_map(|(first, last)| *first..=*last)
+    }
 }
 
-/// Writes numbers as a sequence set, joining neighbours that follow each other. Empty for no numbers.
-pub fn compact(numbers: &[u32]) -> String {
-    let mut out = String::new();
-    let mut at = 0;
-    while at < numbers.len() {
-        let mut end = at;
-        while end + 1 < numbers.len() && numbers[end].checked_add(1) == Some(numbers[end + 1]) {
-            end += 1;
-        }
-        if !out.is_empty() {
-            out.push(',');
-        }
-        let written = if end > at {
-            write!(out, "{}:{}", numbers[at], numbers[end])
-        } else {
-            write!(out, "{}", numbers[at])
-        };
-        written.expect("writing to a string does not fail");
-        at = end + 1;
+impl FromIterator<u32> for Runs {
+    /// Of numbers in ascending order.
+    fn from_iter<T: IntoIterator<Item = u32>>(numbers: T) -> Self {
+        let mut runs = Self::default();
+        numbers.into_iter().for_each(|number| runs.push(number, number));
+        runs
     }
-    out
+}
+
+/// As a sequence set; empty for no numbers.
+impl fmt::Display for Runs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (first, last)) in self.0.iter().enumerate() {
+            if at > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{first}")?;
+            if last > first {
+                write!(f, ":{last}")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -83,13 +113,15 @@ mod tests {
             (Bound::Number(4), Bound::Number(4)),
         ]);
         assert_eq!(set.ranges(6), vec![(1, 4), (6, 8)]);
-        assert!(contains(&set.ranges(6), 7) && !contains(&set.ranges(6), 5) && !contains(&set.ranges(6), 9));
     }
 
     #[test]
     fn numbers_are_written_compactly() {
-        assert_eq!(compact(&[1, 2, 3, 5, 7, 8]), "1:3,5,7:8");
-        assert_eq!(compact(&[u32::MAX]), "4294967295");
-        assert_eq!(compact(&[]), "");
+        let shown = |numbers: &[u32]| numbers.iter().copied().collect::<Runs>().to_string();
+        assert_eq!(shown(&[1, 2, 3, 5, 7, 8]), "1:3,5,7:8");
+        assert_eq!(shown(&[u32::MAX]), "4294967295");
+        assert_eq!(shown(&[]), "");
+        let runs = Runs(vec![(1, 3), (5, 5)]);
+        assert_eq!((runs.len(), runs.ends(), runs.iter().collect()), (4, Some((1, 5)), vec![1, 2, 3, 5]));
     }
 }

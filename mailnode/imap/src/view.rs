@@ -1,193 +1,158 @@
 //! A session's view of its selected folder: which message has which number, and what the client has not been told yet.
 //! RFC 9051 2.3.1.2 and 7.5.1: numbers change only when an EXPUNGE is sent, and that may not happen at all times.
+//!
+//! It holds UIDs only, so that its size hardly depends on the folder's; flags and the rest are asked for when a command
+//! needs them.
 
-use std::{collections::BTreeSet, collections::HashSet, sync::Arc};
+use std::collections::BTreeSet;
 
 use crate::{
-    Changes, Flags, Folder, Message, Millis,
+    Changes, Folder, Message, Selection, Since,
     command::FetchItem,
     fetch::{self, Force},
     parse::SYSTEM_FLAGS,
     response::{Out, put},
-    sequence::{SequenceSet, contains},
+    sequence::{Runs, SequenceSet},
+    uid_set::UidSet,
 };
 
-/// Different sets of flags that are shared between messages before unused ones are looked for.
-const INTERNED: usize = 1024;
-
-/// A message of the view. Kept small: a session holds one for each message of the folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
-    pub(crate) uid: u32,
-    pub(crate) size: u32,
-    pub(crate) mod_seq: u64,
-    pub(crate) internal_date: Millis,
-    pub(crate) flags: Arc<Flags>,
-    /// Expunged, but the client has not been told.
-    pub(crate) gone: bool,
-}
+/// EXPUNGEs that are written in one go.
+const EXPUNGES_AT_ONCE: u32 = 1000;
 
 /// The selected folder.
 #[derive(Debug)]
 pub(crate) struct View {
+    /// Its counters are those of the last page of changes; its MODSEQ is that up to which all changes are known.
     pub(crate) folder: Folder,
     pub(crate) read_only: bool,
-    /// Ascending by UID; the number of a message is its place, from 1.
-    entries: Vec<Entry>,
+    /// The number of a message is its place in here, from 1.
+    uids: UidSet,
     /// How many the client knows of.
-    announced: usize,
-    /// UIDs whose new flags the client has not been told.
-    news: BTreeSet<u32>,
-    gone: usize,
+    announced: u32,
+    /// Expunged, but the client has not been told.
+    gone: UidSet,
+    /// Messages whose new flags the client has not been told.
+    news: Vec<Message>,
+    /// Messages from this UID on are new to the client: it asks for their flags itself.
+    new_from: u32,
+    /// MODSEQs that changes of this session's own gave: the client was told in the answers to its commands.
+    own: BTreeSet<u64>,
     keywords: BTreeSet<String>,
     keywords_changed: bool,
-    interned: HashSet<Arc<Flags>>,
 }
 
 impl View {
-    pub(crate) fn new(folder: Folder, messages: Vec<Message>, read_only: bool) -> Self {
-        let mut view = Self {
-            folder,
+    pub(crate) fn new(selection: Selection, read_only: bool) -> Self {
+        let Selection { folder, uids, keywords } = selection;
+        Self {
             read_only,
-            entries: Vec::with_capacity(messages.len()),
-            announced: messages.len(),
-            news: BTreeSet::new(),
-            gone: 0,
-            keywords: BTreeSet::new(),
+            announced: uids.len(),
+            uids,
+            gone: UidSet::default(),
+            news: Vec::new(),
+            new_from: folder.uid_next,
+            own: BTreeSet::new(),
+            keywords,
             keywords_changed: false,
-            interned: HashSet::new(),
-        };
-        for message in messages {
-            view.push(message);
+            folder,
         }
-        view
     }
 
-    fn push(&mut self, message: Message) {
-        assert!(
-            self.entries.last().is_none_or(|last| last.uid < message.uid),
-            "messages of a folder ascend by UID"
-        );
-        let flags = self.intern(message.flags);
-        let Message { uid, mod_seq, internal_date, size, .. } = message;
-        self.entries.push(Entry { uid, size, mod_seq, internal_date, flags, gone: false });
+    /// What the first page of changes is asked with.
+    pub(crate) fn since(&self) -> Since {
+        let mod_seq = self.folder.highest_mod_seq;
+        Since { mod_seq, after: (mod_seq, u32::MAX), uid_next: self.folder.uid_next }
     }
 
-    /// Most messages share a few sets of flags.
-    fn intern(&mut self, flags: Flags) -> Arc<Flags> {
-        if let Some(known) = self.interned.get(&flags) {
-            return known.clone();
-        }
-        for keyword in flags.iter().filter(|flag| !flag.starts_with('\\')) {
-            self.keywords_changed |= self.keywords.insert(keyword.clone());
-        }
-        if self.interned.len() >= INTERNED {
-            self.interned.retain(|known| Arc::strong_count(known) > 1);
-        }
-        let flags = Arc::new(flags);
-        if self.interned.len() < INTERNED {
-            self.interned.insert(flags.clone());
-        }
-        flags
-    }
-
-    /// Takes in what changed. What the client has to be told waits for [`View::flush`].
-    pub(crate) fn merge(&mut self, changes: Changes) {
-        if changes.folder.highest_mod_seq < self.folder.highest_mod_seq {
-            // An answer that was overtaken by a later one.
-            return;
-        }
-        self.folder = changes.folder;
-        match changes.vanished {
-            Some(uids) => {
-                for uid in uids {
-                    self.expunged(uid);
+    /// Takes in a page of what changed, and answers what the next one is asked with. What the client has to be told waits
+    /// for [`View::flush`].
+    pub(crate) fn merge(&mut self, changes: Changes) -> Option<Since> {
+        let Changes { folder, uids, vanished, changed, more } = changes;
+        match vanished {
+            Some(gone) => {
+                for uid in gone.into_iter().filter(|uid| self.uids.contains(*uid)) {
+                    self.gone.insert(uid);
                 }
             }
             None => {
-                let present: HashSet<u32> = changes.changed.iter().map(|message| message.uid).collect();
-                let lost: Vec<u32> =
-                    self.entries.iter().map(|entry| entry.uid).filter(|uid| !present.contains(uid)).collect();
-                for uid in lost {
-                    self.expunged(uid);
+                let mut lost = self.uids.clone();
+                lost.remove_all(&UidSet::from_ranges(uids.iter().copied()));
+                for uid in lost.iter() {
+                    self.gone.insert(uid);
                 }
             }
         }
-        for message in changes.changed {
-            match self.entries.binary_search_by_key(&message.uid, |entry| entry.uid) {
-                Ok(at) => self.changed(at, message.mod_seq, message.flags, true),
-                Err(at) if at == self.entries.len() => self.push(message),
-                // A message below the last one that was never announced can only be one whose expunge was sent.
-                Err(_) => {}
+        let known_next = self.folder.uid_next;
+        for (first, last) in uids.into_iter().filter(|(_, last)| *last >= known_next) {
+            self.uids.push(first.max(known_next), last);
+        }
+        for message in changed {
+            self.note_keywords(&message);
+            let old = message.uid < self.new_from && self.uids.contains(message.uid);
+            if old && !self.gone.contains(message.uid) && !self.own.contains(&message.mod_seq) {
+                self.news.push(message);
+            }
+        }
+        let (known, now) = (self.folder.highest_mod_seq, folder.highest_mod_seq);
+        self.folder = Folder { highest_mod_seq: known, ..folder };
+        if let Some(after) = more {
+            return Some(Since { mod_seq: now, after, uid_next: self.folder.uid_next });
+        }
+        self.folder.highest_mod_seq = now;
+        self.new_from = self.folder.uid_next;
+        self.own.clear();
+        None
+    }
+
+    /// Notes the MODSEQ of a change that this session made.
+    pub(crate) fn changed_by_us(&mut self, mod_seq: Option<u64>) {
+        self.own.extend(mod_seq);
+    }
+
+    pub(crate) fn note_keywords(&mut self, message: &Message) {
+        for keyword in message.flags.iter().filter(|flag| !flag.starts_with('\\')) {
+            if !self.keywords.contains(keyword) {
+                self.keywords_changed |= self.keywords.insert(keyword.clone());
             }
         }
     }
 
-    fn expunged(&mut self, uid: u32) {
-        if let Ok(at) = self.entries.binary_search_by_key(&uid, |entry| entry.uid)
-            && !std::mem::replace(&mut self.entries[at].gone, true)
-        {
-            self.gone += 1;
-            self.news.remove(&uid);
-        }
-    }
-
-    fn changed(&mut self, at: usize, mod_seq: u64, flags: Flags, tell: bool) {
-        if self.entries[at].mod_seq >= mod_seq {
-            return;
-        }
-        let flags = self.intern(flags);
-        let entry = &mut self.entries[at];
-        entry.mod_seq = mod_seq;
-        entry.flags = flags;
-        if tell && !entry.gone {
-            self.news.insert(entry.uid);
-        }
-    }
-
-    /// Takes in the outcome of a STORE of this session, of which the client is told in its answer.
-    pub(crate) fn stored(&mut self, uid: u32, mod_seq: u64, flags: Flags) {
-        if let Ok(at) = self.entries.binary_search_by_key(&uid, |entry| entry.uid) {
-            self.changed(at, mod_seq, flags, false);
-            self.news.remove(&uid);
-        }
-    }
-
-    /// Writes what the client has not been told. `expunges`: whether numbers may change now (RFC 9051 7.5.1: not while
-    /// FETCH, STORE or SEARCH by number runs).
-    pub(crate) fn flush(&mut self, out: &mut Out, expunges: bool, condstore: bool) {
-        if expunges && self.gone > 0 {
+    /// Writes what the client has not been told; answers whether there is more. `expunges`: whether numbers may change
+    /// now (RFC 9051 7.5.1: not while FETCH, STORE or SEARCH by number runs).
+    pub(crate) fn flush(&mut self, out: &mut Out, expunges: bool, condstore: bool) -> bool {
+        if expunges && !self.gone.is_empty() {
             self.flush_expunges(out);
+            if !self.gone.is_empty() {
+                return true;
+            }
         }
-        if self.entries.len() > self.announced {
-            put!(out, "* {} EXISTS\r\n", self.entries.len());
-            self.announced = self.entries.len();
+        if self.uids.len() > self.announced {
+            put!(out, "* {} EXISTS\r\n", self.uids.len());
+            self.announced = self.uids.len();
         }
         self.write_new_keywords(out);
         let items = [FetchItem::Uid, FetchItem::Flags];
-        for uid in std::mem::take(&mut self.news) {
-            if let Ok(at) = self.entries.binary_search_by_key(&uid, |entry| entry.uid) {
-                let force = Force { flags: true, mod_seq: condstore };
-                fetch::write(out, number(at), &self.entries[at], &items, force, None);
+        let force = Force { flags: true, mod_seq: condstore };
+        for message in std::mem::take(&mut self.news) {
+            if let Some(number) = self.number_of(message.uid) {
+                fetch::write(out, number, &message, &items, force, None);
             }
         }
+        false
     }
 
     fn flush_expunges(&mut self, out: &mut Out) {
-        let mut before = 0;
-        for (at, entry) in self.entries.iter().enumerate() {
-            if !entry.gone {
-                continue;
-            }
+        let lowest = self.gone.take_lowest(EXPUNGES_AT_ONCE);
+        let mut told = 0;
+        for number in lowest.iter().filter_map(|uid| self.uids.number_of(uid)) {
             // What came and went unannounced is nobody's business.
-            if at < self.announced {
-                put!(out, "* {} EXPUNGE\r\n", number(at - before));
-                before += 1;
+            if number <= self.announced {
+                put!(out, "* {} EXPUNGE\r\n", number - told);
+                told += 1;
             }
         }
-        self.announced -= before;
-        self.entries.retain(|entry| !entry.gone);
-        self.gone = 0;
+        self.announced -= told;
+        self.uids.remove_all(&lowest);
     }
 
     /// Writes `* FLAGS` when there are keywords that the client has not been told.
@@ -214,59 +179,53 @@ impl View {
     }
 
     /// How many messages the client may name by number.
-    pub(crate) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> u32 {
         self.announced
     }
 
-    /// Messages that the client knows of, with their numbers.
-    pub(crate) fn known(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        self.entries[..self.announced].iter().enumerate().map(|(at, entry)| (number(at), entry))
+    /// The UID of a number that the client knows.
+    pub(crate) fn uid_of(&self, number: u32) -> u32 {
+        self.uids.uid_of(number).expect("numbers are asked for within what the client was told")
     }
 
-    /// A message by UID, with its number.
-    pub(crate) fn by_uid(&self, uid: u32) -> Option<(u32, &Entry)> {
-        let at = self.entries.binary_search_by_key(&uid, |entry| entry.uid).ok()?;
-        (at < self.announced).then(|| (number(at), &self.entries[at]))
+    /// The number of a message that the client knows.
+    pub(crate) fn number_of(&self, uid: u32) -> Option<u32> {
+        self.uids.number_of(uid).filter(|number| *number <= self.announced)
+    }
+
+    /// Whether a message is known to be expunged.
+    pub(crate) fn is_gone(&self, uid: u32) -> bool {
+        self.gone.contains(uid)
+    }
+
+    /// The highest UID that the client knows; 0 for none.
+    pub(crate) fn last_uid(&self) -> u32 {
+        self.uids.uid_of(self.announced).unwrap_or(0)
     }
 
     /// Numbers that a set means. Err: it names a number that is not there, which is an error in the client (RFC 9051 9,
     /// seq-number); UIDs that are not there are passed over.
-    pub(crate) fn resolve(&self, set: &SequenceSet, uid: bool) -> Result<Vec<u32>, &'static str> {
-        let last = if uid {
-            self.known().last().map_or(0, |(_, entry)| entry.uid)
-        } else {
-            number(self.announced) - 1
-        };
-        let ranges = set.ranges(last);
-        if uid {
-            return Ok(self
-                .known()
-                .filter(|(_, e)| contains(&ranges, e.uid))
-                .map(|(number, _)| number)
-                .collect());
+    pub(crate) fn resolve(&self, set: &SequenceSet, uid: bool) -> Result<Runs, &'static str> {
+        if !uid {
+            let ranges = set.ranges(self.announced);
+            if ranges.iter().any(|&(low, high)| low == 0 || high > self.announced) {
+                return Err("there is no such message number");
+            }
+            return Ok(Runs(ranges));
         }
-        if ranges.iter().any(|&(low, high)| low == 0 || high > last) {
-            return Err("there is no such message number");
+        let mut runs = Runs::default();
+        for (low, high) in set.ranges(self.last_uid()) {
+            let first = self.uids.below(low) + 1;
+            let last = self.uids.below(high) + u32::from(self.uids.contains(high));
+            if first <= last.min(self.announced) {
+                runs.push(first, last.min(self.announced));
+            }
         }
-        Ok(ranges.into_iter().flat_map(|(low, high)| low..=high).collect())
-    }
-
-    /// A message by number.
-    pub(crate) fn entry(&self, number: u32) -> &Entry {
-        &self.entries[number as usize - 1]
-    }
-
-    /// The first message without `\Seen`.
-    pub(crate) fn first_unseen(&self) -> Option<u32> {
-        self.known().find(|(_, entry)| !entry.flags.contains("\\Seen")).map(|(number, _)| number)
+        Ok(runs)
     }
 
     /// Writes the count, for SELECT.
     pub(crate) fn write_exists(&mut self, out: &mut Out) {
         put!(out, "* {} EXISTS\r\n", self.announced);
     }
-}
-
-fn number(at: usize) -> u32 {
-    u32::try_from(at + 1).expect("a folder has fewer than 2^32 messages: each has its own UID")
 }

@@ -381,6 +381,62 @@ async fn a_session_ends_when_its_folder_is_deleted_by_another() {
 }
 
 #[tokio::test]
+async fn selecting_asks_for_no_message_and_a_command_for_those_it_names() {
+    let server = Server::start().await;
+    for n in 0..2500 {
+        server.memory.deliver("INBOX", format!("Subject: {n}\r\n\r\n"));
+    }
+    let gone: Vec<u32> = (1..=1000).filter(|uid| uid % 3 == 0).collect();
+    server.memory.remove("INBOX", &gone);
+    let mut client = server.inbox().await;
+    client.ok("NOOP").await;
+    let calls = || server.memory.list_calls.swap(0, Ordering::SeqCst);
+    assert_eq!(calls(), 0);
+    assert_eq!(client.ok("FETCH 1000 UID").await, ["* 1000 FETCH (UID 1333)"]);
+    assert_eq!(
+        client.ok("UID FETCH 3,4,2499:* UID").await,
+        ["* 3 FETCH (UID 4)", "* 2166 FETCH (UID 2499)", "* 2167 FETCH (UID 2500)"]
+    );
+    assert_eq!(calls(), 2);
+    assert_eq!(client.ok("UID SEARCH NOT 3:2166").await, ["* SEARCH 1 2 2500"]);
+    assert_eq!(client.ok("SEARCH 1:2 UNSEEN").await, ["* SEARCH 1 2"]);
+    assert_eq!(calls(), 1);
+    assert_eq!(client.ok("FETCH 1:* FLAGS").await.len(), 2167);
+    assert_eq!(calls(), 3);
+}
+
+#[tokio::test]
+async fn many_messages_are_changed_copied_and_expunged_in_steps() {
+    const COUNT: u32 = 2300;
+    let server = Server::start().await;
+    for _ in 0..COUNT {
+        server.memory.deliver("INBOX", "x");
+    }
+    let (mut client, mut other) = (server.inbox().await, server.inbox().await);
+    assert_eq!(client.ok("STORE 1:* +FLAGS (\\Flagged)").await.len() as u32, COUNT);
+    assert!(client.ok("NOOP").await.is_empty());
+    assert_eq!(other.ok("NOOP").await.len() as u32, COUNT);
+    client.ok("ENABLE CONDSTORE").await;
+    assert_eq!(client.ok("UID FETCH 1:* (FLAGS) (CHANGEDSINCE 1)").await.len() as u32, COUNT);
+
+    // What does not fit is not copied in part.
+    server.memory.copies_left.store(2000, Ordering::SeqCst);
+    assert!(client.refused("COPY 1:* Archive").await.starts_with("NO [OVERQUOTA]"));
+    assert!(server.memory.bodies_of("Archive").is_empty());
+    server.memory.copies_left.store(usize::MAX, Ordering::SeqCst);
+    let (_, tagged) = client.command("COPY 1:* Archive").await;
+    assert!(tagged.starts_with(&format!("OK [COPYUID 1002 1:{COUNT} 2001:{}]", 2000 + COUNT)), "{tagged}");
+
+    let (lines, _) = client.command("MOVE 1:1100 Trash").await;
+    assert_eq!(lines.len(), 1101);
+    assert_eq!(lines[0], "* OK [COPYUID 1006 1:1100 1:1100] moved");
+    client.ok("UID STORE 1101:* +FLAGS.SILENT (\\Deleted)").await;
+    assert_eq!(client.ok("EXPUNGE").await.len() as u32, COUNT - 1100);
+    let lines = other.ok("NOOP").await;
+    assert_eq!((lines.len() as u32, lines[0].as_str()), (COUNT, "* 1 EXPUNGE"));
+}
+
+#[tokio::test]
 async fn ten_thousand_envelopes_are_quick() {
     let server = Server::start().await;
     for n in 0..10_000 {

@@ -9,11 +9,12 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quorumail_consensus::GroupId;
 use quorumail_imap::{
-    Backend, Changes, Failure, FlagChange, Flags, Folder, LoginFailure, Mailbox, Message, Millis, SpecialUse,
+    Backend, Changes, DIGEST_VERSION, Digest, Failure, FlagChange, Flags, Folder, Found, LoginFailure,
+    Mailbox, Message, Millis, Octets, Selection, Since, SpecialUse, Stored, UidSet,
 };
 use quorumail_store::{
-    Applied, Flag, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta, ModSeq, Op, Query, Refusal,
-    Reply, StoreFlags, Timestamp, Uid,
+    Applied, Flag, FolderId, FolderInfo, FolderUids, MailboxId, MailboxRecord, MessageMeta, ModSeq, Op,
+    Query, Refusal, Reply, StoreFlags, Timestamp, Uid,
 };
 
 use crate::{
@@ -27,12 +28,31 @@ use crate::{
 const WRITE_WITHIN: Duration = Duration::from_secs(20);
 /// For a read.
 const READ_WITHIN: Duration = Duration::from_secs(10);
-/// Bodies read in one step: bounds the memory of a FETCH of many messages.
-const BODIES_AT_ONCE: u32 = 8 * 1024 * 1024;
+/// Octets of messages read in one step, unless a single one is longer: bounds the memory of a FETCH of many messages.
+const OCTETS_AT_ONCE: u32 = 1024 * 1024;
+/// Changed messages told in one step.
+const CHANGES_AT_ONCE: u32 = 1000;
 /// How often a partition that this node does not hold is asked for changes while a client idles.
 const POLL: Duration = Duration::from_millis(500);
 /// How often a waiter looks at the folder although nothing was announced.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// What is computed from a message once and kept with it, by whichever node has it.
+pub struct ImapDigests;
+
+impl quorumail_store::Digests for ImapDigests {
+    fn version(&self) -> u8 {
+        DIGEST_VERSION
+    }
+
+    fn prefix(&self, kind: u8) -> Option<u32> {
+        Digest::ALL.into_iter().find(|digest| digest.number() == kind)?.prefix()
+    }
+
+    fn digest(&self, kind: u8, octets: &[u8], whole: bool) -> Option<Vec<u8>> {
+        Digest::ALL.into_iter().find(|digest| digest.number() == kind)?.compute(octets, whole)
+    }
+}
 
 /// Opens mailboxes.
 pub struct ImapBackend {
@@ -128,18 +148,19 @@ impl OpenMailbox {
     }
 
     /// Whether the folder has a change after `since`, or is gone.
-    fn has_news(reply: &Reply, folder: u64, since: u64) -> bool {
-        let Reply::Folders(folders) = reply else { return false };
-        folders.iter().find(|f| f.id.0 == folder).is_none_or(|f| f.highest_mod_seq.0 > since)
+    fn has_news(reply: &Reply, since: u64) -> bool {
+        let Reply::Folder(folder) = reply else { return false };
+        folder.as_ref().is_none_or(|folder| folder.highest_mod_seq.0 > since)
     }
 
     /// Waits with a replica on this node.
     async fn wait_here(&self, folder: u64, since: u64) {
         let mut watcher = self.watchers.watch(self.group.0, self.id);
         loop {
-            let (store, group, query) = (self.groups.store.clone(), self.group.0, Query::Folders(self.id));
+            let query = Query::FolderNumber { mailbox: self.id, folder: FolderId(folder) };
+            let (store, group) = (self.groups.store.clone(), self.group.0);
             let reply = tokio::task::spawn_blocking(move || store.query(group, &query)).await;
-            if reply.is_ok_and(|reply| Self::has_news(&reply, folder, since)) {
+            if reply.is_ok_and(|reply| Self::has_news(&reply, since)) {
                 return;
             }
             // The pause bounds what a lost announcement could cost.
@@ -150,8 +171,9 @@ impl OpenMailbox {
     /// Waits without one.
     async fn wait_elsewhere(&self, folder: u64, since: u64) {
         loop {
-            if let Ok(reply) = self.query(Query::Folders(self.id)).await
-                && Self::has_news(&reply, folder, since)
+            let query = Query::FolderNumber { mailbox: self.id, folder: FolderId(folder) };
+            if let Ok(reply) = self.query(query).await
+                && Self::has_news(&reply, since)
             {
                 return;
             }
@@ -182,40 +204,73 @@ impl Mailbox for OpenMailbox {
         }
     }
 
-    async fn messages(&self, folder: u64) -> Result<(Folder, Vec<Message>), Failure> {
-        match self.query(Query::Messages { mailbox: self.id, folder: FolderId(folder) }).await? {
-            Reply::Messages(Some((folder, messages))) => {
-                Ok((folder_out(folder), messages.into_iter().map(message_out).collect()))
+    async fn select(&self, name: &str) -> Result<Selection, Failure> {
+        match self.query(Query::Select { mailbox: self.id, name: name.to_owned() }).await? {
+            Reply::Selected(selection) => {
+                let selection = selection.ok_or(Failure::NonExistent)?;
+                Ok(Selection {
+                    uids: UidSet::from_ranges(ranges_out(&selection.uids)?),
+                    keywords: selection.keywords.into_iter().collect(),
+                    folder: folder_out(selection.folder),
+                })
             }
-            Reply::Messages(None) => Err(Failure::NonExistent),
-            _ => unexpected("Messages"),
+            _ => unexpected("Select"),
         }
     }
 
-    async fn changes(&self, folder: u64, since: u64) -> Result<Changes, Failure> {
-        let query = Query::Changes { mailbox: self.id, folder: FolderId(folder), since: ModSeq(since) };
+    async fn changes(&self, folder: u64, since: Since) -> Result<Changes, Failure> {
+        let query = Query::Changes {
+            mailbox: self.id,
+            folder: FolderId(folder),
+            since: ModSeq(since.mod_seq),
+            after: (ModSeq(since.after.0), Uid(since.after.1)),
+            uids_from: Uid(since.uid_next),
+            limit: CHANGES_AT_ONCE,
+        };
         match self.query(query).await? {
             Reply::Changes(Some(changes)) => Ok(Changes {
+                uids: ranges_out(&changes.uids)?,
                 folder: folder_out(changes.folder),
-                changed: changes.changed.into_iter().map(message_out).collect(),
                 vanished: changes.vanished.map(|uids| uids.into_iter().map(|uid| uid.0).collect()),
+                changed: changes.changed.into_iter().map(message_out).collect(),
+                more: changes.more.map(|(mod_seq, uid)| (mod_seq.0, uid.0)),
             }),
             Reply::Changes(None) => Err(Failure::NonExistent),
             _ => unexpected("Changes"),
         }
     }
 
-    async fn bodies(&self, folder: u64, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure> {
-        let query = Query::Bodies {
+    async fn messages(
+        &self,
+        folder: u64,
+        uids: &[u32],
+        octets: Octets,
+        digests: &[Digest],
+    ) -> Result<Vec<Option<Found>>, Failure> {
+        let query = Query::Messages {
             mailbox: self.id,
             folder: FolderId(folder),
             uids: uids_in(uids),
-            prefix,
-            max_bytes: BODIES_AT_ONCE,
+            octets: match octets {
+                Octets::Nothing => quorumail_store::Octets::Nothing,
+                Octets::Prefix(most) => quorumail_store::Octets::Prefix(most),
+                Octets::Whole => quorumail_store::Octets::Whole,
+            },
+            digests: digests.iter().map(|digest| digest.number()).collect(),
+            max_bytes: OCTETS_AT_ONCE,
         };
         match self.query(query).await? {
-            Reply::Bodies(bodies) => Ok(bodies),
-            _ => unexpected("Bodies"),
+            Reply::Messages(found) => {
+                let found = found.into_iter().map(|found| {
+                    found.map(|found| Found {
+                        message: message_out(found.meta),
+                        octets: found.octets,
+                        digests: found.digests,
+                    })
+                });
+                Ok(found.collect())
+            }
+            _ => unexpected("Messages"),
         }
     }
 
@@ -269,7 +324,7 @@ impl Mailbox for OpenMailbox {
         change: FlagChange,
         flags: Flags,
         unchanged_since: Option<u64>,
-    ) -> Result<(Vec<(u32, u64, Flags)>, Vec<u32>), Failure> {
+    ) -> Result<Stored, Failure> {
         let op = Op::StoreFlags {
             mailbox: self.id,
             folder: FolderId(folder),
@@ -283,10 +338,14 @@ impl Mailbox for OpenMailbox {
             unchanged_since: unchanged_since.map(ModSeq),
         };
         match self.propose(op, Bytes::new()).await? {
-            Applied::Stored { changed, modified } => {
-                let changed =
+            Applied::Stored { mod_seq, changed, modified } => {
+                let messages =
                     changed.into_iter().map(|(uid, mod_seq, flags)| (uid.0, mod_seq.0, flags_out(flags)));
-                Ok((changed.collect(), modified.into_iter().map(|uid| uid.0).collect()))
+                Ok(Stored {
+                    mod_seq: mod_seq.map(|mod_seq| mod_seq.0),
+                    messages: messages.collect(),
+                    modified: modified.into_iter().map(|uid| uid.0).collect(),
+                })
             }
             _ => unexpected("StoreFlags"),
         }
@@ -362,6 +421,14 @@ fn message_out(message: MessageMeta) -> Message {
         internal_date: message.internal_date.0,
         size: message.size,
     }
+}
+
+fn ranges_out(uids: &FolderUids) -> Result<Vec<(u32, u32)>, Failure> {
+    let ranges = uids.ranges().map_err(|error| {
+        tracing::error!(%error, "a partition told UIDs that cannot be read");
+        Failure::Unavailable
+    })?;
+    Ok(ranges.into_iter().map(|(first, last)| (first.0, last.0)).collect())
 }
 
 fn flags_out(flags: quorumail_store::Flags) -> Flags {

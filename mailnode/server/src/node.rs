@@ -33,7 +33,7 @@ use crate::{
     groups::Groups,
     http::{self, Readiness},
     identity::Role,
-    imap_backend::ImapBackend,
+    imap_backend::{ImapBackend, ImapDigests},
     janitor,
     listeners::Listeners,
     machine::Machine,
@@ -104,6 +104,7 @@ fn open_data(data: &DataDir) -> anyhow::Result<(Journal, quorumail_consensus::Re
         open_log(Options::new(data.journal())).context("failed to open the journal")?;
     let bodies = Arc::new(JournalBodies::new(journal.clone()));
     let store = Store::open(&index, bodies).context("failed to open the index")?;
+    store.digest_with(Arc::new(ImapDigests));
     Ok((journal, recovered, store))
 }
 

@@ -12,6 +12,7 @@ use quorumail_journal::Position;
 use quorumail_store::{
     Bodies, BodyId, BodyRef, Command, CommandId, DomainRecord, FolderId, LogCommand, MailboxId,
     MailboxRecord, ModSeq, Op, PartitionId, Permissions, Query, Quota, Reply, Resolution, Store, Timestamp,
+    Uid,
 };
 
 struct NoBodies;
@@ -124,13 +125,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let (mailbox, folder) = (MailboxId(1_000_000), FolderId(1));
     let started = Instant::now();
-    let Reply::Messages(Some((info, messages))) = store.query(1, &Query::Messages { mailbox, folder }) else {
+    let select = Query::Select { mailbox, name: "INBOX".to_owned() };
+    let Reply::Selected(Some(selection)) = store.query(1, &select) else {
         return Err("the folder is gone".into());
     };
-    println!("listing {} messages: {:?}", messages.len(), started.elapsed());
-    let since = ModSeq(info.highest_mod_seq.0 - 10);
+    println!("selecting {} messages: {:?}", selection.folder.messages, started.elapsed());
+    let (since, uids_from) = (ModSeq(selection.folder.highest_mod_seq.0 - 10), selection.folder.uid_next);
+    let after = (since, Uid(u32::MAX));
     let started = Instant::now();
-    store.query(1, &Query::Changes { mailbox, folder, since });
+    store.query(1, &Query::Changes { mailbox, folder, since, after, uids_from, limit: 1000 });
     println!("the last 10 changes: {:?}", started.elapsed());
     println!("memory {}", memory());
     directory(&store)?;
@@ -148,6 +151,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let record = Position { segment: 1, offset: u64::MAX, len: 100 };
     let started = Instant::now();
     store.apply(1, vec![LogCommand { index: u64::MAX, command: purge.encode(), record, offset: 0 }], b"")?;
-    println!("purging {} messages: {:?}, memory {}", messages.len(), started.elapsed(), memory());
+    println!("purging {} messages: {:?}, memory {}", selection.folder.messages, started.elapsed(), memory());
     Ok(())
 }

@@ -1,17 +1,21 @@
 //! Answers to queries, from a snapshot of the index.
 
-use std::ops::ControlFlow;
+use std::{collections::HashMap, ops::ControlFlow};
 
 use bytes::Bytes;
 
 use crate::{
-    Bodies, FolderChanges, FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, Query, QueueClass,
-    QueueEntry, QueueId, Reply, StoreError, Timestamp, Uid, body_table, folder_name,
+    Bodies, Digests, FolderChanges, FolderId, FolderInfo, FolderUids, FoundMessage, MailboxId, MessageMeta,
+    ModSeq, Octets, Query, QueueClass, QueueEntry, QueueId, Reply, Selection, StoreError, Timestamp, Uid,
+    body_table,
+    digests::{Answering, Fresh},
+    folder_name,
     folders::{self, Folder},
-    keys,
+    keys, messages,
     queue::QueueIndex,
     records::{self, Message, Queued},
     txn::{SnapshotView, View},
+    uids,
 };
 
 /// Most entries that one query of the queue answers, whatever its limit says.
@@ -40,27 +44,34 @@ impl FromIndex {
     }
 }
 
-/// Answers from the snapshot and what the index said at the same instant.
+/// Answers from the snapshot and what the index said at the same instant; with the answer, digests that were computed for
+/// it and are to be kept.
 pub(crate) fn answer(
     view: &SnapshotView<'_>,
     bodies: &dyn Bodies,
+    digests: &dyn Digests,
     query: &Query,
     index: FromIndex,
-) -> Result<Reply, StoreError> {
-    Ok(match query {
+) -> Result<(Reply, Vec<Fresh>), StoreError> {
+    let mut fresh = Vec::new();
+    let reply = match query {
         Query::Folders(mailbox) => Reply::Folders(folder_list(view, *mailbox)?),
         Query::Folder { mailbox, name } => Reply::Folder(folder_named(view, *mailbox, name)?),
-        Query::Messages { mailbox, folder } => {
-            Reply::Messages(match folders::folder_by_id(view, *mailbox, *folder)? {
-                Some(folder) => Some((folder.state.info(folder.id), messages(view, *mailbox, &folder)?)),
-                None => None,
-            })
+        Query::FolderNumber { mailbox, folder } => {
+            let folder = folders::folder_by_id(view, *mailbox, *folder)?;
+            Reply::Folder(folder.map(|folder| folder.state.info(folder.id)))
         }
-        Query::Changes { mailbox, folder, since } => {
-            Reply::Changes(changes(view, *mailbox, *folder, *since)?)
+        Query::Select { mailbox, name } => Reply::Selected(select(view, *mailbox, name)?),
+        Query::Changes { mailbox, folder, since, after, uids_from, limit } => {
+            let place = (*mailbox, *folder);
+            Reply::Changes(changes(view, place, *since, *after, *uids_from, *limit)?)
         }
-        Query::Bodies { mailbox, folder, uids, prefix, max_bytes } => {
-            message_bodies(view, bodies, (*mailbox, *folder), uids, *prefix, *max_bytes)?
+        Query::Messages { mailbox, folder, uids, octets, digests: kinds, max_bytes } => {
+            let digests = Answering::new(digests, kinds);
+            let mut gather = Gather::new(bodies, digests, *octets, *max_bytes);
+            gather.all(view, (*mailbox, *folder), uids)?;
+            fresh = gather.digests.fresh;
+            Reply::Messages(gather.found)
         }
         Query::Usage(mailboxes) => {
             let usage = |id: &MailboxId| Ok(folders::mailbox_head(view, *id)?.unwrap_or_default().usage());
@@ -78,17 +89,18 @@ pub(crate) fn answer(
             }
         },
         Query::QueueCounts => Reply::QueueCounts(index.counts),
-    })
+    };
+    Ok((reply, fresh))
 }
 
 /// What a group that was never written to answers.
 pub(crate) fn nothing(query: &Query) -> Reply {
     match query {
         Query::Folders(_) => Reply::Folders(Vec::new()),
-        Query::Folder { .. } => Reply::Folder(None),
-        Query::Messages { .. } => Reply::Messages(None),
+        Query::Folder { .. } | Query::FolderNumber { .. } => Reply::Folder(None),
+        Query::Select { .. } => Reply::Selected(None),
         Query::Changes { .. } => Reply::Changes(None),
-        Query::Bodies { uids, .. } => Reply::Bodies(vec![None; uids.len()]),
+        Query::Messages { uids, .. } => Reply::Messages(vec![None; uids.len()]),
         Query::Usage(mailboxes) => Reply::Usage(vec![Default::default(); mailboxes.len()]),
         Query::QueueDue { .. } | Query::QueueList { .. } => Reply::Queue(Vec::new()),
         Query::QueueEntry(_) => Reply::QueueEntry(None),
@@ -107,48 +119,89 @@ fn folder_named<V: View>(view: &V, mailbox: MailboxId, name: &str) -> Result<Opt
     Ok(folders::folder_by_name(view, mailbox, &name)?.map(|folder| folder.state.info(folder.id)))
 }
 
-fn messages<V: View>(view: &V, mailbox: MailboxId, folder: &Folder) -> Result<Vec<MessageMeta>, StoreError> {
-    let prefix = keys::folder(keys::MESSAGE, mailbox, folder.id);
-    let mut found = Vec::with_capacity(folder.state.messages as usize);
-    view.scan(&prefix, &prefix, &mut |key, value| {
-        found.push(records::decode::<Message>(value)?.meta(uid_of(key)?));
+fn select<V: View>(view: &V, mailbox: MailboxId, name: &str) -> Result<Option<Selection>, StoreError> {
+    let Ok(name) = folder_name::normalize(name) else { return Ok(None) };
+    let Some(folder) = folders::folder_by_name(view, mailbox, &name)? else { return Ok(None) };
+    let uids = uids_from(view, mailbox, &folder, Uid(0))?;
+    let keywords = messages::keywords(view, mailbox, folder.id)?;
+    Ok(Some(Selection { folder: folder.state.info(folder.id), uids, keywords }))
+}
+
+fn uids_from<V: View>(
+    view: &V,
+    mailbox: MailboxId,
+    folder: &Folder,
+    from: Uid,
+) -> Result<FolderUids, StoreError> {
+    let prefix = keys::folder(keys::HOLES, mailbox, folder.id);
+    let start = keys::holes(mailbox, folder.id, uids::block(from));
+    let mut holes = Vec::new();
+    view.scan(&prefix, &start, &mut |key, value| {
+        let block = keys::last_block(key).ok_or(StoreError::Damaged("a key of holes is too short"))?;
+        holes.push((block, Bytes::copy_from_slice(value)));
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok(found)
+    Ok(FolderUids::new(from, folder.state.uid_next, holes))
 }
 
 fn changes<V: View>(
     view: &V,
-    mailbox: MailboxId,
-    folder: FolderId,
+    (mailbox, folder): (MailboxId, FolderId),
     since: ModSeq,
+    after: (ModSeq, Uid),
+    from: Uid,
+    limit: u32,
 ) -> Result<Option<FolderChanges>, StoreError> {
     let Some(folder) = folders::folder_by_id(view, mailbox, folder)? else { return Ok(None) };
-    let info = folder.state.info(folder.id);
-    if since < folder.state.vanished_floor {
-        let changed = messages(view, mailbox, &folder)?;
-        return Ok(Some(FolderChanges { folder: info, changed, vanished: None }));
-    }
-    let mut changed = Vec::new();
-    for uid in uids_after(view, keys::CHANGED, mailbox, folder.id, since)? {
-        let value = view.get(&keys::message(mailbox, folder.id, uid))?;
+    let remembered = since >= folder.state.vanished_floor;
+    let uids = uids_from(view, mailbox, &folder, if remembered { from } else { Uid(0) })?;
+    let vanished = if remembered { Some(vanished_after(view, mailbox, folder.id, since)?) } else { None };
+    let (changed, more) = changed_after(view, mailbox, folder.id, after, limit.max(1) as usize)?;
+    Ok(Some(FolderChanges { folder: folder.state.info(folder.id), uids, vanished, changed, more }))
+}
+
+type Page = (Vec<MessageMeta>, Option<(ModSeq, Uid)>);
+
+fn changed_after<V: View>(
+    view: &V,
+    mailbox: MailboxId,
+    folder: FolderId,
+    after: (ModSeq, Uid),
+    limit: usize,
+) -> Result<Page, StoreError> {
+    let prefix = keys::folder(keys::CHANGED, mailbox, folder);
+    let mut from = keys::log(keys::CHANGED, mailbox, folder, after.0, after.1);
+    // The next key there can be.
+    from.push(0);
+    let (mut found, mut more, mut last) = (Vec::new(), None, after);
+    view.scan(&prefix, &from, &mut |key, _| {
+        if found.len() == limit {
+            more = Some(last);
+            return Ok(ControlFlow::Break(()));
+        }
+        let mod_seq = keys::log_mod_seq(key).ok_or(StoreError::Damaged("a change has no MODSEQ"))?;
+        last = (mod_seq, uid_of(key)?);
+        found.push(last.1);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    found.sort_unstable();
+    let mut changed = Vec::with_capacity(found.len());
+    for uid in found {
+        let value = view.get(&keys::message(mailbox, folder, uid))?;
         let value = value.ok_or(StoreError::Damaged("a change points to no message"))?;
         changed.push(records::decode::<Message>(&value)?.meta(uid));
     }
-    let vanished = uids_after(view, keys::VANISHED, mailbox, folder.id, since)?;
-    Ok(Some(FolderChanges { folder: info, changed, vanished: Some(vanished) }))
+    Ok((changed, more))
 }
 
-/// UIDs logged under a MODSEQ above `since`, ascending.
-fn uids_after<V: View>(
+fn vanished_after<V: View>(
     view: &V,
-    tag: u8,
     mailbox: MailboxId,
     folder: FolderId,
     since: ModSeq,
 ) -> Result<Vec<Uid>, StoreError> {
-    let prefix = keys::folder(tag, mailbox, folder);
-    let from = keys::log(tag, mailbox, folder, ModSeq(since.0.saturating_add(1)), Uid(0));
+    let prefix = keys::folder(keys::VANISHED, mailbox, folder);
+    let from = keys::log(keys::VANISHED, mailbox, folder, ModSeq(since.0.saturating_add(1)), Uid(0));
     let mut uids = Vec::new();
     view.scan(&prefix, &from, &mut |key, _| {
         uids.push(uid_of(key)?);
@@ -158,34 +211,118 @@ fn uids_after<V: View>(
     Ok(uids)
 }
 
-fn message_bodies<V: View>(
-    view: &V,
-    bodies: &dyn Bodies,
-    (mailbox, folder): (MailboxId, FolderId),
-    uids: &[Uid],
-    prefix: u32,
-    max_bytes: u32,
-) -> Result<Reply, StoreError> {
-    let mut found: Vec<Option<Bytes>> = Vec::new();
-    let mut left = u64::from(max_bytes);
-    for uid in uids {
-        let Some(value) = view.get(&keys::message(mailbox, folder, *uid))? else {
-            found.push(None);
-            continue;
-        };
-        let body = records::decode::<Message>(&value)?.body;
-        let wanted = if prefix == 0 { body.len } else { body.len.min(prefix) };
-        if u64::from(wanted) > left && found.iter().any(Option::is_some) {
-            break;
-        }
-        let place = body_table::named(view, body.id)?.place;
-        match bodies.read(place, (prefix != 0).then_some(wanted)) {
-            Ok(bytes) => found.push(Some(bytes)),
-            Err(reason) => return Ok(Reply::Unreadable(reason)),
-        }
-        left = left.saturating_sub(u64::from(wanted));
+/// Runs of UIDs from this length on are read in one go.
+const SCANNED_RUN: usize = 4;
+
+/// Messages on their way into an answer.
+struct Gather<'a> {
+    bodies: &'a dyn Bodies,
+    digests: Answering<'a>,
+    octets: Octets,
+    /// Octets that still fit.
+    left: u64,
+    full: bool,
+    any: bool,
+    found: Vec<Option<FoundMessage>>,
+}
+
+impl<'a> Gather<'a> {
+    fn new(bodies: &'a dyn Bodies, digests: Answering<'a>, octets: Octets, max_bytes: u32) -> Self {
+        Self { bodies, digests, octets, left: max_bytes.into(), full: false, any: false, found: Vec::new() }
     }
-    Ok(Reply::Bodies(found))
+
+    fn all<V: View>(
+        &mut self,
+        view: &V,
+        (mailbox, folder): (MailboxId, FolderId),
+        uids: &[Uid],
+    ) -> Result<(), StoreError> {
+        let prefix = keys::folder(keys::MESSAGE, mailbox, folder);
+        for run in uids.chunk_by(|a, b| a.0.checked_add(1) == Some(b.0)) {
+            if run.len() < SCANNED_RUN {
+                for uid in run {
+                    match view.get(&keys::message(mailbox, folder, *uid))? {
+                        Some(value) => {
+                            let key = keys::by_uid(keys::DIGESTS, mailbox, folder, *uid);
+                            let kept = if self.digests.any() { view.get(&key)? } else { None };
+                            self.take(view, *uid, &value, kept.as_deref())?;
+                        }
+                        None => self.found.push(None),
+                    }
+                    if self.full {
+                        return Ok(());
+                    }
+                }
+                continue;
+            }
+            let (before, last) = (self.found.len(), run[run.len() - 1]);
+            let mut kept = HashMap::new();
+            if self.digests.any() {
+                let prefix = keys::folder(keys::DIGESTS, mailbox, folder);
+                let from = keys::by_uid(keys::DIGESTS, mailbox, folder, run[0]);
+                view.scan(&prefix, &from, &mut |key, value| {
+                    let uid = uid_of(key)?;
+                    if uid > last {
+                        return Ok(ControlFlow::Break(()));
+                    }
+                    kept.insert(uid, value.to_vec());
+                    Ok(ControlFlow::Continue(()))
+                })?;
+            }
+            let missing = |to: Uid, have: usize| (to.0 - run[0].0) as usize - (have - before);
+            view.scan(&prefix, &keys::message(mailbox, folder, run[0]), &mut |key, value| {
+                let uid = uid_of(key)?;
+                if uid > last {
+                    return Ok(ControlFlow::Break(()));
+                }
+                let gone = missing(uid, self.found.len());
+                self.found.extend(std::iter::repeat_n(None, gone));
+                self.take(view, uid, value, kept.get(&uid).map(Vec::as_slice))?;
+                Ok(if self.full || uid == last { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            if self.full {
+                return Ok(());
+            }
+            let gone = run.len() - (self.found.len() - before);
+            self.found.extend(std::iter::repeat_n(None, gone));
+        }
+        Ok(())
+    }
+
+    fn take<V: View>(
+        &mut self,
+        view: &V,
+        uid: Uid,
+        value: &[u8],
+        kept: Option<&[u8]>,
+    ) -> Result<(), StoreError> {
+        let message: Message = records::decode(value)?;
+        let wanted = match self.octets {
+            Octets::Nothing => 0,
+            Octets::Prefix(most) => message.body.len.min(most),
+            Octets::Whole => message.body.len,
+        };
+        if (u64::from(wanted) > self.left || self.digests.left == 0) && self.any {
+            self.full = true;
+            return Ok(());
+        }
+        let bodies = self.bodies;
+        let mut read = |prefix| {
+            let place = body_table::named(view, message.body.id)?.place;
+            bodies.read(place, prefix).map_err(StoreError::Bodies)
+        };
+        let octets = match self.octets {
+            Octets::Nothing => Bytes::new(),
+            Octets::Prefix(_) => read(Some(wanted))?,
+            Octets::Whole => read(None)?,
+        };
+        let digests = self.digests.of(uid, message.body.len, kept, &octets, &mut read)?;
+        let answered = u64::from(wanted) + digests.iter().map(|digest| digest.len() as u64).sum::<u64>();
+        self.left = self.left.saturating_sub(answered);
+        self.any = true;
+        self.found.push(Some(FoundMessage { meta: message.meta(uid), octets, digests }));
+        Ok(())
+    }
 }
 
 fn queue_entries<V: View>(view: &V, ids: &[QueueId]) -> Result<Vec<QueueEntry>, StoreError> {

@@ -9,6 +9,7 @@ use crate::{
     keys,
     records::{self, FolderState, MailboxHead, Message, Queued},
     txn::View,
+    uids::Holes,
 };
 
 /// What was counted of a folder.
@@ -19,6 +20,10 @@ struct Counted {
     deleted: u32,
     bytes: u64,
     vanished: u32,
+    /// UIDs given so far that are in use no more.
+    holes: u32,
+    /// Messages marked as deleted.
+    marked: u32,
     /// Messages without an entry in the index of changes, and entries without a message.
     changes: i64,
 }
@@ -57,6 +62,8 @@ impl Store {
                 }
                 keys::CHANGED => folders.entry(folder).or_default().changes -= 1,
                 keys::VANISHED => folders.entry(folder).or_default().vanished += 1,
+                keys::HOLES => folders.entry(folder).or_default().holes += Holes::decode(value)?.len(),
+                keys::MARKED => folders.entry(folder).or_default().marked += 1,
                 keys::QUEUE => *references.entry(records::decode::<Queued>(value)?.body).or_default() += 1,
                 keys::BODY => drop(table.insert(BodyId(number(1)), BodyEntry::decode(value)?)),
                 _ => {}
@@ -81,6 +88,8 @@ impl Store {
                 deleted: state.deleted,
                 bytes: state.bytes,
                 vanished: state.vanished,
+                holes: state.uid_next.0 - 1 - state.messages,
+                marked: state.deleted,
                 changes: 0,
             };
             if counted != told {

@@ -135,7 +135,7 @@ pub enum Op {
         /// Refused with [`Refusal::OverQuota`] when a copy would exceed it; not looked at for a move.
         quota: Quota,
     },
-    /// Expunges the messages with `\Deleted`; with `uids`, only those among them (RFC 4315 2.1).
+    /// Expunges the messages with `\Deleted`, the first 10,000 of them; with `uids`, only those among them (RFC 4315 2.1).
     Expunge {
         /// Whose.
         mailbox: MailboxId,
@@ -198,6 +198,8 @@ pub enum Applied {
     Folder(FolderId),
     /// Of [`Op::StoreFlags`]: what was changed, and what was left alone because of `unchanged_since`.
     Stored {
+        /// The MODSEQ that this command gave, and no other did; none when every message had the flags already.
+        mod_seq: Option<ModSeq>,
         /// UID, MODSEQ and flags as they are now, ascending by UID; with its old MODSEQ, a message that had the flags
         /// already.
         changed: Vec<(Uid, ModSeq, Flags)>,
@@ -211,7 +213,8 @@ pub enum Applied {
         /// Source, target.
         uids: Vec<(Uid, Uid)>,
     },
-    /// Of [`Op::Expunge`]: the UIDs that went, ascending.
+    /// Of [`Op::Expunge`]: the UIDs that went, ascending. Without UIDs in the command: proposed again, it takes out more
+    /// until none are left.
     Expunged(Vec<Uid>),
 }
 

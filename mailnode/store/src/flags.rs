@@ -66,6 +66,11 @@ impl FlagSet {
         Ok(set)
     }
 
+    /// Keywords, sorted by their text without case.
+    pub(crate) fn keywords(&self) -> &[String] {
+        &self.keywords
+    }
+
     pub(crate) fn seen(&self) -> bool {
         self.system & SEEN != 0
     }

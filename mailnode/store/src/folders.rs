@@ -245,7 +245,7 @@ impl<'t, 'a> Mailbox<'t, 'a> {
             return Err(Refusal::Invalid("INBOX cannot be deleted".to_owned()).into());
         }
         remove_messages(self.txn, &keys::folder(keys::MESSAGE, self.id, folder.id))?;
-        for tag in [keys::CHANGED, keys::VANISHED] {
+        for tag in keys::OF_FOLDER {
             for key in self.txn.keys(&keys::folder(tag, self.id, folder.id))? {
                 self.txn.remove(key);
             }
@@ -341,8 +341,8 @@ fn remove_messages(txn: &mut Txn<'_>, prefix: &[u8]) -> Result<(), Stop> {
 /// Removes everything a mailbox holds.
 pub(crate) fn purge(txn: &mut Txn<'_>, group: u32, mailbox: MailboxId) -> Result<Applied, Stop> {
     remove_messages(txn, &keys::mailbox(keys::MESSAGE, mailbox))?;
-    let tags = [keys::HEAD, keys::FOLDER, keys::FOLDER_NAME, keys::CHANGED, keys::VANISHED];
-    for tag in tags {
+    let own = [keys::HEAD, keys::FOLDER, keys::FOLDER_NAME];
+    for tag in own.into_iter().chain(keys::OF_FOLDER) {
         for key in txn.keys(&keys::mailbox(tag, mailbox))? {
             txn.remove(key);
         }

@@ -43,11 +43,27 @@ pub(crate) const MESSAGE: u8 = 33;
 pub(crate) const CHANGED: u8 = 34;
 /// Expunged UID by MODSEQ.
 pub(crate) const VANISHED: u8 = 35;
+/// Expunged UIDs by block (`uids.rs`).
+pub(crate) const HOLES: u8 = 36;
+/// UID of a message with `\Deleted`, so that EXPUNGE need not look for them.
+pub(crate) const MARKED: u8 = 37;
+/// Keywords that messages of a folder have or had.
+pub(crate) const KEYWORDS: u8 = 38;
+/// Digests of a message (`digests.rs`). Of this replica alone.
+pub(crate) const DIGESTS: u8 = 39;
+
+/// What a folder holds besides its own record and its messages, by tag; all keys start with mailbox and folder.
+pub(crate) const OF_FOLDER: [u8; 6] = [CHANGED, VANISHED, HOLES, MARKED, KEYWORDS, DIGESTS];
 
 pub(crate) const QUEUE: u8 = 50;
 
 /// Body: number of references and length, then where this replica keeps it.
 pub(crate) const BODY: u8 = 60;
+
+/// Whether a key is this replica's own: not compared with other replicas, and not in snapshots.
+pub(crate) fn is_local(key: &[u8]) -> bool {
+    key == [POSITION] || key.first() == Some(&DIGESTS)
+}
 
 /// The key as it stands in the keyspace.
 pub(crate) fn in_space(space: u32, key: &[u8]) -> Vec<u8> {
@@ -104,7 +120,7 @@ pub(crate) fn mailbox(tag: u8, mailbox: MailboxId) -> Vec<u8> {
     join(tag, &[&mailbox.0.to_be_bytes()])
 }
 
-/// Of [`FOLDER`], and the prefix of all keys of a folder under one tag.
+/// Of [`FOLDER`] and [`KEYWORDS`], and the prefix of all keys of a folder under one tag.
 pub(crate) fn folder(tag: u8, mailbox: MailboxId, folder: FolderId) -> Vec<u8> {
     join(tag, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes()])
 }
@@ -114,7 +130,17 @@ pub(crate) fn folder_name(mailbox: MailboxId, name: &str) -> Vec<u8> {
 }
 
 pub(crate) fn message(mailbox: MailboxId, folder: FolderId, uid: Uid) -> Vec<u8> {
-    join(MESSAGE, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &uid.0.to_be_bytes()])
+    by_uid(MESSAGE, mailbox, folder, uid)
+}
+
+/// Of [`MESSAGE`], [`MARKED`] and [`DIGESTS`].
+pub(crate) fn by_uid(tag: u8, mailbox: MailboxId, folder: FolderId, uid: Uid) -> Vec<u8> {
+    join(tag, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &uid.0.to_be_bytes()])
+}
+
+/// Of [`HOLES`].
+pub(crate) fn holes(mailbox: MailboxId, folder: FolderId, block: u32) -> Vec<u8> {
+    join(HOLES, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &block.to_be_bytes()])
 }
 
 /// Of [`CHANGED`] and [`VANISHED`].
@@ -133,7 +159,12 @@ pub(crate) fn body(id: BodyId) -> Vec<u8> {
     join(BODY, &[&id.0.to_be_bytes()])
 }
 
-/// The UID at the end of a key of [`MESSAGE`], [`CHANGED`] or [`VANISHED`].
+/// The block at the end of a key of [`HOLES`].
+pub(crate) fn last_block(key: &[u8]) -> Option<u32> {
+    key.last_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))
+}
+
+/// The UID at the end of a key of a message or of what belongs to one.
 pub(crate) fn last_uid(key: &[u8]) -> Option<Uid> {
     key.last_chunk::<4>().map(|bytes| Uid(u32::from_be_bytes(*bytes)))
 }

@@ -13,6 +13,7 @@ mod audit;
 mod bodies;
 mod body_table;
 mod command;
+mod digests;
 mod directory;
 mod error;
 mod flags;
@@ -32,6 +33,7 @@ mod recovery;
 mod snapshot;
 mod store;
 mod txn;
+mod uids;
 
 // Named by the types of this crate; imported once for all modules.
 use quorumail_message::{Address, Domain};
@@ -41,6 +43,7 @@ pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
 pub use command::{
     Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
 };
+pub use digests::Digests;
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
 pub use ids::{
@@ -52,6 +55,7 @@ pub use model::{
     DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions, QueueClass, QueueEntry,
     QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
 };
-pub use query::{FolderChanges, Query, Reply};
+pub use query::{FolderChanges, FoundMessage, Octets, Query, Reply, Selection};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};
+pub use uids::FolderUids;

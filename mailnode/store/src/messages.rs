@@ -1,9 +1,9 @@
 //! Messages of a folder: adding, flags, copying, expunging. RFC 9051 6.4, RFC 7162, RFC 6851, RFC 4315.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeMap, ops::ControlFlow};
 
 use crate::{
-    Applied, Flags, FolderId, ModSeq, Quota, Refusal, StoreFlags, Timestamp, Uid,
+    Applied, Flags, FolderId, MailboxId, ModSeq, Quota, Refusal, StoreError, StoreFlags, Timestamp, Uid,
     body_table::{self, Arrived},
     error::Stop,
     flags::FlagSet,
@@ -11,10 +11,15 @@ use crate::{
     keys,
     records::{self, Message},
     txn::View,
+    uids::{self, Holes},
 };
 
 /// Most expunged UIDs remembered for a folder; for a client that was away longer, all its messages are listed again.
 pub(crate) const MAX_VANISHED: u32 = 10_000;
+/// Most messages that one EXPUNGE without UIDs takes out: bounds what a command makes of memory and time.
+pub(crate) const MAX_EXPUNGED: usize = 10_000;
+/// Most keywords that a folder lists; others can be used all the same.
+pub(crate) const MAX_FOLDER_KEYWORDS: usize = 256;
 
 impl Mailbox<'_, '_> {
     pub(crate) fn append(
@@ -57,8 +62,9 @@ impl Mailbox<'_, '_> {
             let new = message.flags.stored(mode, &wanted)?;
             if new != message.flags {
                 let mod_seq = *mod_seq.get_or_insert_with(|| self.next_mod_seq());
-                self.count_flags(&mut folder, &message.flags, false);
-                self.count_flags(&mut folder, &new, true);
+                self.count_flags(&mut folder, uid, &message.flags, false);
+                self.count_flags(&mut folder, uid, &new, true);
+                self.list_keywords(folder.id, &new)?;
                 self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.mod_seq, uid));
                 message.flags = new;
                 message.mod_seq = mod_seq;
@@ -71,7 +77,7 @@ impl Mailbox<'_, '_> {
             self.save_folder(&folder);
             self.folder_changed(folder.id);
         }
-        Ok(Applied::Stored { changed, modified })
+        Ok(Applied::Stored { mod_seq, changed, modified })
     }
 
     pub(crate) fn copy(
@@ -101,7 +107,7 @@ impl Mailbox<'_, '_> {
 
     /// Moves all messages of a folder.
     pub(crate) fn move_all(&mut self, from: FolderId, to: FolderId) -> Result<(), Stop> {
-        let found = self.messages_where(from, |_| true)?;
+        let found = self.all_messages(from)?;
         self.transfer(from, to, found, true)?;
         Ok(())
     }
@@ -112,7 +118,7 @@ impl Mailbox<'_, '_> {
             return Ok(Applied::Expunged(Vec::new()));
         }
         let gone = match uids {
-            None => self.messages_where(folder.id, |message| message.flags.deleted())?,
+            None => self.marked(folder.id)?,
             Some(uids) => {
                 let mut gone = Vec::new();
                 for uid in ascending(uids) {
@@ -145,7 +151,12 @@ impl Mailbox<'_, '_> {
         for (uid, message) in &messages {
             let mut copy = message.clone();
             copy.mod_seq = mod_seq;
-            pairs.push((*uid, self.add(&mut target, &copy)?));
+            let new = self.add(&mut target, &copy)?;
+            pairs.push((*uid, new));
+            let digests = |folder, uid| keys::by_uid(keys::DIGESTS, self.id, folder, uid);
+            if let Some(kept) = self.txn.get(&digests(from, *uid))? {
+                self.txn.put(digests(to, new), kept);
+            }
             body_table::retain(self.txn, copy.body.id)?;
         }
         self.save_folder(&target);
@@ -169,7 +180,8 @@ impl Mailbox<'_, '_> {
         folder.state.bytes += u64::from(message.body.len);
         self.head.messages += 1;
         self.head.bytes += u64::from(message.body.len);
-        self.count_flags(folder, &message.flags, true);
+        self.count_flags(folder, uid, &message.flags, true);
+        self.list_keywords(folder.id, &message.flags)?;
         Ok(uid)
     }
 
@@ -186,6 +198,7 @@ impl Mailbox<'_, '_> {
                 "a folder's counters are the sums over its messages"
             );
             self.txn.remove(keys::message(self.id, folder.id, *uid));
+            self.txn.remove(keys::by_uid(keys::DIGESTS, self.id, folder.id, *uid));
             body_table::release(self.txn, message.body.id)?;
             self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.mod_seq, *uid));
             self.txn.put(keys::log(keys::VANISHED, self.id, folder.id, mod_seq, *uid), Vec::new());
@@ -194,8 +207,9 @@ impl Mailbox<'_, '_> {
             folder.state.vanished += 1;
             self.head.messages -= 1;
             self.head.bytes -= bytes;
-            self.count_flags(&mut folder, &message.flags, false);
+            self.count_flags(&mut folder, *uid, &message.flags, false);
         }
+        self.make_holes(folder.id, messages.iter().map(|(uid, _)| *uid))?;
         folder.state.highest_mod_seq = mod_seq;
         self.forget_vanished(&mut folder)?;
         self.save_folder(&folder);
@@ -242,26 +256,73 @@ impl Mailbox<'_, '_> {
         Ok(value.map(|value| records::decode(&value)).transpose()?)
     }
 
-    fn messages_where(
-        &self,
-        folder: FolderId,
-        wanted: impl Fn(&Message) -> bool,
-    ) -> Result<Vec<(Uid, Message)>, Stop> {
+    fn all_messages(&self, folder: FolderId) -> Result<Vec<(Uid, Message)>, Stop> {
         let prefix = keys::folder(keys::MESSAGE, self.id, folder);
         let mut found = Vec::new();
         self.txn.scan(&prefix, &prefix, &mut |key, value| {
-            let message: Message = records::decode(value)?;
-            if wanted(&message)
-                && let Some(uid) = keys::last_uid(key)
-            {
-                found.push((uid, message));
-            }
+            let uid = keys::last_uid(key).ok_or(StoreError::Damaged("a message key is too short"))?;
+            found.push((uid, records::decode(value)?));
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(found)
     }
 
-    fn count_flags(&self, folder: &mut Folder, flags: &FlagSet, there: bool) {
+    /// Messages with `\Deleted`, the lowest UIDs first, at most [`MAX_EXPUNGED`].
+    fn marked(&self, folder: FolderId) -> Result<Vec<(Uid, Message)>, Stop> {
+        let prefix = keys::folder(keys::MARKED, self.id, folder);
+        let mut uids = Vec::new();
+        self.txn.scan(&prefix, &prefix, &mut |key, _| {
+            uids.extend(keys::last_uid(key));
+            Ok(if uids.len() < MAX_EXPUNGED { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        let mut found = Vec::with_capacity(uids.len());
+        for uid in uids {
+            let message = self.message(folder, uid)?;
+            found.push((uid, message.ok_or(StoreError::Damaged("a mark points to no message"))?));
+        }
+        Ok(found)
+    }
+
+    /// Notes that UIDs are in use no more.
+    fn make_holes(&mut self, folder: FolderId, gone: impl Iterator<Item = Uid>) -> Result<(), Stop> {
+        let mut blocks: BTreeMap<u32, Vec<Uid>> = BTreeMap::new();
+        for uid in gone {
+            blocks.entry(uids::block(uid)).or_default().push(uid);
+        }
+        for (block, gone) in blocks {
+            let key = keys::holes(self.id, folder, block);
+            let mut holes = match self.txn.get(&key)? {
+                Some(value) => Holes::decode(&value)?,
+                None => Holes::default(),
+            };
+            gone.into_iter().for_each(|uid| holes.insert(uid));
+            self.txn.put(key, holes.encode());
+        }
+        Ok(())
+    }
+
+    /// Adds the keywords to those that the folder lists.
+    fn list_keywords(&mut self, folder: FolderId, flags: &FlagSet) -> Result<(), Stop> {
+        if flags.keywords().is_empty() {
+            return Ok(());
+        }
+        let mut listed = keywords(self.txn, self.id, folder)?;
+        let before = listed.len();
+        for keyword in flags.keywords() {
+            if listed.len() < MAX_FOLDER_KEYWORDS
+                && !listed.iter().any(|have| have.eq_ignore_ascii_case(keyword))
+            {
+                listed.push(keyword.clone());
+            }
+        }
+        if listed.len() > before {
+            self.txn.put(keys::folder(keys::KEYWORDS, self.id, folder), records::encode(&listed));
+        }
+        Ok(())
+    }
+
+    /// Counts a message's flags in or out, and marks it when it has `\Deleted`.
+    fn count_flags(&mut self, folder: &mut Folder, uid: Uid, flags: &FlagSet, there: bool) {
         let step = |counter: &mut u32| {
             let next = if there { counter.checked_add(1) } else { counter.checked_sub(1) };
             *counter = next.expect("a folder's counters are the sums over its messages");
@@ -271,6 +332,12 @@ impl Mailbox<'_, '_> {
         }
         if flags.deleted() {
             step(&mut folder.state.deleted);
+            let mark = keys::by_uid(keys::MARKED, self.id, folder.id, uid);
+            if there {
+                self.txn.put(mark, Vec::new());
+            } else {
+                self.txn.remove(mark);
+            }
         }
     }
 
@@ -282,6 +349,16 @@ impl Mailbox<'_, '_> {
         }
         Ok(())
     }
+}
+
+/// Keywords that messages of a folder have or had, in the order they came.
+pub(crate) fn keywords<V: View>(
+    view: &V,
+    mailbox: MailboxId,
+    folder: FolderId,
+) -> Result<Vec<String>, StoreError> {
+    let value = view.get(&keys::folder(keys::KEYWORDS, mailbox, folder))?;
+    value.map_or(Ok(Vec::new()), |value| records::decode(&value))
 }
 
 fn ascending(mut uids: Vec<Uid>) -> Vec<Uid> {

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    FolderId, FolderInfo, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry, QueueId, Timestamp, Uid,
-    Usage,
+    FolderId, FolderInfo, FolderUids, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry, QueueId,
+    Timestamp, Uid, Usage,
 };
 
 /// A question to one partition.
@@ -20,34 +20,50 @@ pub enum Query {
         /// Full name; `INBOX` in any case.
         name: String,
     },
-    /// Messages of a folder, ascending by UID. [`Reply::Messages`].
-    Messages {
+    /// A folder by number. [`Reply::Folder`].
+    FolderNumber {
         /// Whose.
         mailbox: MailboxId,
         /// Which folder.
         folder: FolderId,
     },
-    /// What changed in a folder after `since`. [`Reply::Changes`].
+    /// What SELECT needs, whatever the folder's size. [`Reply::Selected`].
+    Select {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full name; `INBOX` in any case.
+        name: String,
+    },
+    /// What changed in a folder, in pages. [`Reply::Changes`].
     Changes {
         /// Whose.
         mailbox: MailboxId,
         /// Which folder.
         folder: FolderId,
-        /// The MODSEQ up to which the asker knows everything.
+        /// Expunges after this MODSEQ are told.
         since: ModSeq,
+        /// New and changed messages are told from this one on, in the order of MODSEQ and UID: `since` and the highest
+        /// UID, or where the page before ended.
+        after: (ModSeq, Uid),
+        /// UIDs in use are told from this one on: the UIDNEXT that the asker knows.
+        uids_from: Uid,
+        /// Most changed messages in one page.
+        limit: u32,
     },
-    /// Bodies of messages, in the order asked, as many as fit in `max_bytes` but at least one; a message that is gone is
-    /// `None`. [`Reply::Bodies`].
-    Bodies {
+    /// Messages in the order asked, as many as fit in `max_bytes` but at least one; one that is gone is `None`.
+    /// [`Reply::Messages`].
+    Messages {
         /// Whose.
         mailbox: MailboxId,
         /// Which folder.
         folder: FolderId,
-        /// Which messages.
+        /// Which messages. Runs of UIDs that follow each other are read the fastest.
         uids: Vec<Uid>,
-        /// Of each body only this many bytes from the start; zero: all.
-        prefix: u32,
-        /// Bound on the answer.
+        /// Whether their octets are wanted.
+        octets: Octets,
+        /// Kinds of [digests](crate::Digests) that are wanted.
+        digests: Vec<u8>,
+        /// Bound on the octets in the answer.
         max_bytes: u32,
     },
     /// [`Reply::Usage`], one for each mailbox asked, zero for one never opened.
@@ -72,6 +88,17 @@ pub enum Query {
     QueueCounts,
 }
 
+/// How much of a message's octets is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Octets {
+    /// None: the message is not read.
+    Nothing,
+    /// So many from the start.
+    Prefix(u32),
+    /// All of them.
+    Whole,
+}
+
 /// The answer to a [`Query`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -80,11 +107,11 @@ pub enum Reply {
     /// None: there is no such folder.
     Folder(Option<FolderInfo>),
     /// None: there is no such folder.
-    Messages(Option<(FolderInfo, Vec<MessageMeta>)>),
+    Selected(Option<Selection>),
     /// None: there is no such folder.
     Changes(Option<FolderChanges>),
     /// In the order asked; shorter than asked when the bound was reached.
-    Bodies(Vec<Option<Bytes>>),
+    Messages(Vec<Option<FoundMessage>>),
     /// In the order asked.
     Usage(Vec<Usage>),
     /// Entries without their bodies.
@@ -97,15 +124,41 @@ pub enum Reply {
     Unreadable(String),
 }
 
-/// What changed in a folder.
+/// A folder as SELECT shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    /// The folder.
+    pub folder: FolderInfo,
+    /// All UIDs in use.
+    pub uids: FolderUids,
+    /// Keywords that its messages have or had.
+    pub keywords: Vec<String>,
+}
+
+/// A page of what changed in a folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FolderChanges {
     /// The folder now.
     pub folder: FolderInfo,
-    /// New and changed messages, ascending by UID.
-    pub changed: Vec<MessageMeta>,
-    /// Expunged UIDs, ascending. None: `since` lies before what is remembered, and `changed` holds all messages.
+    /// UIDs in use from the one asked on; from the first on when `vanished` is none.
+    pub uids: FolderUids,
+    /// UIDs expunged after `since`, ascending. None: `since` lies before what is remembered.
     pub vanished: Option<Vec<Uid>>,
+    /// New and changed messages of this page, ascending by UID.
+    pub changed: Vec<MessageMeta>,
+    /// Where the next page starts; none: there is none.
+    pub more: Option<(ModSeq, Uid)>,
+}
+
+/// A message that was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundMessage {
+    /// What is known without reading it.
+    pub meta: MessageMeta,
+    /// The octets asked for; empty when none were.
+    pub octets: Bytes,
+    /// The digests asked for, in the order asked.
+    pub digests: Vec<Bytes>,
 }
 
 impl Query {

@@ -99,7 +99,7 @@ impl SnapshotReader {
             };
             let (key, value) = pair?;
             let key = &key[4..];
-            if key != [keys::POSITION] {
+            if !keys::is_local(key) {
                 let start = chunk.len();
                 self.frame(&mut chunk, key, &value)?;
                 self.hasher.update(&chunk[start..]);

@@ -11,7 +11,7 @@ use std::{
     ops::ControlFlow,
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -22,10 +22,11 @@ use quorumail_journal::Position;
 use tokio::sync::broadcast;
 
 use crate::{
-    Bodies, BodyRef, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
+    Bodies, BodyRef, Digests, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
     answers::{self, FromIndex},
     apply,
     body_table::BodyState,
+    digests::{Fresh, NoDigests},
     index::{Batch, Index},
     keys,
     queue::{QueueFacts, QueueIndex},
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// Format of the index; a later one is refused at start.
-pub(crate) const STATE_FORMAT: u32 = 2;
+pub(crate) const STATE_FORMAT: u32 = 3;
 /// Changes a subscriber may lie behind; one that is further behind is told so and looks at everything.
 const CHANGES_KEPT: usize = 4096;
 /// Keys removed in one batch while the space of an old state is cleared.
@@ -98,6 +99,7 @@ pub(crate) struct Group {
 pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) bodies: Arc<dyn Bodies>,
+    digests: OnceLock<Arc<dyn Digests>>,
     pub(crate) directory: Directory,
     pub(crate) changes: broadcast::Sender<Change>,
     groups: RwLock<HashMap<u32, Arc<Group>>>,
@@ -134,6 +136,7 @@ impl Store {
         let store = Self(Arc::new(Inner {
             index,
             bodies,
+            digests: OnceLock::new(),
             directory: Directory::default(),
             changes: broadcast::channel(CHANGES_KEPT).0,
             groups: RwLock::default(),
@@ -144,6 +147,12 @@ impl Store {
         store.check_format()?;
         store.load_groups()?;
         Ok(store)
+    }
+
+    /// How digests are computed, from now on; told once. Until then none can be asked for.
+    pub fn digest_with(&self, digests: Arc<dyn Digests>) {
+        // Told again: the first one stays.
+        let _ = self.0.digests.set(digests);
     }
 
     /// What was given as `position` with the last batch that the group holds; none when it holds nothing.
@@ -203,10 +212,42 @@ impl Store {
         let index = FromIndex::new(&queue, query);
         let view = self.view(group.number)?;
         drop(queue);
-        match view {
-            Some(view) => answers::answer(&view, self.0.bodies.as_ref(), query, index),
-            None => Ok(answers::nothing(query)),
+        let Some(view) = view else { return Ok(answers::nothing(query)) };
+        let digests = self.0.digests.get().map_or(&NoDigests as &dyn Digests, AsRef::as_ref);
+        let (reply, fresh) = answers::answer(&view, self.0.bodies.as_ref(), digests, query, index)?;
+        if let Query::Messages { mailbox, folder, .. } = query
+            && !fresh.is_empty()
+            && let Err(error) = self.keep_digests(&group, view.space, (*mailbox, *folder), fresh)
+        {
+            // They are computed again the next time.
+            tracing::warn!(group = group.number, %error, "digests could not be kept");
         }
+        Ok(reply)
+    }
+
+    /// Keeps digests of the messages that are still there: what applies commands waits meanwhile, so that none outlives its
+    /// message.
+    fn keep_digests(
+        &self,
+        group: &Group,
+        seen: u32,
+        (mailbox, folder): (MailboxId, FolderId),
+        fresh: Vec<Fresh>,
+    ) -> Result<(), StoreError> {
+        let space = group.space.lock();
+        if *space != seen {
+            // A snapshot has replaced what was read.
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        for Fresh { uid, value } in fresh {
+            let message = keys::in_space(*space, &keys::message(mailbox, folder, uid));
+            if self.0.index.get(&message)?.is_some() {
+                let key = keys::by_uid(keys::DIGESTS, mailbox, folder, uid);
+                batch.put(keys::in_space(*space, &key), value);
+            }
+        }
+        self.0.index.commit(batch)
     }
 
     /// As [`Store::query`], with the query and the reply encoded.
@@ -249,7 +290,7 @@ impl Store {
         let mut hasher = blake3::Hasher::new();
         if let Some(view) = self.view(group)? {
             view.scan(&[], &[], &mut |key, value| {
-                if key == [keys::POSITION] {
+                if keys::is_local(key) {
                     return Ok(ControlFlow::Continue(()));
                 }
                 // Where a body lies is not part of the state.

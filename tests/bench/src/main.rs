@@ -2,6 +2,7 @@
 //! Prints one JSON line. `tests/bench/bench.py` starts the servers and sets the lines side by side.
 #![allow(clippy::print_stdout, reason = "the figures are this program's output")]
 
+mod folder;
 mod imap;
 mod line;
 mod smtp;
@@ -22,6 +23,8 @@ enum Load {
     Smtp(smtp::SmtpLoad),
     /// Appends, selects and fetches over one connection.
     Imap(imap::ImapLoad),
+    /// Fills a folder over several connections and opens it.
+    Folder(folder::FolderLoad),
 }
 
 #[tokio::main]
@@ -29,6 +32,7 @@ async fn main() -> anyhow::Result<()> {
     let figures = match Arguments::parse().load {
         Load::Smtp(load) => serde_json::to_value(smtp::run(load).await?)?,
         Load::Imap(load) => serde_json::to_value(imap::run(load).await?)?,
+        Load::Folder(load) => serde_json::to_value(folder::run(load).await?)?,
     };
     println!("{figures}");
     Ok(())

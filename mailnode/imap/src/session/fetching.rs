@@ -1,17 +1,15 @@
-//! Reading messages from the backend in batches, so that neither a folder of long messages nor a slow client makes the
-//! server hold more than two batches.
+//! Reading messages from the backend in batches, so that neither a large folder, nor one of long messages, nor a slow
+//! client makes the server hold more than two batches.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use bytes::Bytes;
-
 use super::{Shared, ask};
-use crate::{Failure, Mailbox, fetch::Need, mime, view::Entry};
+use crate::{Digest, Failure, Found, Mailbox, Octets, fetch::Need, mime, sequence::Runs, view::View};
 
-/// Octets of messages that are asked for at once; a longer message is asked for alone.
-const BATCH_OCTETS: u64 = 1024 * 1024;
-/// Messages that are asked for at once.
-const BATCH_MESSAGES: usize = 128;
+/// Messages that are asked for at once when their octets are wanted.
+const BATCH_READ: usize = 128;
+/// Messages that are asked for at once when the folder's list is enough.
+const BATCH_LISTED: usize = 1000;
 /// Octets of a message that mostly hold its header.
 const HEADER_PREFIX: u32 = 16 * 1024;
 
@@ -20,13 +18,6 @@ const HEADER_PREFIX: u32 = 16 * 1024;
 pub(super) struct Wanted {
     pub(super) number: u32,
     pub(super) uid: u32,
-    size: u32,
-}
-
-impl Wanted {
-    pub(super) fn new(number: u32, entry: &Entry) -> Self {
-        Self { number, uid: entry.uid, size: entry.size }
-    }
 }
 
 /// Messages to be read, in batches.
@@ -35,84 +26,82 @@ pub(super) struct Reading {
     mailbox: Arc<dyn Mailbox>,
     folder: u64,
     need: Need,
+    digests: Vec<Digest>,
+    /// Numbers that were not looked up yet.
+    numbers: VecDeque<(u32, u32)>,
+    /// The next ones, looked up.
     waiting: VecDeque<Wanted>,
 }
 
 /// A batch that has been read; None for a message that is gone.
-pub(super) type Batch = Vec<(Wanted, Option<Bytes>)>;
+pub(super) type Batch = Vec<(Wanted, Option<Found>)>;
 
 impl Reading {
+    /// Messages by number.
     pub(super) fn new(
         shared: Arc<Shared>,
         mailbox: Arc<dyn Mailbox>,
         folder: u64,
         need: Need,
-        waiting: impl IntoIterator<Item = Wanted>,
+        numbers: Runs,
     ) -> Self {
-        Self { shared, mailbox, folder, need, waiting: waiting.into_iter().collect() }
+        let (numbers, waiting) = (numbers.0.into(), VecDeque::new());
+        Self { shared, mailbox, folder, need, digests: Vec::new(), numbers, waiting }
+    }
+
+    /// With digests.
+    pub(super) fn with(self, digests: Vec<Digest>) -> Self {
+        Self { digests, ..self }
+    }
+
+    /// Looks up what the next batch is about; to be called before [`Reading::next`].
+    pub(super) fn refill(&mut self, view: &View) {
+        let most = if self.need == Need::Nothing { BATCH_LISTED } else { BATCH_READ };
+        while self.waiting.len() < most {
+            let Some((first, last)) = self.numbers.pop_front() else { return };
+            self.waiting.push_back(Wanted { number: first, uid: view.uid_of(first) });
+            if first < last {
+                self.numbers.push_front((first + 1, last));
+            }
+        }
     }
 
     /// The next batch; empty at the end.
     pub(super) async fn next(&mut self) -> Result<Batch, Failure> {
-        let wanted = self.take();
-        if self.need == Need::Nothing || wanted.is_empty() {
-            return Ok(wanted.into_iter().map(|wanted| (wanted, Some(Bytes::new()))).collect());
+        let uids: Vec<u32> = self.waiting.iter().map(|wanted| wanted.uid).collect();
+        if uids.is_empty() {
+            return Ok(Vec::new());
         }
-        let uids: Vec<u32> = wanted.iter().map(|wanted| wanted.uid).collect();
-        let mut bodies = self.bodies(&uids, self.prefix()).await?;
+        let octets = match self.need {
+            Need::Nothing => Octets::Nothing,
+            Need::Prefix(octets) => Octets::Prefix(octets.max(1)),
+            Need::Header => Octets::Prefix(HEADER_PREFIX),
+            Need::Whole => Octets::Whole,
+        };
+        let mut found = self.ask(&uids, octets).await?;
         if self.need == Need::Header {
-            for (wanted, body) in wanted.iter().zip(&mut bodies) {
-                let cut = |octets: &Bytes| {
-                    octets.len() < wanted.size as usize && mime::header_end(octets).is_none()
-                };
-                if body.as_ref().is_some_and(cut) {
-                    *body = self.bodies(&[wanted.uid], 0).await?.pop().flatten();
+            for found in found.iter_mut().flatten() {
+                let cut = found.octets.len() < found.message.size as usize;
+                if cut && mime::header_end(&found.octets).is_none() {
+                    // It is gone when there is no answer; so is its header, as far as it was not read.
+                    if let Some(whole) = self.ask(&[found.message.uid], Octets::Whole).await?.pop().flatten()
+                    {
+                        found.octets = whole.octets;
+                    }
                 }
             }
         }
-        Ok(wanted.into_iter().zip(bodies).collect())
+        Ok(self.waiting.drain(..found.len()).zip(found).collect())
     }
 
-    fn prefix(&self) -> u32 {
-        match self.need {
-            Need::Header => HEADER_PREFIX,
-            // Zero would mean all.
-            Need::Prefix(octets) => octets.max(1),
-            Need::Nothing | Need::Whole => 0,
+    async fn ask(&self, uids: &[u32], octets: Octets) -> Result<Vec<Option<Found>>, Failure> {
+        let found =
+            ask(&self.shared, self.mailbox.messages(self.folder, uids, octets, &self.digests)).await?;
+        let digested = |found: &Found| found.digests.len() == self.digests.len();
+        if found.is_empty() || found.len() > uids.len() || !found.iter().flatten().all(digested) {
+            // Against its contract; asking again would not end.
+            return Err(Failure::Unavailable);
         }
-    }
-
-    fn take(&mut self) -> Vec<Wanted> {
-        let most = match self.need {
-            Need::Nothing => 0,
-            Need::Whole => u32::MAX,
-            Need::Header | Need::Prefix(_) => self.prefix(),
-        };
-        let mut octets = 0;
-        let mut out = Vec::new();
-        while let Some(&next) = self.waiting.front() {
-            octets += u64::from(next.size.min(most));
-            if !out.is_empty() && (octets > BATCH_OCTETS || out.len() >= BATCH_MESSAGES) {
-                break;
-            }
-            out.push(next);
-            self.waiting.pop_front();
-        }
-        out
-    }
-
-    /// The backend answers fewer than asked where its own bound is smaller.
-    async fn bodies(&self, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure> {
-        let mut out: Vec<Option<Bytes>> = Vec::with_capacity(uids.len());
-        while out.len() < uids.len() {
-            let more =
-                ask(&self.shared, self.mailbox.bodies(self.folder, &uids[out.len()..], prefix)).await?;
-            if more.is_empty() || more.len() > uids.len() - out.len() {
-                // Against its contract; asking again would not end.
-                return Err(Failure::Unavailable);
-            }
-            out.extend(more);
-        }
-        Ok(out)
+        Ok(found)
     }
 }

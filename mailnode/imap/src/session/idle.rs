@@ -34,9 +34,8 @@ impl Session {
     /// Tells what changed. Answers how long to pause before the next look.
     async fn look(&mut self, mailbox: &Arc<dyn Mailbox>, pause: Duration) -> Result<Duration, Stop> {
         let before = self.view.as_ref().map(|view| view.folder.highest_mod_seq);
-        match self.sync(mailbox).await {
+        match self.sync(mailbox, true).await {
             Ok(()) => {
-                self.tell(true);
                 let after = self.view.as_ref().map(|view| view.folder.highest_mod_seq);
                 Ok(if before == after { LEAST_PAUSE } else { Duration::ZERO })
             }

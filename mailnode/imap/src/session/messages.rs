@@ -1,6 +1,9 @@
 //! FETCH, STORE, COPY, MOVE, EXPUNGE and SEARCH. RFC 9051 6.4; RFC 4315 (UIDPLUS), RFC 6851 (MOVE), RFC 7162 (CONDSTORE).
 
-use std::{collections::HashMap, collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
 use super::{
     Done, Reply, Session, Stop,
@@ -8,28 +11,33 @@ use super::{
     or_try_create,
 };
 use crate::{
-    Closed, FlagChange, Flags, Mailbox,
+    Closed, FlagChange, Flags, Mailbox, Message, Since, Stored,
     command::{Fetch, FetchItem, Search, SearchKey, Store},
     fetch::{self, Force, Need, Source},
     response::put,
-    search::{self, Text},
-    sequence::{SequenceSet, compact},
+    search::{self, Subject, Text},
+    sequence::{Runs, SequenceSet},
+    uid_set::UidSet,
+    view::View,
 };
 
 /// Messages after which a long computation lets others run.
 const YIELD_AFTER: usize = 64;
+/// Messages that one change names: a larger one is made in steps, so that nobody waits long for what others do.
+const CHANGED_AT_ONCE: usize = 1000;
+/// Numbers of a SEARCH answer that are written in one go.
+const NUMBERS_AT_ONCE: usize = 1000;
 
 impl Session {
-    /// What every command on messages begins with: the newest state, as far as it may be told now, and the messages
-    /// that are meant.
+    /// What every command on messages begins with: the newest state, as far as it may be told now, and the numbers of the
+    /// messages that are meant.
     async fn begin(
         &mut self,
         mailbox: &Arc<dyn Mailbox>,
         set: &SequenceSet,
         uid: bool,
-    ) -> Result<Vec<u32>, Stop> {
-        self.sync(mailbox).await?;
-        self.tell(uid);
+    ) -> Result<Runs, Stop> {
+        self.sync(mailbox, uid).await?;
         self.selected().resolve(set, uid).map_err(|why| Reply::bad(why).into())
     }
 
@@ -45,18 +53,20 @@ impl Session {
             self.use_condstore();
         }
         let mut numbers = self.begin(&mailbox, &fetch.set, fetch.uid).await?;
+        if let Some(since) = fetch.changed_since {
+            numbers = self.changed_since(&mailbox, numbers, since).await?;
+        }
         let shared = self.shared.clone();
         let view = self.selected();
-        if let Some(since) = fetch.changed_since {
-            numbers.retain(|&number| view.entry(number).mod_seq > since);
-        }
         let seen = fetch::sets_seen(&fetch.items) && !view.read_only;
-        let wanted = numbers.iter().map(|&number| Wanted::new(number, view.entry(number)));
-        let mut reading =
-            Reading::new(shared, mailbox.clone(), view.folder.id, fetch::need(&fetch.items), wanted);
+        let need = fetch::need(&fetch.items);
+        let digests = fetch::digests(&fetch.items);
+        let mut reading = Reading::new(shared, mailbox.clone(), view.folder.id, need, numbers).with(digests);
         let mut missing = false;
+        reading.refill(view);
         let mut batch = reading.next().await?;
         while !batch.is_empty() {
+            reading.refill(self.selected());
             // The next batch is read while this one goes out.
             let (written, next) = tokio::join!(
                 self.write_batch(&mailbox, &fetch.items, seen, batch, &mut missing),
@@ -71,26 +81,56 @@ impl Session {
         Ok(Reply::ok("fetched"))
     }
 
+    /// Those of the numbers whose messages changed after a MODSEQ: what changed is looked at, not the folder.
+    async fn changed_since(
+        &mut self,
+        mailbox: &Arc<dyn Mailbox>,
+        numbers: Runs,
+        since: u64,
+    ) -> Result<Runs, Stop> {
+        let (folder, uid_next) = (self.selected().folder.id, self.selected().folder.uid_next);
+        let mut changed = UidSet::default();
+        let mut after = Some((since, u32::MAX));
+        while let Some(place) = after {
+            // Expunges are of no interest here: those after the highest MODSEQ there is are none.
+            let since = Since { mod_seq: u64::MAX >> 1, after: place, uid_next };
+            let page = self.ask(mailbox.changes(folder, since)).await?;
+            for message in page.changed {
+                changed.insert(message.uid);
+            }
+            after = page.more;
+        }
+        let view = self.selected();
+        let mut left = Runs::default();
+        let mut wanted = numbers.0.iter().peekable();
+        for number in changed.iter().filter_map(|uid| view.number_of(uid)) {
+            while wanted.next_if(|(_, last)| *last < number).is_some() {}
+            if wanted.peek().is_some_and(|(first, _)| *first <= number) {
+                left.push(number, number);
+            }
+        }
+        Ok(left)
+    }
+
     async fn write_batch(
         &mut self,
         mailbox: &Arc<dyn Mailbox>,
         items: &[FetchItem],
         seen: bool,
-        batch: Batch,
+        mut batch: Batch,
         missing: &mut bool,
     ) -> Result<(), Closed> {
-        let newly_seen = if seen { self.mark_seen(mailbox, &batch).await } else { HashSet::new() };
-        for (wanted, body) in batch {
-            let Some(octets) = body else {
+        let newly_seen = if seen { self.mark_seen(mailbox, &mut batch).await } else { UidSet::default() };
+        for (wanted, found) in batch {
+            let Some(found) = found else {
                 *missing = true;
                 continue;
             };
-            let flags = newly_seen.contains(&wanted.uid);
+            let flags = newly_seen.contains(wanted.uid);
             let force = Force { flags, mod_seq: flags && self.condstore };
-            let view = self.view.as_ref().expect("FETCH is only run with a folder selected");
-            let mut source = Source::new(octets);
-            let entry = view.entry(wanted.number);
-            fetch::write(&mut self.connection.out, wanted.number, entry, items, force, Some(&mut source));
+            let mut source = Source::new(found.octets, fetch::digests(items), found.digests);
+            let out = &mut self.connection.out;
+            fetch::write(out, wanted.number, &found.message, items, force, Some(&mut source));
             self.connection.flush_when_full().await?;
         }
         // A long answer must not keep the thread from others: writing to a quick client never waits.
@@ -100,26 +140,30 @@ impl Session {
 
     /// RFC 9051 6.4.5: reading a body sets `\Seen`, and the new flags are part of the answer. When it cannot be set now
     /// the message is shown all the same.
-    async fn mark_seen(&mut self, mailbox: &Arc<dyn Mailbox>, batch: &Batch) -> HashSet<u32> {
-        let view = self.selected();
-        let folder = view.folder.id;
-        let unseen = |w: &Wanted| !view.entry(w.number).flags.contains("\\Seen");
-        let there = batch.iter().filter(|(_, body)| body.is_some()).map(|(wanted, _)| wanted);
-        let uids: Vec<u32> = there.filter(|wanted| unseen(wanted)).map(|wanted| wanted.uid).collect();
+    async fn mark_seen(&mut self, mailbox: &Arc<dyn Mailbox>, batch: &mut Batch) -> UidSet {
+        let folder = self.selected().folder.id;
+        let there = batch.iter().filter_map(|(_, found)| found.as_ref());
+        let unseen = there.filter(|found| !found.message.flags.contains("\\Seen"));
+        let uids: Vec<u32> = unseen.map(|found| found.message.uid).collect();
         if uids.is_empty() {
-            return HashSet::new();
+            return UidSet::default();
         }
         let flags = Flags::from(["\\Seen".to_owned()]);
-        let Ok((changed, _)) = self.ask(mailbox.store(folder, &uids, FlagChange::Add, flags, None)).await
-        else {
-            return HashSet::new();
+        let Ok(stored) = self.ask(mailbox.store(folder, &uids, FlagChange::Add, flags, None)).await else {
+            return UidSet::default();
         };
-        let view = self.selected();
-        let changed = changed.into_iter().map(|(uid, mod_seq, flags)| {
-            view.stored(uid, mod_seq, flags);
-            uid
-        });
-        changed.collect()
+        self.selected().changed_by_us(stored.mod_seq);
+        let mut changed: HashMap<u32, (u64, Flags)> =
+            stored.messages.into_iter().map(|(uid, mod_seq, flags)| (uid, (mod_seq, flags))).collect();
+        let mut seen = UidSet::default();
+        for found in batch.iter_mut().filter_map(|(_, found)| found.as_mut()) {
+            if let Some((mod_seq, flags)) = changed.remove(&found.message.uid) {
+                found.message.mod_seq = mod_seq;
+                found.message.flags = flags;
+                seen.insert(found.message.uid);
+            }
+        }
+        seen
     }
 
     pub(super) async fn store(&mut self, mailbox: Arc<dyn Mailbox>, store: Store) -> Done {
@@ -128,50 +172,51 @@ impl Session {
             self.use_condstore();
         }
         let numbers = self.begin(&mailbox, &store.set, store.uid).await?;
-        let view = self.selected();
-        let folder = view.folder.id;
-        let there: Vec<u32> = numbers.iter().copied().filter(|&n| !view.entry(n).gone).collect();
-        let missing = there.len() < numbers.len();
-        let uids: Vec<u32> = there.iter().map(|&number| view.entry(number).uid).collect();
-        if uids.is_empty() {
-            return Ok(Reply::ok("nothing to change"));
-        }
-        let change = mailbox.store(folder, &uids, store.change, store.flags, store.unchanged_since);
-        let (changed, modified) = self.ask(change).await?;
-        let changed: HashMap<u32, (u64, Flags)> =
-            changed.into_iter().map(|(uid, m, flags)| (uid, (m, flags))).collect();
-        let left: HashSet<u32> = modified.iter().copied().collect();
-        let condstore = self.condstore;
-        let view = self.view.as_mut().expect("STORE is only run with a folder selected");
-        for (&uid, (mod_seq, flags)) in &changed {
-            view.stored(uid, *mod_seq, flags.clone());
-        }
-        view.write_new_keywords(&mut self.connection.out);
-        let items: &[FetchItem] = if store.uid { &[FetchItem::Uid] } else { &[] };
-        let force = Force { flags: !store.silent, mod_seq: condstore };
-        if !store.silent || condstore {
-            for (&number, uid) in there.iter().zip(&uids).filter(|(_, uid)| !left.contains(uid)) {
-                debug_assert_eq!(view.entry(number).uid, *uid);
-                fetch::write(&mut self.connection.out, number, view.entry(number), items, force, None);
-                self.connection.flush_when_full().await?;
+        let folder = self.selected().folder.id;
+        let (mut missing, mut left) = (false, Runs::default());
+        let mut steps = Steps::new(numbers);
+        while let Some(uids) = steps.next(self.selected(), &mut missing) {
+            let change =
+                mailbox.store(folder, &uids, store.change, store.flags.clone(), store.unchanged_since);
+            let Stored { mod_seq, messages, modified } = self.ask(change).await?;
+            missing |= messages.len() + modified.len() < uids.len();
+            self.selected().changed_by_us(mod_seq);
+            self.write_stored(&store, messages).await?;
+            // RFC 7162 3.1.3: numbers or UIDs, as the command had them.
+            for uid in modified {
+                let name = if store.uid { Some(uid) } else { self.selected().number_of(uid) };
+                name.into_iter().for_each(|name| left.push(name, name));
             }
         }
-        if !modified.is_empty() {
-            // RFC 7162 3.1.3: numbers or UIDs, as the command had them.
-            let view = self.selected();
-            let number = |uid: &u32| view.by_uid(*uid).map(|(number, _)| number);
-            let mut names: Vec<u32> =
-                if store.uid { modified } else { modified.iter().filter_map(number).collect() };
-            names.sort_unstable();
-            return Ok(Reply {
-                code: format!("[MODIFIED {}]", compact(&names)),
-                ..Reply::ok("some were left alone")
-            });
+        if !left.is_empty() {
+            return Ok(Reply { code: format!("[MODIFIED {left}]"), ..Reply::ok("some were left alone") });
         }
         if missing && !store.uid {
             return Err(Reply::no("[EXPUNGEISSUED]", "some of the messages are gone").into());
         }
         Ok(Reply::ok("stored"))
+    }
+
+    async fn write_stored(&mut self, store: &Store, messages: Vec<(u32, u64, Flags)>) -> Result<(), Closed> {
+        let items: &[FetchItem] = if store.uid { &[FetchItem::Uid] } else { &[] };
+        let force = Force { flags: !store.silent, mod_seq: self.condstore };
+        let view = self.view.as_mut().expect("STORE is only run with a folder selected");
+        let messages: Vec<Message> = messages
+            .into_iter()
+            .map(|(uid, mod_seq, flags)| Message { uid, mod_seq, flags, internal_date: 0, size: 0 })
+            .collect();
+        messages.iter().for_each(|message| view.note_keywords(message));
+        view.write_new_keywords(&mut self.connection.out);
+        if force == Force::default() {
+            return Ok(());
+        }
+        for message in &messages {
+            if let Some(number) = self.view.as_ref().and_then(|view| view.number_of(message.uid)) {
+                fetch::write(&mut self.connection.out, number, message, items, force, None);
+                self.connection.flush_when_full().await?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) async fn copy(
@@ -186,41 +231,78 @@ impl Session {
             self.writable()?;
         }
         let numbers = self.begin(&mailbox, &set, uid).await?;
-        let view = self.selected();
-        let from = view.folder.id;
-        let uids: Vec<u32> =
-            numbers.iter().map(|&n| view.entry(n)).filter(|e| !e.gone).map(|e| e.uid).collect();
-        if uids.is_empty() {
-            return Ok(Reply::ok("there is nothing to copy"));
+        let from = self.selected().folder.id;
+        let (mut validity, mut sources, mut targets) = (0, Runs::default(), Runs::default());
+        let mut failed = None;
+        let mut steps = Steps::new(numbers);
+        while let Some(uids) = steps.next(self.selected(), &mut false) {
+            match self.ask(mailbox.copy(from, &uids, folder, remove)).await {
+                Ok((uid_validity, pairs)) => {
+                    validity = uid_validity;
+                    for (source, target) in pairs {
+                        sources.push(source, source);
+                        targets.push(target, target);
+                    }
+                }
+                Err(failure) => {
+                    failed = Some(failure);
+                    break;
+                }
+            }
         }
-        let (validity, pairs) =
-            self.ask(mailbox.copy(from, &uids, folder, remove)).await.map_err(or_try_create)?;
-        let (sources, targets): (Vec<u32>, Vec<u32>) = pairs.into_iter().unzip();
+        if failed.is_some() && !remove && !targets.is_empty() {
+            self.take_back(&mailbox, folder, &targets).await;
+            targets = Runs::default();
+        }
         let mut code = String::new();
-        if !sources.is_empty() {
-            code = format!("[COPYUID {validity} {} {}]", compact(&sources), compact(&targets));
+        if !targets.is_empty() {
+            code = format!("[COPYUID {validity} {sources} {targets}]");
         }
         if remove && !code.is_empty() {
-            // RFC 6851 4.3: of a MOVE it is told before the messages go.
+            // RFC 6851 4.3: of a MOVE it is told before the messages go; also of one that went only part of its way.
             put!(&mut self.connection.out, "* OK {code} moved\r\n");
             code.clear();
         }
         self.sync_after(&mailbox).await?;
-        Ok(Reply { code, ..Reply::ok(if remove { "moved" } else { "copied" }) })
+        match failed {
+            Some(failure) => Err(or_try_create(failure)),
+            None => Ok(Reply { code, ..Reply::ok(if remove { "moved" } else { "copied" }) }),
+        }
+    }
+
+    /// RFC 9051 6.4.7: a COPY that fails leaves the target as it was. Of one that was made in several steps, the copies
+    /// are expunged again, as far as the target can be asked.
+    async fn take_back(&mut self, mailbox: &Arc<dyn Mailbox>, folder: &str, copies: &Runs) {
+        let Ok(target) = self.ask(mailbox.folder(folder)).await else { return };
+        let copies: Vec<u32> = copies.iter().collect();
+        for uids in copies.chunks(CHANGED_AT_ONCE) {
+            let deleted = Flags::from(["\\Deleted".to_owned()]);
+            let mark = mailbox.store(target.id, uids, FlagChange::Add, deleted, None);
+            if self.ask(mark).await.is_err()
+                || self.ask(mailbox.expunge(target.id, Some(uids))).await.is_err()
+            {
+                return;
+            }
+        }
     }
 
     pub(super) async fn expunge(&mut self, mailbox: Arc<dyn Mailbox>, set: Option<SequenceSet>) -> Done {
         self.writable()?;
         let folder = self.selected().folder.id;
         match set {
-            None => self.ask(mailbox.expunge(folder, None)).await?,
+            None => {
+                while !self.ask(mailbox.expunge(folder, None)).await?.is_empty() {
+                    self.sync_after(&mailbox).await?;
+                }
+            }
             Some(set) => {
                 let numbers = self.begin(&mailbox, &set, true).await?;
-                let view = self.selected();
-                let uids: Vec<u32> = numbers.iter().map(|&number| view.entry(number).uid).collect();
-                self.ask(mailbox.expunge(folder, Some(&uids))).await?
+                let mut steps = Steps::new(numbers);
+                while let Some(uids) = steps.next(self.selected(), &mut false) {
+                    self.ask(mailbox.expunge(folder, Some(&uids))).await?;
+                }
             }
-        };
+        }
         self.sync_after(&mailbox).await?;
         Ok(Reply::ok("expunged"))
     }
@@ -233,57 +315,156 @@ impl Session {
         if asks_mod_seq {
             self.use_condstore();
         }
-        self.sync(&mailbox).await?;
-        self.tell(search.uid);
+        self.sync(&mailbox, search.uid).await?;
         let view = self.selected();
-        let last_number = u32::try_from(view.len()).expect("a folder has fewer than 2^32 messages");
-        let last_uid = view.known().last().map_or(0, |(_, entry)| entry.uid);
-        let key = search::prepare(search.key, last_number, last_uid);
-        let mut numbers = self.search_numbers(&mailbox, &key).await?;
-        numbers.sort_unstable();
+        let key = search::prepare(search.key, view.len(), view.last_uid());
+        let (numbers, highest) = self.search_numbers(&mailbox, &key, asks_mod_seq).await?;
         let view = self.selected();
-        let mod_seq = asks_mod_seq.then(|| numbers.iter().map(|&n| view.entry(n).mod_seq).max()).flatten();
-        let found = if search.uid { numbers.iter().map(|&n| view.entry(n).uid).collect() } else { numbers };
-        search::write(&mut self.connection.out, tag, search.uid, search.results, &found, mod_seq);
+        let found =
+            if search.uid { numbers.iter().map(|number| view.uid_of(number)).collect() } else { numbers };
+        match search.results {
+            Some(wanted) => {
+                let out = &mut self.connection.out;
+                search::write_extended(out, tag, search.uid, wanted, &found, highest);
+            }
+            None => self.write_found(&found, highest).await?,
+        }
         Ok(Reply::ok("searched"))
     }
 
+    async fn write_found(&mut self, found: &Runs, highest: Option<u64>) -> Result<(), Closed> {
+        self.connection.out.put(b"* SEARCH");
+        for (at, number) in found.iter().enumerate() {
+            put!(&mut self.connection.out, " {number}");
+            if at.is_multiple_of(NUMBERS_AT_ONCE) {
+                self.connection.flush_when_full().await?;
+            }
+        }
+        if let Some(highest) = highest {
+            put!(&mut self.connection.out, " (MODSEQ {highest})");
+        }
+        self.connection.out.put(b"\r\n");
+        Ok(())
+    }
+
+    /// The numbers of the messages that match and, when `all` of them are looked at for it, their highest MODSEQ.
     async fn search_numbers(
         &mut self,
         mailbox: &Arc<dyn Mailbox>,
         key: &SearchKey,
-    ) -> Result<Vec<u32>, Stop> {
+        all: bool,
+    ) -> Result<(Runs, Option<u64>), Stop> {
         let shared = self.shared.clone();
         let view = self.selected();
-        let mut found = Vec::new();
-        let mut open = Vec::new();
-        for (number, entry) in view.known().filter(|(_, entry)| !entry.gone) {
-            match search::matches(key, number, entry, None) {
-                Some(true) => found.push(number),
+        let folder = view.folder.id;
+        let (mut found, mut highest) = (Runs::default(), None);
+        let mut open = Runs::default();
+        for number in 1..=view.len() {
+            if (number as usize).is_multiple_of(NUMBERS_AT_ONCE) {
+                tokio::task::yield_now().await;
+            }
+            let uid = view.uid_of(number);
+            if view.is_gone(uid) {
+                continue;
+            }
+            match search::matches(key, Subject { number, uid, message: None, text: None }) {
                 Some(false) => {}
-                None => open.push(Wanted::new(number, entry)),
+                Some(true) if !all => found.push(number, number),
+                _ => open.push(number, number),
             }
         }
-        let need = search::need(key).max(Need::Header);
-        let mut reading = Reading::new(shared, mailbox.clone(), view.folder.id, need, open);
-        let mut batch = reading.next().await?;
+        if open.is_empty() {
+            return Ok((found, None));
+        }
+        // Numbers found so far are told from those that follow by where they stand.
+        let mut decided: UidSet = UidSet::from_ranges(found.0);
+        let mut listing = Reading::new(shared.clone(), mailbox.clone(), folder, Need::Nothing, open);
+        listing.refill(self.selected());
+        let mut batch = listing.next().await?;
         while !batch.is_empty() {
-            let view = self.selected();
-            let matching = async {
-                for (at, (wanted, body)) in batch.into_iter().enumerate() {
-                    let entry = view.entry(wanted.number);
-                    let hit = |octets| search::matches(key, wanted.number, entry, Some(&Text::new(octets)));
-                    if body.and_then(hit) == Some(true) {
-                        found.push(wanted.number);
+            listing.refill(self.selected());
+            let mut unread = Runs::default();
+            for (at, (wanted, listed)) in batch.iter().enumerate() {
+                let Some(listed) = listed else { continue };
+                let message = Some(&listed.message);
+                let Wanted { number, uid } = *wanted;
+                match search::matches(key, Subject { number, uid, message, text: None }) {
+                    Some(false) => {}
+                    Some(true) => {
+                        decided.insert(number);
+                        highest = highest.max(Some(listed.message.mod_seq));
                     }
-                    if at % YIELD_AFTER == 0 {
-                        tokio::task::yield_now().await;
-                    }
+                    None => unread.push(number, number),
                 }
-            };
-            let ((), next) = tokio::join!(matching, reading.next());
+                if at.is_multiple_of(YIELD_AFTER) {
+                    tokio::task::yield_now().await;
+                }
+            }
+            let need = search::need(key).max(Need::Header);
+            let mut reading = Reading::new(shared.clone(), mailbox.clone(), folder, need, unread);
+            let (read, next) =
+                tokio::join!(search_read(key, self.selected(), &mut reading, &mut decided), listing.next());
+            highest = highest.max(read?);
             batch = next?;
         }
-        Ok(found)
+        Ok((decided.iter().collect(), highest.filter(|_| all)))
+    }
+}
+
+/// Reads messages and looks which match; answers the highest MODSEQ of those.
+async fn search_read(
+    key: &SearchKey,
+    view: &View,
+    reading: &mut Reading,
+    found: &mut UidSet,
+) -> Result<Option<u64>, Stop> {
+    let mut highest = None;
+    loop {
+        reading.refill(view);
+        let batch = reading.next().await?;
+        if batch.is_empty() {
+            return Ok(highest);
+        }
+        for (at, (wanted, read)) in batch.into_iter().enumerate() {
+            let Some(read) = read else { continue };
+            let text = Text::new(read.octets);
+            let Wanted { number, uid } = wanted;
+            let subject = Subject { number, uid, message: Some(&read.message), text: Some(&text) };
+            if search::matches(key, subject) == Some(true) {
+                found.insert(number);
+                highest = highest.max(Some(read.message.mod_seq));
+            }
+            if at.is_multiple_of(YIELD_AFTER) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+/// Numbers whose messages are changed in steps.
+struct Steps(VecDeque<(u32, u32)>);
+
+impl Steps {
+    fn new(numbers: Runs) -> Self {
+        Self(numbers.0.into())
+    }
+
+    /// The UIDs of the next step, without those that are known to be gone.
+    fn next(&mut self, view: &View, missing: &mut bool) -> Option<Vec<u32>> {
+        let mut uids = Vec::new();
+        while uids.len() < CHANGED_AT_ONCE
+            && let Some((first, last)) = self.0.pop_front()
+        {
+            if first < last {
+                self.0.push_front((first + 1, last));
+            }
+            let uid = view.uid_of(first);
+            if view.is_gone(uid) {
+                *missing = true;
+            } else {
+                uids.push(uid);
+            }
+        }
+        (!uids.is_empty()).then_some(uids)
     }
 }

@@ -300,8 +300,7 @@ impl Session {
                 Err(Reply::bad(&format!("{} needs a selected folder", command.name())).into())
             }
             Command::Noop | Command::Check => {
-                self.sync(&mailbox).await?;
-                self.tell(true);
+                self.sync(&mailbox, true).await?;
                 Ok(Reply::ok("done"))
             }
             Command::Close => self.close(mailbox).await,
@@ -324,28 +323,29 @@ impl Session {
         ask(&self.shared, call).await
     }
 
-    /// Takes in what changed in the selected folder. A folder that is gone ends the session: there is no answer that
-    /// says so, and the numbers the client has mean nothing any more.
-    async fn sync(&mut self, mailbox: &Arc<dyn Mailbox>) -> Result<(), Stop> {
+    /// Takes in what changed in the selected folder, and tells the client; `expunges`: also that messages are gone. A
+    /// folder that is gone ends the session: there is no answer that says so, and the numbers the client has mean nothing
+    /// any more.
+    async fn sync(&mut self, mailbox: &Arc<dyn Mailbox>, expunges: bool) -> Result<(), Stop> {
         let Some(view) = &self.view else { return Ok(()) };
-        let (folder, since) = (view.folder.id, view.folder.highest_mod_seq);
-        match self.ask(mailbox.changes(folder, since)).await {
-            Ok(changes) => {
-                if let Some(view) = &mut self.view {
-                    view.merge(changes);
+        let folder = view.folder.id;
+        let mut next = Some(view.since());
+        while let Some(since) = next {
+            let changes = match self.ask(mailbox.changes(folder, since)).await {
+                Ok(changes) => changes,
+                Err(Failure::NonExistent) => {
+                    return Err(Stop::Closed(self.bye("the selected folder was deleted")));
                 }
-                Ok(())
+                Err(failure) => return Err(failure.into()),
+            };
+            let view = self.view.as_mut().expect("the view stays while its folder is asked");
+            next = view.merge(changes);
+            while view.flush(&mut self.connection.out, expunges, self.condstore) {
+                self.connection.flush_when_full().await?;
             }
-            Err(Failure::NonExistent) => Err(Stop::Closed(self.bye("the selected folder was deleted"))),
-            Err(failure) => Err(failure.into()),
+            self.connection.flush_when_full().await?;
         }
-    }
-
-    /// Tells the client what it does not know yet.
-    fn tell(&mut self, expunges: bool) {
-        if let Some(view) = &mut self.view {
-            view.flush(&mut self.connection.out, expunges, self.condstore);
-        }
+        Ok(())
     }
 
     /// The view of the selected folder; the dispatch sees to it that there is one.

@@ -17,10 +17,9 @@ impl Session {
     ) -> Done {
         // RFC 9051 6.3.2: the folder selected before is left, whether this one can be selected or not.
         self.view = None;
-        let found = self.ask(mailbox.folder(folder)).await?;
-        let (folder, messages) = self.ask(mailbox.messages(found.id)).await?;
+        let selection = self.ask(mailbox.select(folder)).await?;
         self.condstore |= condstore;
-        let mut view = View::new(folder, messages, read_only);
+        let mut view = View::new(selection, read_only);
         let out = &mut self.connection.out;
         view.write_flags(out);
         let mut permanent = String::new();
@@ -35,9 +34,7 @@ impl Session {
         put!(out, "* OK [PERMANENTFLAGS ({permanent})] flags that are kept\r\n");
         view.write_exists(out);
         out.line("* 0 RECENT");
-        if let Some(number) = view.first_unseen() {
-            put!(out, "* OK [UNSEEN {number}] first unseen\r\n");
-        }
+        // No UNSEEN: RFC 3501 6.3.1 lets it be left out, RFC 9051 has none, and to find it costs a walk through the folder.
         put!(out, "* OK [UIDVALIDITY {}] valid\r\n", view.folder.uid_validity);
         put!(out, "* OK [UIDNEXT {}] next\r\n", view.folder.uid_next);
         put!(out, "* OK [HIGHESTMODSEQ {}] highest\r\n", view.folder.highest_mod_seq);
@@ -49,7 +46,7 @@ impl Session {
     pub(super) async fn close(&mut self, mailbox: Arc<dyn Mailbox>) -> Done {
         let Some(view) = self.view.take() else { return Ok(Reply::ok("closed")) };
         if !view.read_only {
-            self.ask(mailbox.expunge(view.folder.id, None)).await?;
+            while !self.ask(mailbox.expunge(view.folder.id, None)).await?.is_empty() {}
         }
         Ok(Reply::ok("closed"))
     }
@@ -71,10 +68,9 @@ impl Session {
     /// Tells the client what a change has brought about. The change has been made: when the folder cannot be asked now,
     /// the client hears of it later.
     pub(super) async fn sync_after(&mut self, mailbox: &Arc<dyn Mailbox>) -> Result<(), Stop> {
-        if let Err(Stop::Closed(closed)) = self.sync(mailbox).await {
-            return Err(closed.into());
+        match self.sync(mailbox, true).await {
+            Err(Stop::Closed(closed)) => Err(closed.into()),
+            Ok(()) | Err(Stop::Refused(_)) => Ok(()),
         }
-        self.tell(true);
-        Ok(())
     }
 }

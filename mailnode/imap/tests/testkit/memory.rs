@@ -11,32 +11,37 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use quorumail_imap::{
-    Backend, Changes, Failure, FlagChange, Flags, Folder, LoginFailure, Mailbox, Message, Millis, SpecialUse,
+    Backend, Changes, Digest, Failure, FlagChange, Flags, Folder, Found, LoginFailure, Mailbox, Message,
+    Millis, Octets, Selection, Since, SpecialUse, Stored, UidSet,
 };
 use tokio::sync::watch;
 
 /// Octets of bodies in one answer: small, so that asking again is exercised.
 const MAX_BODIES: usize = 300_000;
+/// Changed messages in one page: small, so that several are exercised.
+const PAGE: usize = 3;
+/// Messages that one EXPUNGE takes out.
+const EXPUNGED_AT_ONCE: usize = 2;
 
-struct Stored {
+struct Kept {
     message: Message,
     body: Bytes,
 }
 
-struct Kept {
+struct KeptFolder {
     id: u64,
     special_use: Option<SpecialUse>,
     subscribed: bool,
     uid_validity: u32,
     uid_next: u32,
     mod_seq: u64,
-    messages: BTreeMap<u32, Stored>,
+    messages: BTreeMap<u32, Kept>,
     vanished: Vec<(u64, u32)>,
 }
 
 #[derive(Default)]
 struct State {
-    folders: BTreeMap<String, Kept>,
+    folders: BTreeMap<String, KeptFolder>,
     next_id: u64,
 }
 
@@ -56,6 +61,10 @@ pub struct Store {
     /// The most octets of bodies that one answer held.
     pub largest_answer: AtomicUsize,
     pub body_calls: AtomicUsize,
+    /// How often messages were asked for, with octets or without.
+    pub list_calls: AtomicUsize,
+    /// Copies that are made before further ones are refused.
+    pub copies_left: AtomicUsize,
     /// Forgets what was expunged, so that changes() has to answer all there is.
     pub forget: std::sync::atomic::AtomicBool,
 }
@@ -67,6 +76,8 @@ impl Memory {
             version: watch::Sender::new(0),
             largest_answer: AtomicUsize::new(0),
             body_calls: AtomicUsize::new(0),
+            list_calls: AtomicUsize::new(0),
+            copies_left: AtomicUsize::new(usize::MAX),
             forget: false.into(),
         };
         let special = [
@@ -98,7 +109,7 @@ impl Store {
             }
             state.next_id += 1;
             let id = state.next_id;
-            let kept = Kept {
+            let kept = KeptFolder {
                 id,
                 special_use: special_use.filter(|_| end == name.len()),
                 subscribed: true,
@@ -164,20 +175,20 @@ impl Store {
             .collect()
     }
 
-    fn by_id<T>(&self, id: u64, with: impl FnOnce(&str, &mut Kept) -> T) -> Result<T, Failure> {
+    fn by_id<T>(&self, id: u64, with: impl FnOnce(&str, &mut KeptFolder) -> T) -> Result<T, Failure> {
         let mut state = self.state.lock().unwrap();
         let found = state.folders.iter_mut().find(|(_, kept)| kept.id == id).ok_or(Failure::NonExistent)?;
         Ok(with(found.0, found.1))
     }
 }
 
-impl Kept {
+impl KeptFolder {
     fn add(&mut self, flags: Flags, internal_date: Millis, body: Bytes) -> u32 {
         self.mod_seq += 1;
         let uid = self.uid_next;
         self.uid_next += 1;
         let message = Message { uid, mod_seq: self.mod_seq, flags, internal_date, size: body.len() as u32 };
-        self.messages.insert(uid, Stored { message, body });
+        self.messages.insert(uid, Kept { message, body });
         uid
     }
 
@@ -220,42 +231,70 @@ impl Mailbox for Store {
         state.folders.get(name).map(|kept| kept.folder(name)).ok_or(Failure::NonExistent)
     }
 
-    async fn messages(&self, folder: u64) -> Result<(Folder, Vec<Message>), Failure> {
-        self.by_id(folder, |name, kept| {
-            (kept.folder(name), kept.messages.values().map(|s| s.message.clone()).collect())
+    async fn select(&self, name: &str) -> Result<Selection, Failure> {
+        let folder = self.folder(name).await?;
+        self.by_id(folder.id, |_, kept| Selection {
+            uids: UidSet::from_ranges(kept.messages.keys().map(|uid| (*uid, *uid))),
+            keywords: kept
+                .messages
+                .values()
+                .flat_map(|s| s.message.flags.iter().filter(|flag| !flag.starts_with('\\')).cloned())
+                .collect(),
+            folder,
         })
     }
 
-    async fn changes(&self, folder: u64, since: u64) -> Result<Changes, Failure> {
+    async fn changes(&self, folder: u64, since: Since) -> Result<Changes, Failure> {
         let forget = self.forget.load(Ordering::SeqCst);
         self.by_id(folder, |name, kept| {
             let all = kept.messages.values().map(|s| s.message.clone());
+            let mut changed: Vec<Message> = all.filter(|m| (m.mod_seq, m.uid) > since.after).collect();
+            changed.sort_by_key(|m| (m.mod_seq, m.uid));
+            let more = (changed.len() > PAGE).then(|| (changed[PAGE - 1].mod_seq, changed[PAGE - 1].uid));
+            changed.truncate(PAGE);
+            let from = if forget { 1 } else { since.uid_next };
+            let vanished = kept.vanished.iter().filter(|(at, _)| *at > since.mod_seq).map(|(_, uid)| *uid);
             Changes {
                 folder: kept.folder(name),
-                changed: all.filter(|m| forget || m.mod_seq > since).collect(),
-                vanished: (!forget).then(|| {
-                    kept.vanished.iter().filter(|(at, _)| *at > since).map(|(_, uid)| *uid).collect()
-                }),
+                uids: kept.messages.range(from..).map(|(uid, _)| (*uid, *uid)).collect(),
+                vanished: (!forget).then(|| vanished.collect()),
+                changed,
+                more,
             }
         })
     }
 
-    async fn bodies(&self, folder: u64, uids: &[u32], prefix: u32) -> Result<Vec<Option<Bytes>>, Failure> {
-        self.body_calls.fetch_add(1, Ordering::SeqCst);
+    async fn messages(
+        &self,
+        folder: u64,
+        uids: &[u32],
+        octets: Octets,
+        digests: &[Digest],
+    ) -> Result<Vec<Option<Found>>, Failure> {
+        self.list_calls.fetch_add(1, Ordering::SeqCst);
+        if octets != Octets::Nothing {
+            self.body_calls.fetch_add(1, Ordering::SeqCst);
+        }
         self.by_id(folder, |_, kept| {
-            let mut octets = 0;
+            let mut sum = 0;
             let mut out = Vec::new();
             for uid in uids {
-                let body = kept.messages.get(uid).map(|s| match prefix {
-                    0 => s.body.clone(),
-                    prefix => s.body.slice(..s.body.len().min(prefix as usize)),
+                let found = kept.messages.get(uid).map(|s| {
+                    let octets = match octets {
+                        Octets::Nothing => Bytes::new(),
+                        Octets::Prefix(most) => s.body.slice(..s.body.len().min(most as usize)),
+                        Octets::Whole => s.body.clone(),
+                    };
+                    let digest = |digest: &Digest| digest.compute(&s.body, true).unwrap().into();
+                    let digests = digests.iter().map(digest).collect();
+                    Found { message: s.message.clone(), octets, digests }
                 });
-                octets += body.as_ref().map_or(0, Bytes::len);
-                if !out.is_empty() && octets > MAX_BODIES {
+                sum += found.as_ref().map_or(0, |found| found.octets.len());
+                if !out.is_empty() && sum > MAX_BODIES {
                     break;
                 }
-                self.largest_answer.fetch_max(octets, Ordering::SeqCst);
-                out.push(body);
+                self.largest_answer.fetch_max(sum, Ordering::SeqCst);
+                out.push(found);
             }
             out
         })
@@ -320,14 +359,14 @@ impl Mailbox for Store {
         change: FlagChange,
         flags: Flags,
         unchanged_since: Option<u64>,
-    ) -> Result<(Vec<(u32, u64, Flags)>, Vec<u32>), Failure> {
+    ) -> Result<Stored, Failure> {
         let outcome = self.by_id(folder, |_, kept| {
-            let (mut changed, mut modified) = (Vec::new(), Vec::new());
+            let mut stored = Stored::default();
             let next = kept.mod_seq + 1;
             for uid in uids {
-                let Some(Stored { message, .. }) = kept.messages.get_mut(uid) else { continue };
+                let Some(Kept { message, .. }) = kept.messages.get_mut(uid) else { continue };
                 if unchanged_since.is_some_and(|since| message.mod_seq > since) {
-                    modified.push(*uid);
+                    stored.modified.push(*uid);
                     continue;
                 }
                 let new = match change {
@@ -339,10 +378,11 @@ impl Mailbox for Store {
                     message.flags = new;
                     message.mod_seq = next;
                     kept.mod_seq = next;
-                    changed.push((*uid, next, message.flags.clone()));
+                    stored.mod_seq = Some(next);
                 }
+                stored.messages.push((*uid, message.mod_seq, message.flags.clone()));
             }
-            (changed, modified)
+            stored
         });
         self.bump();
         outcome
@@ -359,10 +399,13 @@ impl Mailbox for Store {
         if !state.folders.contains_key(to) {
             return Err(Failure::NonExistent);
         }
+        let left = self.copies_left.load(Ordering::SeqCst);
+        let left = left.checked_sub(uids.len()).ok_or(Failure::OverQuota)?;
+        self.copies_left.store(left, Ordering::SeqCst);
         let source = state.folders.values_mut().find(|kept| kept.id == folder).ok_or(Failure::NonExistent)?;
         let mut taken = Vec::new();
         for uid in uids {
-            if let Some(Stored { message, body }) = source.messages.get(uid) {
+            if let Some(Kept { message, body }) = source.messages.get(uid) {
                 taken.push((message.clone(), body.clone()));
             }
             if remove && source.messages.remove(uid).is_some() {
@@ -384,12 +427,13 @@ impl Mailbox for Store {
     async fn expunge(&self, folder: u64, uids: Option<&[u32]>) -> Result<Vec<u32>, Failure> {
         let outcome = self.by_id(folder, |_, kept| {
             let wanted = |uid: &u32| uids.is_none_or(|uids| uids.contains(uid));
-            let deleted = |s: &Stored| s.message.flags.contains("\\Deleted");
+            let deleted = |s: &Kept| s.message.flags.contains("\\Deleted");
             let gone: Vec<u32> = kept
                 .messages
                 .iter()
                 .filter(|(uid, s)| wanted(uid) && deleted(s))
                 .map(|(uid, _)| *uid)
+                .take(if uids.is_some() { usize::MAX } else { EXPUNGED_AT_ONCE })
                 .collect();
             for uid in &gone {
                 kept.messages.remove(uid);

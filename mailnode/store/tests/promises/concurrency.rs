@@ -34,13 +34,14 @@ fn batch(n: u64) -> Vec<(u64, Command)> {
 fn watch(store: &Store, group: u32, stop: &AtomicBool) -> usize {
     let mut seen = std::collections::BTreeSet::new();
     while !stop.load(Ordering::Acquire) {
-        let query = Query::Messages { mailbox: MAILBOX, folder: FolderId(1) };
+        let query = Query::Select { mailbox: MAILBOX, name: "INBOX".to_owned() };
         match store.query(group, &query) {
-            Reply::Messages(None) => {}
-            Reply::Messages(Some((info, messages))) => {
-                assert_eq!(info.messages as usize, messages.len());
-                assert_eq!(info.uid_next.0 as usize, 2 * messages.len() + 1, "half of all that came is gone");
-                seen.insert(messages.len());
+            Reply::Selected(None) => {}
+            Reply::Selected(Some(Selection { folder, uids, .. })) => {
+                let uids = uids_of(&uids);
+                assert_eq!(folder.messages as usize, uids.len());
+                assert_eq!(folder.uid_next.0 as usize, 2 * uids.len() + 1, "half of all that came is gone");
+                seen.insert(uids.len());
             }
             other => panic!("{other:?}"),
         }

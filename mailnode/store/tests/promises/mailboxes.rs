@@ -61,9 +61,8 @@ fn a_body_is_read_back_whole_and_in_part() {
     assert_eq!(bodies[1], None);
     assert_eq!(bodies[2].as_deref(), Some(&b"Subject: a\r\n\r\nhello"[..]));
 
-    let query = Query::Bodies { mailbox: MAILBOX, folder: inbox, uids: vec![first], prefix: 7, max_bytes: 1 };
-    let reply = node.store.query_bytes(GROUP, query.encode());
-    assert_eq!(Reply::decode(&reply), Some(Reply::Bodies(vec![Some("Subject".into())])));
+    let found = node.found(inbox, &[first], Octets::Prefix(7), 1);
+    assert_eq!(found[0].as_ref().unwrap().octets, "Subject");
 }
 
 #[test]
@@ -71,14 +70,75 @@ fn bodies_stop_at_the_bound_but_never_before_the_first() {
     let (_dir, mut node) = node();
     let uids: Vec<_> = (0..4).map(|_| node.append("INBOX", &[b'x'; 100])).collect();
     let folder = node.folder("INBOX").unwrap().id;
-    let ask = |max_bytes| {
-        let query = Query::Bodies { mailbox: MAILBOX, folder, uids: uids.clone(), prefix: 0, max_bytes };
-        match node.store.query(GROUP, &query) {
-            Reply::Bodies(bodies) => bodies.len(),
-            other => panic!("{other:?}"),
-        }
+    // In one go, and one by one.
+    for uids in [uids.clone(), uids.into_iter().rev().collect()] {
+        let ask = |max_bytes| node.found(folder, &uids, Octets::Whole, max_bytes).len();
+        assert_eq!([ask(0), ask(100), ask(299), ask(400)], [1, 1, 2, 4]);
+    }
+}
+
+#[test]
+fn messages_that_are_gone_are_told_in_their_place() {
+    let (_dir, mut node) = node();
+    for _ in 0..12 {
+        node.append("INBOX", b"x");
+    }
+    let folder = node.folder("INBOX").unwrap().id;
+    let gone = [1, 4, 5, 11, 12].map(Uid);
+    node.run(store_flags(folder, &gone, StoreFlags::Add, &["\\Deleted"])).unwrap();
+    node.run(Op::Expunge { mailbox: MAILBOX, folder, uids: None }).unwrap();
+
+    let there = |uids: &[u32]| -> Vec<u32> {
+        let uids: Vec<_> = uids.iter().copied().map(Uid).collect();
+        let found = node.found(folder, &uids, Octets::Nothing, 0);
+        assert_eq!(found.len(), uids.len());
+        let shown = |(uid, found): (&Uid, &Option<FoundMessage>)| {
+            found.as_ref().map(|found| assert_eq!(found.meta.uid, *uid)).map(|()| uid.0)
+        };
+        uids.iter().zip(&found).filter_map(shown).collect()
     };
-    assert_eq!([ask(0), ask(100), ask(299), ask(400)], [1, 1, 2, 4]);
+    let all: Vec<u32> = (1..=14).collect();
+    assert_eq!(there(&all), [2, 3, 6, 7, 8, 9, 10]);
+    assert_eq!(there(&[11, 12, 13, 14]), [0; 0]);
+    assert_eq!(there(&[1, 3, 5, 7]), [3, 7]);
+    assert_eq!(uids_of(&node.select("inbox").uids), [2, 3, 6, 7, 8, 9, 10].map(Uid));
+}
+
+#[test]
+fn a_folder_lists_the_keywords_it_has_seen() {
+    let (_dir, mut node) = node();
+    node.run_at(GROUP, 1, append("INBOX", &["\\Seen", "Work"], NO_QUOTA), b"x").unwrap();
+    let inbox = node.folder("INBOX").unwrap().id;
+    node.run(store_flags(inbox, &[Uid(1)], StoreFlags::Replace, &["WORK", "$Junk"])).unwrap();
+    assert_eq!(node.select("INBOX").keywords, ["Work", "$Junk"]);
+    node.run(copy(inbox, &[Uid(1)], "Archive", true, NO_QUOTA)).unwrap();
+    assert_eq!(node.select("Archive").keywords, ["$Junk", "Work"]);
+    assert!(node.select("Sent").keywords.is_empty());
+}
+
+#[test]
+fn expunge_goes_on_until_none_is_left() {
+    const MANY: u64 = 10_500;
+    let (_dir, mut node) = node();
+    let batch: Vec<_> = (0..MANY)
+        .map(|n| {
+            let op = append("INBOX", &["\\Deleted"], NO_QUOTA);
+            (
+                n + 1,
+                Command { id: CommandId(1 << 100 | u128::from(n)), at: Timestamp(1), op, body: "x".into() },
+            )
+        })
+        .collect();
+    node.apply(GROUP, &batch);
+    node.index = MANY;
+    let folder = node.folder("INBOX").unwrap().id;
+    let mut expunge = || match node.run(Op::Expunge { mailbox: MAILBOX, folder, uids: None }) {
+        Ok(Applied::Expunged(uids)) => uids.len(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([expunge(), expunge(), expunge()], [10_000, 500, 0]);
+    assert_eq!(node.usage(), Usage::default());
+    assert!(uids_of(&node.select("INBOX").uids).is_empty());
 }
 
 #[test]
@@ -155,7 +215,7 @@ fn expunges_beyond_the_bound_are_forgotten_and_said_to_be() {
     }
     let changes = node.changes(inbox.id, since);
     assert_eq!(changes.vanished, None);
-    assert_eq!(uids(&changes.changed), [1]);
+    assert_eq!(uids_of(&changes.uids), [Uid(1)], "all that are there, instead");
     let changes = node.changes(inbox.id, middle);
     assert_eq!(changes.vanished.unwrap().len(), 8000);
     assert_eq!(node.usage(), Usage { bytes: 4, messages: 1 });
@@ -175,8 +235,9 @@ fn store_leaves_alone_what_changed_since() {
         flags: flags(&["\\Flagged"]),
         unchanged_since: Some(inbox.highest_mod_seq),
     };
-    let Ok(Applied::Stored { changed, modified }) = node.run(op) else { panic!("refused") };
+    let Ok(Applied::Stored { mod_seq, changed, modified }) = node.run(op) else { panic!("refused") };
     let highest = node.folder("INBOX").unwrap().highest_mod_seq;
+    assert_eq!(mod_seq, Some(highest));
     assert_eq!(changed, [(Uid(1), highest, flags(&["\\Flagged"]))]);
     assert_eq!(modified, [Uid(2)]);
 }

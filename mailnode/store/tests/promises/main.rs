@@ -5,6 +5,7 @@
 mod concurrency;
 mod crashes;
 mod determinism;
+mod digests;
 mod directory;
 mod mailboxes;
 mod model;

@@ -285,7 +285,7 @@ impl Client {
     }
 }
 
-fn uids_of(applied: &Applied) -> Option<Vec<u32>> {
+fn applied_uids(applied: &Applied) -> Option<Vec<u32>> {
     match applied {
         Applied::Appended { uid, .. } => Some(vec![uid.0]),
         Applied::Copied { uids, .. } => Some(uids.iter().map(|(_, new)| new.0).collect()),
@@ -311,7 +311,7 @@ proptest! {
             let got = node.run_at(GROUP, 1_000, op.clone(), &body);
             match (expected, got) {
                 (Ok(uids), Ok(applied)) => {
-                    assert_eq!(uids, uids_of(&applied), "{op:?}");
+                    assert_eq!(uids, applied_uids(&applied), "{op:?}");
                     model = next;
                 }
                 (Err(()), Err(_)) => {}

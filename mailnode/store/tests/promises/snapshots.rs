@@ -122,18 +122,23 @@ fn bodies_come_from_the_journal_and_are_kept_in_it() {
     transfer(&from, &to, GROUP);
     drop(kept);
     for store in [&from, &to] {
-        let read = |prefix| {
-            let query = Query::Bodies {
+        let read = |octets| {
+            let uids = vec![Uid(1)];
+            let query = Query::Messages {
                 mailbox: MAILBOX,
                 folder: FolderId(1),
-                uids: vec![Uid(1)],
-                prefix,
+                uids,
+                octets,
+                digests: Vec::new(),
                 max_bytes: 9999,
             };
-            store.query(GROUP, &query)
+            match store.query(GROUP, &query) {
+                Reply::Messages(found) => found[0].clone().unwrap().octets,
+                other => panic!("{other:?}"),
+            }
         };
-        assert_eq!(read(0), Reply::Bodies(vec![Some(body.clone())]));
-        assert_eq!(read(100), Reply::Bodies(vec![Some(body.slice(..100))]));
+        assert_eq!(read(Octets::Whole), body);
+        assert_eq!(read(Octets::Prefix(100)), body.slice(..100));
     }
     drop(to);
     let mut streams = Vec::new();

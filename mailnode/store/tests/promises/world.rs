@@ -53,6 +53,11 @@ pub struct Node {
     next_id: u128,
 }
 
+/// All UIDs of a set.
+pub fn uids_of(uids: &FolderUids) -> Vec<Uid> {
+    uids.ranges().unwrap().into_iter().flat_map(|(first, last)| (first.0..=last.0).map(Uid)).collect()
+}
+
 pub const GROUP: u32 = 1;
 pub const MAILBOX: MailboxId = MailboxId(7);
 pub const NO_QUOTA: Quota = Quota { bytes: 0, messages: 0 };
@@ -144,27 +149,72 @@ impl Node {
         }
     }
 
+    /// All messages of a folder, found by its UIDs.
     pub fn messages(&self, folder: FolderId) -> Vec<MessageMeta> {
-        match self.store.query(GROUP, &Query::Messages { mailbox: MAILBOX, folder }) {
-            Reply::Messages(Some((_, messages))) => messages,
+        let name = self.folders().into_iter().find(|info| info.id == folder).unwrap().name;
+        let selection = self.select(&name);
+        let uids = uids_of(&selection.uids);
+        let found = self.found(folder, &uids, Octets::Nothing, 0);
+        assert_eq!(found.len() as u32, selection.folder.messages);
+        found.into_iter().map(|found| found.expect("a UID in use is that of a message").meta).collect()
+    }
+
+    pub fn select(&self, name: &str) -> Selection {
+        match self.store.query(GROUP, &Query::Select { mailbox: MAILBOX, name: name.to_owned() }) {
+            Reply::Selected(Some(selection)) => selection,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn found(
+        &self,
+        folder: FolderId,
+        uids: &[Uid],
+        octets: Octets,
+        max_bytes: u32,
+    ) -> Vec<Option<FoundMessage>> {
+        self.digested(folder, uids, octets, &[], max_bytes)
+    }
+
+    pub fn digested(
+        &self,
+        folder: FolderId,
+        uids: &[Uid],
+        octets: Octets,
+        digests: &[u8],
+        max_bytes: u32,
+    ) -> Vec<Option<FoundMessage>> {
+        let (uids, digests) = (uids.to_vec(), digests.to_vec());
+        let query = Query::Messages { mailbox: MAILBOX, folder, uids, octets, digests, max_bytes };
+        match Reply::decode(&self.store.query_bytes(GROUP, query.encode())) {
+            Some(Reply::Messages(found)) => found,
             other => panic!("{other:?}"),
         }
     }
 
     pub fn bodies_of(&self, folder: FolderId, uids: &[Uid]) -> Vec<Option<Bytes>> {
-        let query =
-            Query::Bodies { mailbox: MAILBOX, folder, uids: uids.to_vec(), prefix: 0, max_bytes: u32::MAX };
-        match self.store.query(GROUP, &query) {
-            Reply::Bodies(bodies) => bodies,
-            other => panic!("{other:?}"),
-        }
+        let found = self.found(folder, uids, Octets::Whole, u32::MAX);
+        found.into_iter().map(|found| found.map(|found| found.octets)).collect()
     }
 
+    /// All pages of what changed, as one.
     pub fn changes(&self, folder: FolderId, since: ModSeq) -> FolderChanges {
-        match self.store.query(GROUP, &Query::Changes { mailbox: MAILBOX, folder, since }) {
-            Reply::Changes(Some(changes)) => changes,
-            other => panic!("{other:?}"),
+        let page = |after| {
+            let (mailbox, uids_from) = (MAILBOX, Uid(1));
+            let query = Query::Changes { mailbox, folder, since, after, uids_from, limit: 3 };
+            match self.store.query(GROUP, &query) {
+                Reply::Changes(Some(changes)) => changes,
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut changes = page((since, Uid(u32::MAX)));
+        while let Some(after) = changes.more {
+            let next = page(after);
+            changes.changed.extend(next.changed);
+            changes.more = next.more;
         }
+        changes.changed.sort_by_key(|message| message.uid);
+        changes
     }
 
     pub fn usage(&self) -> Usage {
