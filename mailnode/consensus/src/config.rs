@@ -18,11 +18,16 @@ pub struct Peer {
 
 /// How much applied log is kept for followers that are behind. What is older is purged, and a follower that still
 /// needs it gets a snapshot. The log is kept as long as neither bound is passed.
+///
+/// The bytes are those of the whole node, counted in segments of its journal: they bound what is looked through when the
+/// node starts, and idle groups must not hold on to old segments. A follower needs what was written while it was away
+/// for a restart: 1 GiB is most of a minute at 20 MB/s, more than such a cluster accepts for long, and hours of an
+/// ordinary day. For whoever was away longer a snapshot is no detour, and the bodies in it are on this disk anyway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogRetention {
-    /// Entries a group.
+    /// Entries a group; each takes some 40 bytes of memory.
     pub entries: u64,
-    /// Bytes a group.
+    /// Bytes of the node's journal, by length of its segments; the newest segment is always kept.
     pub bytes: u64,
 }
 
@@ -75,7 +80,7 @@ impl Config {
             replicas,
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(350)..Duration::from_millis(500),
-            log_retention: LogRetention { entries: 50_000, bytes: 512 << 20 },
+            log_retention: LogRetention { entries: 50_000, bytes: 1 << 30 },
             checkpoint_interval: Duration::from_secs(30),
             cache_bytes: 128 << 20,
             proposal_bytes: 128 << 20,

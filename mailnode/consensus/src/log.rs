@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use quorumail_journal::{Journal, Position, Record, StreamId};
 
 use crate::machine::GroupId;
-use crate::record::{self, Decoded};
+use crate::record::{self, Base, Decoded};
 use crate::runtime::offload;
 use crate::types::{Entry, LogId, TypeConfig, Vote, command_bytes, log_id, term_of};
 
@@ -49,10 +49,10 @@ pub(crate) struct Contents {
     /// Log index of `slots[0]`.
     first: u64,
     slots: VecDeque<Slot>,
-    bytes: u64,
     /// The newest entries: the last of them is the last of `slots`.
     cache: VecDeque<Entry>,
     cache_bytes: u64,
+    oldest: Option<u64>,
 }
 
 impl Contents {
@@ -89,15 +89,13 @@ impl Contents {
             return Err(format!("term goes back from {:?} to {id}", self.last()));
         }
         self.slots.push_back(Slot { term: term_of(&id), position });
-        self.bytes += u64::from(position.len);
         Ok(())
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) {
         let keep_until = last.map_or(0, |id| id.index + 1);
         while self.next() > keep_until.max(self.first) {
-            let slot = self.slots.pop_back().expect("the log is not empty while next is beyond first");
-            self.bytes -= u64::from(slot.position.len);
+            self.slots.pop_back().expect("the log is not empty while next is beyond first");
             if let Some(entry) = self.cache.pop_back() {
                 self.cache_bytes -= cached_size(&entry);
             }
@@ -106,12 +104,11 @@ impl Contents {
 
     fn purge(&mut self, upto: LogId) {
         while self.first <= upto.index {
-            let Some(slot) = self.slots.pop_front() else {
+            if self.slots.pop_front().is_none() {
                 // A snapshot was installed beyond the end of the log: it goes on after the snapshot.
                 self.first = upto.index + 1;
                 break;
-            };
-            self.bytes -= u64::from(slot.position.len);
+            }
             self.first += 1;
         }
         self.shrink_cache(u64::MAX);
@@ -127,25 +124,59 @@ impl Contents {
         }
     }
 
-    /// Takes up a record met while the journal is replayed.
-    pub(crate) fn replay(&mut self, position: Position, payload: &[u8]) -> Result<(), record::DecodeError> {
-        match record::decode(payload)? {
-            Decoded::Entry(id) => self.push(id, position).map_err(record::DecodeError)?,
-            Decoded::Vote(vote) => {
-                if self.vote.is_some_and(|known| vote < known) {
-                    return Err(record::DecodeError(format!(
-                        "vote goes back from {:?} to {vote}",
-                        self.vote
-                    )));
+    /// Takes up a record met while the journal is replayed, from its head.
+    ///
+    /// The replay begins at the journal's floor. The first entries met there may have been purged since, and what came
+    /// before them is not met at all; so a log that is empty takes any entry as its first, and [`Contents::is_whole`]
+    /// tells in the end whether it goes on where it was purged.
+    pub(crate) fn replay(&mut self, position: Position, head: &[u8]) -> Result<(), record::DecodeError> {
+        self.oldest.get_or_insert(position.segment);
+        match record::decode(head)? {
+            Decoded::Entry(id) => {
+                if self.slots.is_empty() && self.purged.is_none_or(|purged| purged.index < id.index) {
+                    self.first = id.index;
                 }
-                self.vote = Some(vote);
+                self.push(id, position).map_err(record::DecodeError)?;
             }
+            Decoded::Vote(vote) => self.replay_vote(vote)?,
             Decoded::Truncate(last) => self.truncate_after(last),
             Decoded::Purge(upto) => self.purge(upto),
             Decoded::Committed(committed) => self.committed = committed,
             Decoded::Proven => self.proven = true,
+            Decoded::Base(base) => {
+                if let Some(vote) = base.vote {
+                    self.replay_vote(vote)?;
+                }
+                if let Some(purged) = base.purged {
+                    self.purge(purged);
+                }
+                self.committed = base.committed;
+                self.proven |= base.proven;
+            }
         }
         Ok(())
+    }
+
+    fn replay_vote(&mut self, vote: Vote) -> Result<(), record::DecodeError> {
+        if self.vote.is_some_and(|known| vote < known) {
+            return Err(record::DecodeError(format!("vote goes back from {:?} to {vote}", self.vote)));
+        }
+        self.vote = Some(vote);
+        Ok(())
+    }
+
+    /// Whether the log that was replayed goes on where it was purged.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.slots.is_empty() || self.first == self.purged.map_or(0, |purged| purged.index + 1)
+    }
+
+    /// The oldest segment of the journal in which a record of the group was met when it was replayed.
+    pub(crate) fn oldest_segment(&self) -> Option<u64> {
+        self.oldest
+    }
+
+    fn base(&self) -> Base {
+        Base { vote: self.vote, purged: self.purged, committed: self.committed, proven: self.proven }
     }
 }
 
@@ -202,8 +233,30 @@ impl GroupLog {
 
     /// Remembers on disk that this replica may vote.
     pub(crate) async fn prove(&self) {
-        self.append_synced(record::encode_proven()).await;
+        let on_disk = {
+            let _contents = self.0.contents.lock();
+            self.append_now(record::encode_proven()).1
+        };
+        // As in save_vote.
+        let _ = on_disk.await;
         self.0.contents.lock().proven = true;
+    }
+
+    /// The segment of the journal that holds the oldest entry; none when there are no entries.
+    pub(crate) fn oldest_segment(&self) -> Option<u64> {
+        self.0.contents.lock().slots.front().map(|slot| slot.position.segment)
+    }
+
+    /// Writes down what all marks so far add up to, so that they are not needed any more. Answers, once that is on disk,
+    /// the oldest segment of the journal that the log still needs; none when the journal was closed meanwhile.
+    pub(crate) async fn write_base(&self) -> Option<u64> {
+        let (oldest, on_disk) = {
+            let contents = self.0.contents.lock();
+            let (position, on_disk) = self.append_now(record::encode_base(&contents.base()));
+            let first = contents.slots.front().map_or(position.segment, |slot| slot.position.segment);
+            (first.min(position.segment), on_disk)
+        };
+        on_disk.await.ok().map(|()| oldest)
     }
 
     /// Where the record of an entry lies.
@@ -225,16 +278,17 @@ impl GroupLog {
         let _ = durable.wait_for(|next| *next > index).await;
     }
 
-    /// The last entry to purge so that no more than `entries` and `bytes` remain, among those up to `upto`.
-    pub(crate) fn purge_point(&self, upto: u64, entries: u64, bytes: u64) -> Option<u64> {
+    /// The last entry to purge so that no more than `entries` remain and none that lies before segment `oldest` of the
+    /// journal, among those up to `upto`.
+    pub(crate) fn purge_point(&self, upto: u64, entries: u64, oldest: u64) -> Option<u64> {
         let contents = self.0.contents.lock();
-        let mut remaining = (contents.slots.len() as u64, contents.bytes);
+        let mut remaining = contents.slots.len() as u64;
         let mut point = None;
         for (slot, index) in contents.slots.iter().zip(contents.first..=upto) {
-            if remaining.0 <= entries && remaining.1 <= bytes {
+            if remaining <= entries && slot.position.segment >= oldest {
                 break;
             }
-            remaining = (remaining.0 - 1, remaining.1 - u64::from(slot.position.len));
+            remaining -= 1;
             point = Some(index);
         }
         point
@@ -244,14 +298,15 @@ impl GroupLog {
         Record { stream: StreamId(self.0.group.0), payload }
     }
 
-    async fn append_synced(&self, payload: Vec<Bytes>) {
+    /// Appends a mark and has its write told. To be called with the contents locked, so that what lies in the journal
+    /// has the order in which it came to hold.
+    fn append_now(&self, payload: Vec<Bytes>) -> (Position, tokio::sync::oneshot::Receiver<()>) {
         let (done, on_disk) = tokio::sync::oneshot::channel();
-        self.0.journal.append(vec![self.record(payload)], move || {
+        let positions = self.0.journal.append(vec![self.record(payload)], move || {
             // Nobody waits any more when the node is being stopped.
             let _ = done.send(());
         });
-        // The journal either calls back or stops the process, except when it is closed under us at shutdown.
-        let _ = on_disk.await;
+        (positions[0], on_disk)
     }
 
     /// Entries from `start` to before `end`, at least one if there is one, at most about `max_bytes`.
@@ -401,18 +456,21 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        {
+        let on_disk = {
             let mut contents = self.0.contents.lock();
             assert!(contents.vote.is_none_or(|known| *vote >= known), "a vote is never taken back");
             contents.vote = Some(*vote);
-        }
-        self.append_synced(record::encode_vote(vote)).await;
+            self.append_now(record::encode_vote(vote)).1
+        };
+        // The journal either calls back or stops the process, except when it is closed under us at shutdown.
+        let _ = on_disk.await;
         Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let mut contents = self.0.contents.lock();
         self.0.journal.append_unsynced(vec![self.record(record::encode_committed(&committed))]);
-        self.0.contents.lock().committed = committed;
+        contents.committed = committed;
         Ok(())
     }
 
@@ -462,9 +520,9 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         // Without a sync of its own: whatever is appended later is synced after it, in order.
+        let mut contents = self.0.contents.lock();
         self.0.journal.append_unsynced(vec![self.record(record::encode_truncate(&last))]);
         self.0.truncations.fetch_add(1, Ordering::AcqRel);
-        let mut contents = self.0.contents.lock();
         contents.truncate_after(last);
         let next = contents.next();
         drop(contents);
@@ -476,8 +534,8 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
-        self.0.journal.append_unsynced(vec![self.record(record::encode_purge(&upto))]);
         let mut contents = self.0.contents.lock();
+        self.0.journal.append_unsynced(vec![self.record(record::encode_purge(&upto))]);
         contents.purge(upto);
         let next = contents.next();
         drop(contents);
@@ -519,7 +577,7 @@ mod tests {
         let mut contents = filled(10);
         contents.truncate_after(Some(log_id(1, 6)));
         contents.purge(log_id(1, 3));
-        assert_eq!((contents.first, contents.next(), contents.bytes), (4, 7, 30));
+        assert_eq!((contents.first, contents.next()), (4, 7));
         assert_eq!(contents.last(), Some(log_id(1, 6)));
         contents.truncate_after(None);
         assert_eq!(contents.last(), Some(log_id(1, 3)), "the purge mark is the end of an empty log");
@@ -544,5 +602,39 @@ mod tests {
         contents.purge(log_id(4, 99));
         assert_eq!(contents.last(), Some(log_id(4, 99)));
         contents.push(log_id(4, 100), position(1)).unwrap();
+    }
+
+    fn entry(index: u64) -> Vec<u8> {
+        let entry = Entry { log_id: log_id(1, index), payload: openraft::EntryPayload::Blank };
+        record::encode_entry(&entry).concat()
+    }
+
+    #[test]
+    fn a_replay_that_begins_in_the_middle_ends_with_what_was_not_purged() {
+        let id = |index| log_id(1, index);
+        let base = Base { vote: None, purged: Some(id(505)), committed: Some(id(508)), proven: true };
+        let marks = [
+            record::encode_truncate(&Some(id(501))).concat(),
+            entry(502),
+            entry(503),
+            record::encode_purge(&id(490)).concat(),
+            entry(504),
+            entry(505),
+            entry(506),
+            record::encode_base(&base).concat(),
+            entry(507),
+        ];
+        let mut contents = Contents::default();
+        for (segment, mark) in (7..).zip(marks.iter()) {
+            let position = Position { segment, offset: 48, len: 1 };
+            contents.replay(position, mark).unwrap();
+        }
+        assert!(contents.is_whole());
+        assert_eq!((contents.first, contents.next(), contents.oldest_segment()), (506, 508, Some(7)));
+        assert_eq!(contents.base(), base);
+
+        let mut cut = Contents::default();
+        cut.replay(position(1), &entry(507)).unwrap();
+        assert!(!cut.is_whole(), "the entries before it are missing and nothing says that they were purged");
     }
 }

@@ -86,6 +86,8 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) machine: Arc<dyn StateMachine>,
     pub(crate) journal: Journal,
+    /// The oldest segment of the journal that a group needs which is not started.
+    pub(crate) pinned: Option<u64>,
     pub(crate) placements: BTreeMap<GroupId, Placement>,
     groups: BTreeMap<GroupId, Arc<Group>>,
     pub(crate) links: Arc<Links>,
@@ -140,12 +142,14 @@ impl Consensus {
             counters: &counters,
             fatal: &fatal,
         };
+        let pinned = recovered.oldest_without(|group| placements.contains_key(&group));
         let groups = starter.start_all(&placements, recovered).await?;
         let proposal_room = Semaphore::new(config.proposal_bytes.min(Semaphore::MAX_PERMITS));
         let inner = Arc::new(Inner {
             config,
             machine,
             journal,
+            pinned,
             placements,
             groups,
             links,

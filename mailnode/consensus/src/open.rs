@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use quorumail_journal::{Disk, Journal, Options, Position, Pump, StreamId};
 
 use crate::log::Contents;
@@ -40,6 +39,12 @@ impl RecoveredLog {
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
+
+    /// The oldest segment of the journal that belongs to a group which will not be started.
+    pub(crate) fn oldest_without(&self, starts: impl Fn(GroupId) -> bool) -> Option<u64> {
+        let left = self.groups.iter().filter(|(group, _)| !starts(**group));
+        left.filter_map(|(_, contents)| contents.oldest_segment()).min()
+    }
 }
 
 /// Streams from this number up are no logs: others of this node keep records of their own there, for example the bodies
@@ -68,22 +73,30 @@ pub fn open_log_on(
 
 /// Opens a journal with a visitor that rebuilds the logs.
 fn rebuild<J>(
-    open: impl FnOnce(&mut dyn FnMut(Position, StreamId, Bytes)) -> Result<J, quorumail_journal::OpenError>,
+    open: impl FnOnce(&mut dyn FnMut(Position, StreamId, &[u8])) -> Result<J, quorumail_journal::OpenError>,
 ) -> Result<(J, RecoveredLog), OpenError> {
     let mut recovered = RecoveredLog::default();
     let mut damage = None;
-    let journal = open(&mut |position, stream, payload| {
+    let journal = open(&mut |position, stream, head| {
         if damage.is_some() || stream.0 >= FIRST_OTHER_STREAM {
             return;
         }
         let contents = recovered.groups.entry(GroupId(stream.0)).or_default();
-        if let Err(error) = contents.replay(position, &payload) {
+        if let Err(error) = contents.replay(position, head) {
             let Position { segment, offset, .. } = position;
             damage = Some(OpenError::Log { group: stream.0, segment, offset, reason: error.to_string() });
         }
     })?;
-    match damage {
-        Some(error) => Err(error),
+    if let Some(error) = damage {
+        return Err(error);
+    }
+    match recovered.groups.iter().find(|(_, contents)| !contents.is_whole()) {
+        Some((group, contents)) => Err(OpenError::Log {
+            group: group.0,
+            segment: contents.oldest_segment().unwrap_or(0),
+            offset: 0,
+            reason: "its first entries are missing, and nothing says that they were purged".to_owned(),
+        }),
         None => Ok((journal, recovered)),
     }
 }

@@ -1,10 +1,12 @@
 //! How the log of a group lies in the journal: one record for every log entry, vote, truncation, purge mark,
-//! commit mark and grant of the right to vote.
+//! commit mark and grant of the right to vote; and, before the journal's floor is moved, one with all that the marks
+//! before it add up to. All but the entries' content lies within the head that the journal tells without reading on.
 //!
 //! A record starts with its kind and the version of the format. A log entry has a head of fixed length, so the
 //! command starts at [`COMMAND_OFFSET`] in the record's payload and is written as a piece of its own, not copied.
 
 use bytes::Bytes;
+use quorumail_journal::HEAD_BYTES;
 
 use crate::types::{Command, Entry, LogId, Payload, Vote, log_id, term_of};
 
@@ -17,6 +19,7 @@ const KIND_TRUNCATE: u8 = 3;
 const KIND_PURGE: u8 = 4;
 const KIND_COMMITTED: u8 = 5;
 const KIND_PROVEN: u8 = 6;
+const KIND_BASE: u8 = 7;
 
 const PAYLOAD_BLANK: u8 = 0;
 const PAYLOAD_COMMAND: u8 = 1;
@@ -44,6 +47,17 @@ pub(crate) enum Decoded {
     Committed(Option<LogId>),
     /// This replica knows all that was committed before it started and may vote.
     Proven,
+    /// What the marks before it add up to.
+    Base(Base),
+}
+
+/// What is known of a group besides its entries.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Base {
+    pub(crate) vote: Option<Vote>,
+    pub(crate) purged: Option<LogId>,
+    pub(crate) committed: Option<LogId>,
+    pub(crate) proven: bool,
 }
 
 /// Pieces of the record of a log entry.
@@ -71,7 +85,9 @@ pub(crate) fn encode_entry(entry: &Entry) -> Vec<Bytes> {
 
 fn encode(kind: u8, content: &impl serde::Serialize) -> Vec<Bytes> {
     let head = vec![kind, FORMAT];
-    vec![postcard::to_extend(content, head).expect("a mark in the log can always be encoded").into()]
+    let record = postcard::to_extend(content, head).expect("a mark in the log can always be encoded");
+    assert!(record.len() <= HEAD_BYTES, "a mark of {} bytes does not fit into a record's head", record.len());
+    vec![record.into()]
 }
 
 pub(crate) fn encode_vote(vote: &Vote) -> Vec<Bytes> {
@@ -94,7 +110,11 @@ pub(crate) fn encode_proven() -> Vec<Bytes> {
     encode(KIND_PROVEN, &())
 }
 
-/// Reads what a record says, of a log entry only its log id.
+pub(crate) fn encode_base(base: &Base) -> Vec<Bytes> {
+    encode(KIND_BASE, base)
+}
+
+/// Reads what a record says from its head, of a log entry only its log id.
 pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
     let [kind, format, rest @ ..] = payload else {
         return Err(DecodeError(format!("{} bytes are too few", payload.len())));
@@ -110,6 +130,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
         KIND_PURGE => Decoded::Purge(postcard::from_bytes(rest).map_err(wrong)?),
         KIND_COMMITTED => Decoded::Committed(postcard::from_bytes(rest).map_err(wrong)?),
         KIND_PROVEN => Decoded::Proven,
+        KIND_BASE => Decoded::Base(postcard::from_bytes(rest).map_err(wrong)?),
         other => return Err(DecodeError(format!("kind {other} is not known"))),
     })
 }
@@ -189,5 +210,16 @@ mod tests {
             matches!(decode(&joined(encode_committed(&Some(id)))).unwrap(), Decoded::Committed(Some(found)) if found == id)
         );
         assert!(matches!(decode(&joined(encode_proven())).unwrap(), Decoded::Proven));
+        // As large as it can become in the life of a cluster.
+        let far = log_id(1 << 40, 1 << 54);
+        let base = Base {
+            vote: Some(Vote::new_committed(1 << 40, 1 << 30)),
+            purged: Some(far),
+            committed: Some(far),
+            proven: true,
+        };
+        assert!(
+            matches!(decode(&joined(encode_base(&base))).unwrap(), Decoded::Base(found) if found == base)
+        );
     }
 }

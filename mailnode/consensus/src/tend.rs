@@ -171,13 +171,39 @@ async fn checkpoints(node: Arc<Inner>) {
         for (group, applied) in covered {
             purge(&node, &group, applied).await;
         }
+        move_floor(&node).await;
+    }
+}
+
+/// Moves the journal's floor up to the oldest segment that the log of a group needs, if it has moved at all. Before that
+/// each group writes down what the records below add up to.
+async fn move_floor(node: &Arc<Inner>) {
+    let newest = node.journal.last_of_log(0);
+    let oldest = node.groups().filter_map(|group| group.log.oldest_segment()).chain(node.pinned);
+    let floor = oldest.min().unwrap_or(newest).min(newest);
+    if floor <= node.journal.stats().floor {
+        return;
+    }
+    // All at once: they share a sync.
+    let bases = futures::future::join_all(node.groups().map(|group| group.log.write_base())).await;
+    let Some(needed) = bases.into_iter().collect::<Option<Vec<u64>>>() else { return };
+    let floor = needed.into_iter().fold(floor, u64::min);
+    let journal = node.journal.clone();
+    match offload(move || journal.set_floor(floor)).await {
+        Ok(Ok(())) => tracing::debug!(floor, "moved the floor of the journal"),
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::StorageFull => {
+            tracing::warn!("the disk is too full to move the floor of the journal");
+        }
+        Ok(Err(error)) => node.fatal.report(format!("the floor of the journal could not be moved: {error}")),
+        Err(error) => node.fatal.report(format!("moving the floor of the journal did not finish: {error}")),
     }
 }
 
 /// Purges the applied and checkpointed log that is beyond the retention.
 async fn purge(node: &Inner, group: &Group, applied: u64) {
     let retention = node.config.log_retention;
-    let Some(upto) = group.log.purge_point(applied, retention.entries, retention.bytes) else { return };
+    let oldest = node.journal.last_of_log(retention.bytes);
+    let Some(upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
     // The engine purges only what it knows to be in a snapshot; the state machine is one.
     let marked = async {
         group.raft.trigger().snapshot().await.ok()?;

@@ -273,6 +273,40 @@ async fn replicas_that_are_far_behind_or_lost_their_disk_catch_up_by_snapshot() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logs_are_whole_after_a_restart_above_a_floor_that_has_moved() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start_with(3, 2, |config| {
+        config.log_retention = LogRetention { entries: 100_000, bytes: 128 << 10 };
+        config.checkpoint_interval = Duration::from_millis(100);
+    })
+    .await;
+    cluster.ready().await;
+    // Group 2 is idle ever after: it must not hold on to the first segment.
+    write_some(&cluster, 0, 2, 0..5).await;
+    for round in 1..=2u64 {
+        for id in round * 1000..round * 1000 + 300 {
+            cluster.node(0).propose(1, id, &[7; 1000], PATIENCE).await.expect("acknowledged");
+        }
+        let floors = || cluster.nodes.values().map(|node| node.machine.journal().stats().floor);
+        until("the floors to move", || floors().all(|floor| floor > 4 * round).then_some(())).await;
+        for id in 0..3 {
+            cluster.crash(id);
+        }
+        for id in 0..3 {
+            cluster.up(id).await;
+        }
+        cluster.ready().await;
+        cluster.settled().await;
+        for node in cluster.nodes.values() {
+            assert_eq!(node.machine.digest(GroupId(1)).0 as u64, 300 * round);
+            assert_eq!(node.machine.digest(GroupId(2)).0 as u64, 5 + (round - 1));
+            assert_eq!(node.consensus.metrics().snapshots_installed, 0, "nothing was lost");
+        }
+        write_some(&cluster, 1, 2, round * 100..round * 100 + 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_emptied_replica_does_not_help_to_elect_one_that_lacks_what_it_had_acknowledged() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start(3, 1).await;

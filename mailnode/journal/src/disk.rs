@@ -107,4 +107,10 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the system answers.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// Has later reads of what is synced come from the device, not from memory.
+    ///
+    /// # Errors
+    /// What the system answers.
+    fn forget_cached(&self) -> io::Result<()>;
 }

@@ -172,4 +172,13 @@ impl DiskFile for FsFile {
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }
+
+    fn forget_cached(&self) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+            posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?;
+        }
+        Ok(())
+    }
 }

@@ -13,13 +13,19 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::{
-    OpenError, Position, ReadError, Record, StreamId,
+    Class, KeepError, OpenError, Position, ReadError, Record, RecordInfo, RecycleError, SegmentInfo,
+    StreamId,
+    catalog::Catalog,
     disk::{DirLock, Disk},
+    failure::{self, Failure},
     fs_disk::FsDisk,
+    index,
+    kept::{self, Keeper},
     pump::{Counters, Pump},
     queue::{Done, Queue},
     recovery::{self, io_error},
-    segment::{self, Reader, Salts},
+    segment::{self, Reader},
+    verify::{self, ScanReport},
 };
 
 /// Where a journal lies and how much it may take.
@@ -38,6 +44,9 @@ pub struct Options {
     /// Where the segments' salts are drawn from: the system's randomness when none, else all from this seed, so that a
     /// simulation can be repeated. Every life of a journal needs another seed.
     pub salt_seed: Option<u64>,
+    /// Whether a journal whose disk failed is read back and opened when no damage is found; it is refused otherwise.
+    /// Reading all of it back takes its time, which is told in the log.
+    pub verify_after_failure: bool,
 }
 
 impl Options {
@@ -49,6 +58,7 @@ impl Options {
             max_record_bytes: 96 << 20,
             max_pending_bytes: 256 << 20,
             salt_seed: None,
+            verify_after_failure: false,
         }
     }
 }
@@ -68,10 +78,22 @@ pub struct Stats {
     pub last_sync: Duration,
     /// Bytes queued and not yet known to be on disk.
     pub pending_bytes: u64,
-    /// Segment files.
+    /// Segments, of the log and kept ones.
     pub segments: u64,
-    /// Bytes of all segment files.
+    /// Bytes of all segment files, those that wait to be used again included.
     pub disk_bytes: u64,
+    /// Bytes of the files of kept segments.
+    pub kept_bytes: u64,
+    /// The segment of the log below which nothing is read when the journal is opened.
+    pub floor: u64,
+    /// Files that wait to be used again.
+    pub free_segments: u64,
+    /// Segments made from new files since the journal was opened.
+    pub made_segments: u64,
+    /// Segments made from files that were segments before.
+    pub reused_segments: u64,
+    /// Segments taken out because nothing in them was needed any more.
+    pub recycled_segments: u64,
 }
 
 /// The node's log. Clones share it; when the last one is dropped, what is queued is written and the thread ends.
@@ -83,6 +105,8 @@ pub struct Journal {
 struct Shared {
     queue: Arc<Queue>,
     reader: Reader,
+    catalog: Arc<Catalog>,
+    keeper: Keeper,
     counters: Arc<Mutex<Counters>>,
     max_record_bytes: u32,
     thread: Option<Thread>,
@@ -101,14 +125,15 @@ impl Thread {
 }
 
 impl Journal {
-    /// Opens or creates a journal and calls `visit` for every valid record in the order of writing. A torn tail is
-    /// cut; everything that was visited is on disk when this returns. Blocking I/O.
+    /// Opens or creates a journal and calls `visit` for every record of the log from the floor on, in the order of
+    /// writing, with the first [`HEAD_BYTES`](crate::HEAD_BYTES) bytes of its payload. A torn tail is cut; everything
+    /// that was visited is on disk when this returns. Blocking I/O.
     ///
     /// # Errors
     /// When the directory is in use, when something that had been safe is damaged, or when the system refuses I/O.
     pub fn open(
         options: Options,
-        visit: impl FnMut(Position, StreamId, Bytes),
+        visit: impl FnMut(Position, StreamId, &[u8]),
     ) -> Result<Journal, OpenError> {
         let at = |action| io_error(action, options.dir.clone());
         let disk = FsDisk::open(&options.dir).map_err(at("create journal directory"))?;
@@ -118,7 +143,7 @@ impl Journal {
     fn open_with_thread(
         disk: Arc<dyn Disk>,
         options: &Options,
-        visit: impl FnMut(Position, StreamId, Bytes),
+        visit: impl FnMut(Position, StreamId, &[u8]),
     ) -> Result<Journal, OpenError> {
         let dir = disk.path("");
         let (mut shared, lock, mut pump) = Self::prepare(disk, options, visit)?;
@@ -147,7 +172,7 @@ impl Journal {
     pub fn open_on(
         disk: Arc<dyn Disk>,
         options: &Options,
-        visit: impl FnMut(Position, StreamId, Bytes),
+        visit: impl FnMut(Position, StreamId, &[u8]),
     ) -> Result<(Journal, Pump), OpenError> {
         let (shared, lock, mut pump) = Self::prepare(disk, options, visit)?;
         pump.hold(lock);
@@ -157,27 +182,31 @@ impl Journal {
     fn prepare(
         disk: Arc<dyn Disk>,
         options: &Options,
-        visit: impl FnMut(Position, StreamId, Bytes),
+        mut visit: impl FnMut(Position, StreamId, &[u8]),
     ) -> Result<(Shared, DirLock, Pump), OpenError> {
         let dir = || disk.path("");
         let lock =
             disk.lock().map_err(io_error("lock", dir()))?.ok_or_else(|| OpenError::Locked { dir: dir() })?;
-        let mut salts = Salts(options.salt_seed);
-        let recovered = recovery::recover(&*disk, &mut salts, visit)?;
+        failure::check(&*disk, options)?;
+        let recovered = recovery::recover(Arc::clone(&disk), options, &mut visit)?;
         let queue = Arc::new(Queue::new(
-            recovered.header.number,
-            recovered.end,
+            recovered.tail.header.number,
+            recovered.tail.end,
             options.segment_bytes,
             options.max_pending_bytes,
         ));
-        let counters = Arc::new(Mutex::new(Counters {
-            segments: recovered.segments,
-            disk_bytes: recovered.disk_bytes,
-            ..Counters::default()
-        }));
-        let pump = Pump::new(Arc::clone(&disk), salts, Arc::clone(&queue), Arc::clone(&counters), recovered);
-        let max_record_bytes = options.max_record_bytes;
-        let shared = Shared { queue, reader: Reader::new(disk), counters, max_record_bytes, thread: None };
+        let counters = Arc::new(Mutex::new(Counters::default()));
+        let catalog = Arc::clone(&recovered.catalog);
+        let pump = Pump::new(Arc::clone(&queue), Arc::clone(&counters), recovered);
+        let shared = Shared {
+            queue,
+            reader: Reader::new(disk),
+            keeper: Keeper::new(Arc::clone(&catalog), options.segment_bytes),
+            catalog,
+            counters,
+            max_record_bytes: options.max_record_bytes,
+            thread: None,
+        };
         Ok((shared, lock, pump))
     }
 
@@ -214,7 +243,11 @@ impl Journal {
         match self.shared.queue.pending(position) {
             Some(payload) if payload.len() == position.len as usize => Ok(payload),
             Some(_) => Err(not_found()),
-            None => self.shared.reader.read(position),
+            None => self.shared.reader.read(position).map_err(|error| match error {
+                // It was recycled, perhaps while it was being read.
+                ReadError::Damaged { .. } if !self.shared.catalog.has(position.segment) => not_found(),
+                other => other,
+            }),
         }
     }
 
@@ -229,9 +262,163 @@ impl Journal {
         }
     }
 
+    /// Writes records to kept segments, in order, and returns when they are on disk, with their positions. They are not
+    /// visited when the journal is opened; whoever keeps them remembers where they are. Several callers wait for each
+    /// other, never for the log's writer. Blocking I/O.
+    ///
+    /// # Errors
+    /// When the disk is full or fails.
+    ///
+    /// # Panics
+    /// When a payload is longer than `max_record_bytes`.
+    pub fn keep(&self, records: &[Record]) -> Result<Vec<Position>, KeepError> {
+        self.check_lengths(records);
+        if let Some(failure) = self.shared.catalog.failure() {
+            return Err(KeepError::Io(std::io::Error::other(failure.to_string())));
+        }
+        self.shared.keeper.keep(records).map_err(|error| {
+            let error = kept::keep_error(error);
+            if let KeepError::Io(source) = &error {
+                let path = self.shared.catalog.disk.path("");
+                let failure = Failure::new("write kept records in", path, source);
+                self.shared.catalog.fail(&failure);
+                if self.shared.thread.is_some() {
+                    die(&failure.to_string());
+                }
+            }
+            error
+        })
+    }
+
+    /// All segments, those of the log first, each class in the order of writing. Blocking I/O the first time, for the
+    /// segments below the floor have not been looked at before.
+    ///
+    /// # Errors
+    /// When a segment that has no side index cannot be read.
+    pub fn segments(&self) -> Result<Vec<SegmentInfo>, ReadError> {
+        let known: Vec<_> = {
+            let state = self.shared.catalog.state.lock();
+            state.segments.iter().map(|(number, known)| (*number, *known)).collect()
+        };
+        let mut infos = Vec::with_capacity(known.len());
+        for (number, known) in known {
+            let records = match known.records {
+                Some(records) => records,
+                None if !known.sealed => 0,
+                None => match self.count(number) {
+                    Ok(records) => records,
+                    Err(ReadError::NotFound { .. }) => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            infos.push(SegmentInfo {
+                number,
+                class: segment::class(number),
+                bytes: known.bytes,
+                records,
+                sealed: known.sealed,
+            });
+        }
+        Ok(infos)
+    }
+
+    /// The records of a sealed segment, in order, from its side index. Blocking I/O.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such sealed segment; otherwise when it has no side index and cannot be read.
+    pub fn records(&self, segment: u64) -> Result<Vec<RecordInfo>, ReadError> {
+        if !self.is_sealed(segment) {
+            return Err(segment::not_found(Position { segment, offset: 0, len: 0 }));
+        }
+        Ok(verify::index_of(&*self.shared.catalog.disk, segment)?.iter().collect())
+    }
+
+    /// Gives a segment's space back, or keeps its file to be written over. The caller vouches that nothing refers to any
+    /// record in it, not even after a crash. Blocking I/O.
+    ///
+    /// # Errors
+    /// When it is still written to, when it is of the log and not below the floor, or when the system refuses I/O.
+    pub fn recycle(&self, segment: u64) -> Result<(), RecycleError> {
+        let name = || segment::name(segment);
+        let state = self.shared.catalog.state.lock();
+        let known = state.segments.get(&segment).copied().ok_or_else(|| RecycleError::NotFound(name()))?;
+        let below = segment::class(segment) == Class::Kept || segment < state.floor;
+        drop(state);
+        if !known.sealed || !below {
+            return Err(RecycleError::Needed(name()));
+        }
+        self.shared.reader.forget(segment);
+        let retired = self.shared.catalog.retire(segment);
+        // A reader may have opened it again in between.
+        self.shared.reader.forget(segment);
+        retired.map_err(|source| RecycleError::Io { segment: name(), source })
+    }
+
+    /// Declares that no log needs a record below this segment: they are not visited any more when the journal is opened,
+    /// and only there may segments of the log be recycled. Durable on return; a floor that is not above the present one
+    /// changes nothing. Blocking I/O.
+    ///
+    /// # Errors
+    /// When the system refuses I/O; the floor is where it was then.
+    ///
+    /// # Panics
+    /// When the segment is newer than the newest one.
+    pub fn set_floor(&self, segment: u64) -> std::io::Result<()> {
+        self.shared.catalog.set_floor(segment)
+    }
+
+    /// The oldest segment of the log that belongs to its last `bytes`, by length of the files; the newest at least.
+    pub fn last_of_log(&self, bytes: u64) -> u64 {
+        self.shared.catalog.last_of_log(bytes)
+    }
+
+    /// Whether a record is what was written. Blocking I/O.
+    ///
+    /// # Errors
+    /// As [`Journal::read`].
+    pub fn check(&self, position: Position) -> Result<(), ReadError> {
+        self.read(position).map(drop)
+    }
+
+    /// Reads a sealed segment and compares every record with what the side index says should be there. `pace` is called
+    /// with the number of bytes after each read: it may sleep to bound the rate, and ends the scan with false. Blocking
+    /// I/O.
+    ///
+    /// # Errors
+    /// `NotFound` when there is no such sealed segment (any more); otherwise when it cannot be opened at all.
+    pub fn scan(&self, segment: u64, pace: &mut dyn FnMut(u64) -> bool) -> Result<ScanReport, ReadError> {
+        let not_found = || segment::not_found(Position { segment, offset: 0, len: 0 });
+        if !self.is_sealed(segment) {
+            return Err(not_found());
+        }
+        let scanned = verify::scan(&*self.shared.catalog.disk, segment, pace);
+        if self.is_sealed(segment) { scanned } else { Err(not_found()) }
+    }
+
+    fn is_sealed(&self, segment: u64) -> bool {
+        let known = self.shared.catalog.state.lock().segments.get(&segment).copied();
+        known.is_some_and(|known| known.sealed)
+    }
+
+    fn count(&self, segment: u64) -> Result<u64, ReadError> {
+        let disk = &*self.shared.catalog.disk;
+        let header = self.shared.reader.header(segment)?;
+        let io = |source| ReadError::Io { segment: segment::name(segment), source };
+        let records = match index::count(disk, &header).map_err(io)? {
+            Some(records) => records,
+            None => verify::index_of(disk, segment)?.records,
+        };
+        if let Some(known) = self.shared.catalog.state.lock().segments.get_mut(&segment) {
+            known.records = Some(records);
+        }
+        Ok(records)
+    }
+
     /// What the journal has done and takes.
     pub fn stats(&self) -> Stats {
         let counters = *self.shared.counters.lock();
+        let state = self.shared.catalog.state.lock();
+        let kept_bytes = state.segments.range(segment::FIRST_KEPT..).map(|(_, known)| known.bytes).sum();
         Stats {
             appended_records: counters.appended_records,
             appended_bytes: counters.appended_bytes,
@@ -239,8 +426,15 @@ impl Journal {
             sync_time: counters.sync_time,
             last_sync: counters.last_sync,
             pending_bytes: self.pending_bytes(),
-            segments: counters.segments,
-            disk_bytes: counters.disk_bytes,
+            segments: state.segments.len() as u64,
+            disk_bytes: state.segments.values().map(|known| known.bytes).sum::<u64>()
+                + state.pool.len() as u64 * self.shared.catalog.segment_bytes,
+            kept_bytes,
+            floor: state.floor,
+            free_segments: state.pool.len() as u64,
+            made_segments: state.made,
+            reused_segments: state.reused,
+            recycled_segments: state.recycled,
         }
     }
 
@@ -264,14 +458,18 @@ impl Journal {
         self.shared.queue.pending_bytes()
     }
 
-    fn push(&self, records: Vec<Record>, done: Option<Done>) -> Vec<Position> {
-        for record in &records {
+    fn check_lengths(&self, records: &[Record]) {
+        for record in records {
             let len: usize = record.payload.iter().map(Bytes::len).sum();
             assert!(
                 len <= self.shared.max_record_bytes as usize,
                 "a record of {len} bytes is longer than max_record_bytes"
             );
         }
+    }
+
+    fn push(&self, records: Vec<Record>, done: Option<Done>) -> Vec<Position> {
+        self.check_lengths(&records);
         let may_wait = self.shared.thread.as_ref().is_some_and(|thread| !thread.is_current());
         self.shared.queue.push(records, done, may_wait)
     }

@@ -4,21 +4,19 @@
 //! never waits for more to come: while it syncs, the next batch gathers by itself, so a lone append is not delayed
 //! and a crowd shares its syncs.
 
-use std::{
-    io::{self, IoSlice},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
 use crate::{
-    disk::{DirLock, Disk, DiskFile},
-    format::{Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader},
+    catalog::Catalog,
+    disk::DirLock,
+    failure::Failure,
+    format::Kind,
     queue::{Batch, Done, Queue, Queued},
     recovery::Recovered,
-    segment::{self, Salts},
+    segment,
+    tail::{Outgoing, Tail},
 };
 
 /// What the pump counts.
@@ -29,21 +27,6 @@ pub(crate) struct Counters {
     pub(crate) syncs: u64,
     pub(crate) sync_time: Duration,
     pub(crate) last_sync: Duration,
-    pub(crate) segments: u64,
-    pub(crate) disk_bytes: u64,
-}
-
-/// The disk failed under the journal. Nothing more is written and nobody who waits is told anything: the node must
-/// stop.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("failed to {action} journal segment {}: {reason}", path.display())]
-pub struct Failure {
-    /// What was being attempted.
-    pub action: &'static str,
-    /// On which file.
-    pub path: PathBuf,
-    /// The system's answer.
-    pub reason: String,
 }
 
 /// A batch that was written and not yet synced.
@@ -55,47 +38,19 @@ struct Written {
 /// Writes what was appended to its journal. Made by [`Journal::open_on`](crate::Journal::open_on) for whoever drives
 /// it step by step; [`Journal::open`](crate::Journal::open) has a thread do it.
 pub struct Pump {
-    disk: Arc<dyn Disk>,
-    salts: Salts,
+    catalog: Arc<Catalog>,
     queue: Arc<Queue>,
     counters: Arc<Mutex<Counters>>,
-    file: Box<dyn DiskFile>,
-    segment: SegmentHeader,
-    /// Where the records end.
-    end: u64,
-    /// Before which offset all is on disk.
-    synced: u64,
-    /// Whether a mark stands at the end.
-    marked: bool,
+    tail: Tail,
     written: Option<Written>,
-    failed: Option<Failure>,
     /// Held as long as somebody may write.
     lock: Option<DirLock>,
 }
 
 impl Pump {
-    pub(crate) fn new(
-        disk: Arc<dyn Disk>,
-        salts: Salts,
-        queue: Arc<Queue>,
-        counters: Arc<Mutex<Counters>>,
-        recovered: Recovered,
-    ) -> Pump {
-        let Recovered { file, header, end, marked, .. } = recovered;
-        Pump {
-            disk,
-            salts,
-            queue,
-            counters,
-            file,
-            segment: header,
-            end,
-            synced: end,
-            marked,
-            written: None,
-            failed: None,
-            lock: None,
-        }
+    pub(crate) fn new(queue: Arc<Queue>, counters: Arc<Mutex<Counters>>, recovered: Recovered) -> Pump {
+        let Recovered { catalog, tail } = recovered;
+        Pump { catalog, queue, counters, tail, written: None, lock: None }
     }
 
     /// Keeps the directory's lock until the pump is dropped.
@@ -121,19 +76,19 @@ impl Pump {
     pub fn write(&mut self) -> Result<bool, Failure> {
         self.sync()?;
         let Some(Batch { records, done }) = self.queue.take() else {
-            self.run("write a mark to", Self::mark_when_idle)?;
+            self.run("write a mark to journal segment", Self::mark_when_idle)?;
             return Ok(false);
         };
         let mut rest = &records[..];
         while let Some(first) = rest.first() {
-            if first.position.segment != self.segment.number {
-                self.run("begin the successor of", Self::next_segment)?;
+            if first.position.segment != self.tail.header.number {
+                self.run("begin the successor of journal segment", Self::next_segment)?;
             }
             let same =
-                rest.iter().take_while(|queued| queued.position.segment == self.segment.number).count();
+                rest.iter().take_while(|queued| queued.position.segment == first.position.segment).count();
             let (now, later) = rest.split_at(same);
             assert!(!now.is_empty(), "positions skip a segment");
-            self.run("write to", |pump| pump.write_records(now))?;
+            self.run("write to journal segment", |pump| pump.write_records(now))?;
             rest = later;
         }
         self.written = Some(Written { records, done });
@@ -145,11 +100,11 @@ impl Pump {
     /// # Errors
     /// When the disk fails, and ever after.
     pub fn sync(&mut self) -> Result<(), Failure> {
-        if let Some(failure) = &self.failed {
-            return Err(failure.clone());
+        if let Some(failure) = self.catalog.failure() {
+            return Err(failure);
         }
         let Some(Written { records, done }) = self.written.take() else { return Ok(()) };
-        self.run("sync", Self::sync_file)?;
+        self.run("sync journal segment", Self::sync_file)?;
         self.queue.written(&records);
         drop(records);
         done.into_iter().for_each(|done| done());
@@ -171,7 +126,7 @@ impl Pump {
     /// Writes until the queue is closed.
     pub(crate) fn run_until_closed(&mut self) -> Result<(), Failure> {
         loop {
-            self.run("write a mark to", Self::mark_when_idle)?;
+            self.run("write a mark to journal segment", Self::mark_when_idle)?;
             if !self.queue.wait() {
                 return Ok(());
             }
@@ -186,94 +141,60 @@ impl Pump {
         step: impl FnOnce(&mut Self) -> io::Result<()>,
     ) -> Result<(), Failure> {
         step(self).map_err(|error| {
-            let path = self.disk.path(&segment::name(self.segment.number));
-            let failure = Failure { action, path, reason: error.to_string() };
-            self.failed = Some(failure.clone());
+            let path = self.catalog.disk.path(&segment::name(self.tail.header.number));
+            let failure = Failure::new(action, path, &error);
+            self.catalog.fail(&failure);
             failure
         })
     }
 
     fn write_records(&mut self, records: &[Queued]) -> io::Result<()> {
-        let headers: Vec<[u8; RECORD_HEADER]> = records.iter().map(|queued| self.header(queued)).collect();
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(records.len() * 3);
-        let begin = self.end;
-        for (queued, header) in records.iter().zip(&headers) {
-            assert_eq!(queued.position.offset, self.end, "positions leave a gap");
-            slices.push(IoSlice::new(header));
-            slices.extend(queued.payload.iter().filter(|piece| !piece.is_empty()).map(|p| IoSlice::new(p)));
-            self.end = queued.position.end();
-        }
-        self.file.write_at(&mut slices, begin)?;
-        self.marked = false;
+        self.tail.write(records.iter().map(|queued| Outgoing {
+            position: queued.position,
+            stream: queued.stream,
+            payload: &queued.payload,
+            payload_crc: queued.payload_crc,
+        }))?;
         let mut counters = self.counters.lock();
         counters.appended_records += records.len() as u64;
         counters.appended_bytes += records.iter().map(|queued| u64::from(queued.position.len)).sum::<u64>();
-        counters.disk_bytes += self.end - begin;
         Ok(())
     }
 
-    fn header(&self, queued: &Queued) -> [u8; RECORD_HEADER] {
-        let header = RecordHeader {
-            kind: Kind::Record,
-            stream: queued.stream,
-            len: queued.position.len,
-            synced: self.synced,
-            payload_crc: queued.payload_crc,
-        };
-        header.encode(&self.segment, queued.position.offset)
-    }
-
     fn sync_file(&mut self) -> io::Result<()> {
-        if self.synced == self.end {
-            return Ok(());
+        let begin = self.catalog.disk.now();
+        if self.tail.sync()? {
+            let took = self.catalog.disk.now().saturating_sub(begin);
+            let mut counters = self.counters.lock();
+            counters.syncs += 1;
+            counters.sync_time += took;
+            counters.last_sync = took;
         }
-        let begin = self.disk.now();
-        self.file.sync_data()?;
-        let took = self.disk.now().saturating_sub(begin);
-        self.synced = self.end;
-        let mut counters = self.counters.lock();
-        counters.syncs += 1;
-        counters.sync_time += took;
-        counters.last_sync = took;
         Ok(())
     }
 
     /// Closes this segment and goes on with the next one. The old one is on disk before the new one exists.
     fn next_segment(&mut self) -> io::Result<()> {
-        self.sync_file()?;
-        let number = self.segment.number + 1;
-        let (file, header) = segment::create(&*self.disk, number, self.end, &mut self.salts)?;
-        self.file = file;
-        self.segment = header;
-        self.end = SEGMENT_HEADER as u64;
-        self.synced = self.end;
-        self.marked = true;
-        let mut counters = self.counters.lock();
-        counters.segments += 1;
-        counters.disk_bytes += self.end;
+        let end = self.tail.seal(&self.catalog)?;
+        self.tail = Tail::create(&self.catalog, self.tail.header.number + 1, end)?;
         Ok(())
     }
 
     /// Notes that all is on disk, when there is nothing else to write. The note itself is not synced.
     fn mark_when_idle(&mut self) -> io::Result<()> {
-        if self.marked {
+        if self.tail.marked {
             return Ok(());
         }
-        assert_eq!(self.synced, self.end, "idle with unsynced records");
+        assert_eq!(self.tail.synced, self.tail.end, "idle with unsynced records");
         let Some(offset) = self.queue.place_mark() else { return Ok(()) };
-        assert_eq!(offset, self.end, "the mark's position leaves a gap");
-        let mark = RecordHeader::mark(self.synced).encode(&self.segment, offset);
-        self.file.write_at(&mut [IoSlice::new(&mark)], offset)?;
-        self.end += RECORD_HEADER as u64;
-        self.marked = true;
-        self.counters.lock().disk_bytes += RECORD_HEADER as u64;
-        Ok(())
+        assert_eq!(offset, self.tail.end, "the mark's position leaves a gap");
+        self.tail.note(Kind::Mark)
     }
 }
 
 impl std::fmt::Debug for Pump {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (segment, end) = (self.segment.number, self.end);
+        let (segment, end) = (self.tail.header.number, self.tail.end);
         f.debug_struct("Pump").field("segment", &segment).field("end", &end).finish_non_exhaustive()
     }
 }

@@ -237,7 +237,8 @@ impl State {
     /// Where a record of this length goes. One that is longer than a segment has a segment for itself.
     fn place(&mut self, len: u32, segment_bytes: u64) -> Position {
         let here = Position { segment: self.segment, offset: self.offset, len };
-        if here.end() > segment_bytes && self.offset > SEGMENT_HEADER as u64 {
+        // A mark and the seal have their place behind the last record.
+        if here.end() + 2 * RECORD_HEADER as u64 > segment_bytes && self.offset > SEGMENT_HEADER as u64 {
             self.segment += 1;
             self.offset = SEGMENT_HEADER as u64;
         }

@@ -1,130 +1,337 @@
 //! What is done with the segments when a journal is opened.
 //!
-//! Every record is read and checked. In every segment but the last one all must be valid to the last byte, for it was
-//! synced before its successor was made (whose header tells its length). In the last segment the first invalid record
-//! is either the torn end of what was being written when the node went down, then it is cut with all behind it; or
-//! it is damage to something that had been safe, then nothing is touched and the journal is refused.
+//! Segments of the log from the floor on are visited, in order: sealed ones through their side index, the newest one by
+//! reading it. In that one the first invalid record is either where writing had come to when the node went down, and the
+//! journal goes on there; or it is damage to something that had been safe, then the journal is refused. Segments below
+//! the floor only hold what others refer to; they are looked at when they are read. Nothing is changed on disk before
+//! all that is checked has been found well.
 
-use std::{io, path::PathBuf};
-
-use bytes::Bytes;
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 use crate::{
-    OpenError, Position, StreamId,
+    HEAD_BYTES, OpenError, Options, Position, StreamId,
+    catalog::{Catalog, FLOOR_FILE, Known, POOL_SEGMENTS},
     disk::{Disk, DiskFile},
     format::{
         BadSegmentHeader, Kind, RECORD_HEADER, RECORD_MAGIC, RecordHeader, SEGMENT_HEADER, SegmentHeader,
-        VERSION,
+        VERSION, decode_floor,
     },
-    segment::{self, Salts},
+    index::{self, Entries, Index},
+    segment::{self, Salts, UNFINISHED},
+    tail::Tail,
 };
 
 /// Read buffer of the scan, and step of the search for headers behind an invalid record.
 const SCAN_BUFFER: usize = 1 << 20;
 
-/// The last segment, open for appending, and the sums over all of them.
+/// What was found: all segments, and where to write.
 pub(crate) struct Recovered {
-    pub(crate) file: Box<dyn DiskFile>,
-    pub(crate) header: SegmentHeader,
-    /// Where the next record goes; all before it is on disk.
-    pub(crate) end: u64,
-    /// Whether the last record is a mark or there is none, so that no mark is owed.
-    pub(crate) marked: bool,
-    pub(crate) segments: u64,
-    pub(crate) disk_bytes: u64,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) tail: Tail,
 }
 
-/// Reads all segments of a directory, cuts a torn tail, and makes a first segment where there is none.
+/// Called for every record with the begin of its payload.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(Position, StreamId, &[u8]);
+
+/// A segment whose header was read.
+struct Found {
+    header: SegmentHeader,
+    bytes: u64,
+}
+
+/// Opens what is on the disk, and makes a first segment where there is nothing.
 pub(crate) fn recover(
-    disk: &dyn Disk,
-    salts: &mut Salts,
-    mut visit: impl FnMut(Position, StreamId, Bytes),
+    disk: Arc<dyn Disk>,
+    options: &Options,
+    visit: Visit<'_>,
 ) -> Result<Recovered, OpenError> {
     let at = |action| io_error(action, disk.path(""));
-    segment::remove_unfinished(disk).map_err(at("clean journal directory"))?;
-    let numbers = segment::list(disk).map_err(at("list journal directory"))?;
-    let Some((&last, earlier)) = numbers.split_last() else {
-        let (file, header) = segment::create(disk, 1, 0, salts).map_err(at("create first segment in"))?;
-        let end = SEGMENT_HEADER as u64;
-        return Ok(Recovered { file, header, end, marked: true, segments: 1, disk_bytes: end });
-    };
-    let mut disk_bytes = 0;
-    let mut previous: Option<(u64, u64)> = None;
-    for &number in earlier {
-        let (_, end) = Scan::open(disk, number, previous)?.run(&mut visit)?;
-        if let Some(torn) = end.invalid {
-            return Err(damaged(number, end.valid_until, torn));
-        }
-        previous = Some((number, end.valid_until));
-        disk_bytes += end.valid_until;
+    let files = disk.list().map_err(at("list journal directory"))?;
+    let floor = read_floor(&*disk)?;
+    let found = find(&*disk, &files, floor)?;
+    let (log, kept): (Vec<u64>, Vec<u64>) = found.keys().partition(|number| **number < segment::FIRST_KEPT);
+    let floor = floor.unwrap_or(1);
+
+    let mut known: BTreeMap<u64, Known> = BTreeMap::new();
+    for (&number, Found { bytes, .. }) in &found {
+        known.insert(number, Known { bytes: *bytes, records: None, sealed: true });
     }
-    let scan = Scan::open(disk, last, previous)?;
-    let header = scan.header;
-    let (file, end) = scan.run(&mut visit)?;
-    cut_torn_tail(disk, &*file, &header, &end)?;
-    let disk_bytes = disk_bytes + end.valid_until;
-    let segments = numbers.len() as u64;
-    Ok(Recovered { file, header, end: end.valid_until, marked: end.marked, segments, disk_bytes })
+    let mut newest = None;
+    for number in log.iter().copied().filter(|number| *number >= floor) {
+        match found.get(&(number + 1)) {
+            Some(next) => {
+                let records = visit_sealed(&*disk, &found[&number], next.header.previous_len, visit)?;
+                known.insert(
+                    number,
+                    Known { bytes: found[&number].bytes, records: Some(records), sealed: true },
+                );
+            }
+            None => newest = Some(Scan::open(&*disk, number)?.run(visit)?),
+        }
+    }
+    let unsealed = find_unsealed(&*disk, &kept, &found, &mut known)?;
+    if let Some(scanned) = &newest {
+        check_end(scanned)?;
+    }
+    unsealed.iter().try_for_each(check_end)?;
+
+    // All is well: from here on it is written.
+    let pool = tidy(&*disk, &files, &found, options.segment_bytes).map_err(at("tidy journal directory"))?;
+    let salts = Salts(options.salt_seed);
+    let catalog = Catalog::new(Arc::clone(&disk), options.segment_bytes, salts, floor, known, pool);
+    for scanned in unsealed {
+        let path = disk.path(&segment::name(scanned.header.number));
+        let mut tail = settle(&*disk, scanned, options.segment_bytes)?;
+        tail.seal(&catalog).map_err(io_error("seal", path))?;
+    }
+    let tail = match newest {
+        Some(scanned) if scanned.sealed => {
+            let (number, end) = (scanned.header.number, scanned.end);
+            let records = scanned.entries.records;
+            let tail = settle(&*disk, scanned, options.segment_bytes)?;
+            index::write(&*disk, &tail.header, end, &tail.entries);
+            catalog.sealed(number, tail.file.len().map_err(at("inspect segment in"))?, records);
+            Tail::create(&catalog, number + 1, end).map_err(at("create segment in"))?
+        }
+        Some(scanned) => {
+            let tail = settle(&*disk, scanned, options.segment_bytes)?;
+            let mut state = catalog.state.lock();
+            if let Some(known) = state.segments.get_mut(&tail.header.number) {
+                known.sealed = false;
+            }
+            drop(state);
+            tail
+        }
+        None => Tail::create(&catalog, 1, 0).map_err(at("create first segment in"))?,
+    };
+    Ok(Recovered { catalog: Arc::new(catalog), tail })
 }
 
-/// Leaves the last segment without its torn tail and with everything in it on disk.
-fn cut_torn_tail(
-    disk: &dyn Disk,
-    file: &dyn DiskFile,
-    header: &SegmentHeader,
-    end: &ScanEnd,
-) -> Result<(), OpenError> {
-    let at = |action| io_error(action, disk.path(&segment::name(header.number)));
-    if let Some(reason) = end.invalid {
-        if vouched_for(file, header, end.valid_until).map_err(at("search segment"))? {
-            return Err(damaged(header.number, end.valid_until, reason));
+/// The floor, if one was ever set.
+fn read_floor(disk: &dyn Disk) -> Result<Option<u64>, OpenError> {
+    let at = |action| io_error(action, disk.path(FLOOR_FILE));
+    let file = match disk.open(FLOOR_FILE) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(at("open")(error)),
+    };
+    let len = file.len().map_err(at("inspect"))?;
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(0).min(1024)];
+    file.read_at(&mut bytes, 0).map_err(at("read"))?;
+    decode_floor(&bytes).map(Some).map_err(|bad| refuse(FLOOR_FILE.to_owned(), bad))
+}
+
+/// Reads the headers of all segments and checks that the log has no gap from the floor on.
+fn find(disk: &dyn Disk, files: &[String], floor: Option<u64>) -> Result<BTreeMap<u64, Found>, OpenError> {
+    let mut found = BTreeMap::new();
+    for number in files.iter().filter_map(|file| segment::number_of(file)) {
+        let (file, header) = open(disk, number)?;
+        let bytes = file.len().map_err(io_error("inspect", disk.path(&segment::name(number))))?;
+        found.insert(number, Found { header, bytes });
+    }
+    if found.is_empty() && floor.is_none() {
+        return Ok(found);
+    }
+    let floor = floor.unwrap_or(1);
+    let newest = found.range(..segment::FIRST_KEPT).next_back().map_or(floor, |(number, _)| *number);
+    match (floor..=newest.max(floor)).find(|number| !found.contains_key(number)) {
+        Some(missing) => Err(OpenError::Missing { segment: segment::name(missing), dir: disk.path("") }),
+        None => Ok(found),
+    }
+}
+
+/// Opens a segment and checks its header.
+fn open(disk: &dyn Disk, number: u64) -> Result<(Box<dyn DiskFile>, SegmentHeader), OpenError> {
+    let name = segment::name(number);
+    let at = |action| io_error(action, disk.path(&name));
+    let file = disk.open(&name).map_err(at("open segment"))?;
+    let mut bytes = [0; SEGMENT_HEADER];
+    if let Err(error) = file.read_at(&mut bytes, 0) {
+        return Err(match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged(number, 0, "its header is cut off"),
+            _ => at("read header of segment")(error),
+        });
+    }
+    let header = SegmentHeader::decode(&bytes).map_err(|bad| refuse(name.clone(), bad))?;
+    if header.number != number || header.class != segment::class(number) {
+        return Err(damaged(number, 0, "its header names another segment"));
+    }
+    Ok((file, header))
+}
+
+fn refuse(file: String, bad: BadSegmentHeader) -> OpenError {
+    match bad {
+        BadSegmentHeader::Foreign => OpenError::Foreign { file },
+        BadSegmentHeader::Damaged => {
+            OpenError::Damaged { segment: file, offset: 0, reason: "its header's checksum does not fit" }
         }
-        let len = file.len().map_err(at("inspect segment"))?;
-        tracing::warn!(
-            segment = segment::name(header.number),
-            offset = end.valid_until,
-            bytes = len - end.valid_until,
-            "cutting the torn tail of the journal"
-        );
-        file.set_len(end.valid_until).map_err(at("cut the torn tail of"))?;
+        BadSegmentHeader::Version(found) => OpenError::Version { segment: file, found, expected: VERSION },
+    }
+}
+
+/// Visits a segment that has a successor; answers how many records it has.
+fn visit_sealed(disk: &dyn Disk, found: &Found, end: u64, visit: Visit<'_>) -> Result<u64, OpenError> {
+    let number = found.header.number;
+    let name = segment::index_name(number);
+    let index = index::read(disk, &found.header).map_err(io_error("read", disk.path(&name)))?;
+    if let Some(index) = index.filter(|index| index.end == end) {
+        for record in index.iter() {
+            visit(record.position, record.stream, &record.head);
+        }
+        return Ok(index.records);
+    }
+    let scanned = Scan::open(disk, number)?.run(visit)?;
+    let index = rebuilt(disk, scanned, Some(end))?;
+    Ok(index.records)
+}
+
+/// Makes the side index of a sealed segment anew from what a scan of it found.
+fn rebuilt(disk: &dyn Disk, scanned: Scanned, end: Option<u64>) -> Result<Index, OpenError> {
+    let number = scanned.header.number;
+    if !scanned.sealed {
+        return Err(damaged(number, scanned.end, scanned.invalid.unwrap_or("it has no seal")));
+    }
+    if end.is_some_and(|end| end != scanned.end) {
+        return Err(damaged(number, scanned.end, "it ends elsewhere than its successor remembers"));
+    }
+    tracing::info!(segment = segment::name(number), "the side index of a segment was made anew");
+    index::write(disk, &scanned.header, scanned.end, &scanned.entries);
+    Ok(Index::of(number, scanned.end, scanned.entries))
+}
+
+/// The side index of a sealed segment, made anew if need be.
+pub(crate) fn index_of(disk: &dyn Disk, number: u64) -> Result<Index, OpenError> {
+    let (_, header) = open(disk, number)?;
+    let name = segment::index_name(number);
+    match index::read(disk, &header).map_err(io_error("read", disk.path(&name)))? {
+        Some(index) => Ok(index),
+        None => rebuilt(disk, Scan::open(disk, number)?.run(&mut |_, _, _| {})?, None),
+    }
+}
+
+/// Looks at the kept segments; answers those that a crash left without a seal.
+fn find_unsealed(
+    disk: &dyn Disk,
+    kept: &[u64],
+    found: &BTreeMap<u64, Found>,
+    known: &mut BTreeMap<u64, Known>,
+) -> Result<Vec<Scanned>, OpenError> {
+    let mut unsealed = Vec::new();
+    for &number in kept {
+        let name = segment::index_name(number);
+        let count = index::count(disk, &found[&number].header);
+        let count = count.map_err(io_error("read", disk.path(&name)))?;
+        let records = match count {
+            Some(records) => records,
+            None => {
+                let scanned = Scan::open(disk, number)?.run(&mut |_, _, _| {})?;
+                let records = scanned.entries.records;
+                if scanned.sealed {
+                    rebuilt(disk, scanned, None)?;
+                } else {
+                    unsealed.push(scanned);
+                }
+                records
+            }
+        };
+        if let Some(known) = known.get_mut(&number) {
+            known.records = Some(records);
+        }
+    }
+    Ok(unsealed)
+}
+
+/// Reads a whole segment from the device and checks every record.
+pub(crate) fn verify(disk: &dyn Disk, number: u64, may_be_open: bool) -> Result<(), OpenError> {
+    let scan = Scan::open(disk, number)?;
+    scan.file.forget_cached().map_err(io_error("read anew", disk.path(&segment::name(number))))?;
+    let scanned = scan.run(&mut |_, _, _| {})?;
+    if scanned.sealed {
+        return Ok(());
+    }
+    if !may_be_open {
+        return Err(damaged(number, scanned.end, scanned.invalid.unwrap_or("it has no seal")));
+    }
+    check_end(&scanned)
+}
+
+/// Refuses a segment whose end is not where writing had come to, but damage to what had been safe.
+fn check_end(scanned: &Scanned) -> Result<(), OpenError> {
+    match scanned.behind {
+        Behind::Safe => {
+            let reason = scanned.invalid.unwrap_or("a record is not what was written");
+            Err(damaged(scanned.header.number, scanned.end, reason))
+        }
+        Behind::Nothing | Behind::Unsynced => Ok(()),
+    }
+}
+
+/// Leaves a segment so that it can be written on, with everything in it on disk.
+fn settle(disk: &dyn Disk, scanned: Scanned, segment_bytes: u64) -> Result<Tail, OpenError> {
+    let Scanned { file, header, end, marked, behind, entries, .. } = scanned;
+    let name = segment::name(header.number);
+    let at = |action| io_error(action, disk.path(&name));
+    if matches!(behind, Behind::Unsynced) {
+        // Records behind a lost one could be met again when what is written next happens to end where one begins.
+        tracing::warn!(segment = name, offset = end, "cutting the torn tail of the journal");
+        file.set_len(end).map_err(at("cut the torn tail of"))?;
+        match file.set_len(segment_bytes.max(end)) {
+            // The space is taken as it is written.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+            other => other.map_err(at("reserve space for"))?,
+        }
     }
     // Records that a killed process had written but not synced are told to the visitor as safe, so they must be.
     file.sync_data().map_err(at("sync segment"))?;
-    disk.sync_dir().map_err(at("sync directory of"))
+    disk.sync_dir().map_err(at("sync directory of"))?;
+    Ok(Tail { file, header, end, synced: end, entries, marked })
 }
 
-/// Whether a header behind `invalid` says that the record there had been on disk.
-fn vouched_for(file: &dyn DiskFile, segment: &SegmentHeader, invalid: u64) -> io::Result<bool> {
-    let len = file.len()?;
-    let mut window = vec![0; SCAN_BUFFER + RECORD_HEADER];
-    let mut start = invalid;
-    while start + RECORD_HEADER as u64 <= len {
-        let size = window.len().min(usize::try_from(len - start).unwrap_or(usize::MAX));
-        file.read_at(&mut window[..size], start)?;
-        for (at, candidate) in window[..size].windows(RECORD_HEADER).enumerate() {
-            if !candidate.starts_with(&RECORD_MAGIC) {
-                continue;
-            }
-            let mut bytes = [0; RECORD_HEADER];
-            bytes.copy_from_slice(candidate);
-            if RecordHeader::decode(&bytes, segment, start + at as u64)
-                .is_some_and(|header| header.synced > invalid)
-            {
-                return Ok(true);
-            }
+/// Removes what crashes have left; answers the files that wait to be used again.
+fn tidy(
+    disk: &dyn Disk,
+    files: &[String],
+    found: &BTreeMap<u64, Found>,
+    segment_bytes: u64,
+) -> io::Result<Vec<String>> {
+    let mut pool = Vec::new();
+    for file in files {
+        let orphan = segment::number_of_index(file).is_some_and(|number| !found.contains_key(&number));
+        let free = segment::is_free(file);
+        if free && pool.len() < POOL_SEGMENTS && disk.open(file)?.len()? == segment_bytes {
+            pool.push(file.clone());
+        } else if free || orphan || file.ends_with(UNFINISHED) {
+            disk.remove(file)?;
         }
-        start += SCAN_BUFFER as u64;
     }
-    Ok(false)
+    pool.sort();
+    disk.sync_dir()?;
+    Ok(pool)
 }
 
-/// Where a scan ended.
-struct ScanEnd {
+/// What lies behind the last valid record of a segment without a seal.
+#[derive(Debug, Clone, Copy)]
+enum Behind {
+    /// Nothing that was ever a record of this segment.
+    Nothing,
+    /// Records of this segment that had not been safe.
+    Unsynced,
+    /// A record which says that what should be before it had been safe.
+    Safe,
+}
+
+/// What a scan found.
+pub(crate) struct Scanned {
+    file: Box<dyn DiskFile>,
+    header: SegmentHeader,
     /// End of the last valid record.
-    valid_until: u64,
-    /// What is wrong with the bytes that follow, if any do.
+    end: u64,
+    sealed: bool,
+    /// What is wrong with the bytes that follow.
     invalid: Option<&'static str>,
+    behind: Behind,
     marked: bool,
+    entries: Entries,
 }
 
 /// One segment being read from its begin.
@@ -139,63 +346,74 @@ struct Scan {
 }
 
 impl Scan {
-    /// Opens a segment and checks its header against the segment before it (number and length).
-    fn open(disk: &dyn Disk, number: u64, previous: Option<(u64, u64)>) -> Result<Scan, OpenError> {
-        if let Some((before, _)) = previous
-            && before + 1 != number
-        {
-            return Err(OpenError::Missing { segment: segment::name(before + 1), dir: disk.path("") });
-        }
+    fn open(disk: &dyn Disk, number: u64) -> Result<Scan, OpenError> {
         let path = disk.path(&segment::name(number));
-        let at = |action| io_error(action, path.clone());
-        let file = disk.open(&segment::name(number)).map_err(at("open segment"))?;
-        let len = file.len().map_err(at("inspect segment"))?;
-        let mut bytes = [0; SEGMENT_HEADER];
-        if len < SEGMENT_HEADER as u64 {
-            return Err(damaged(number, 0, "its header is cut off"));
-        }
-        file.read_at(&mut bytes, 0).map_err(at("read header of segment"))?;
-        let header = SegmentHeader::decode(&bytes).map_err(|bad| match bad {
-            BadSegmentHeader::Damaged => damaged(number, 0, "its header's checksum does not fit"),
-            BadSegmentHeader::Version(found) => {
-                OpenError::Version { segment: segment::name(number), found, expected: VERSION }
-            }
-        })?;
-        if header.number != number {
-            return Err(damaged(number, 0, "its header names another segment"));
-        }
-        if let Some((before, end)) = previous
-            && header.previous_len != end
-        {
-            return Err(damaged(before, end, "it is shorter than its successor remembers"));
-        }
+        let (file, header) = open(disk, number)?;
+        let len = file.len().map_err(io_error("inspect segment", path.clone()))?;
         Ok(Scan { path, file, header, len, buffer: Vec::new(), buffered: 0 })
     }
 
-    /// Visits records until the end or the first that is not valid.
-    fn run(
-        mut self,
-        visit: &mut impl FnMut(Position, StreamId, Bytes),
-    ) -> Result<(Box<dyn DiskFile>, ScanEnd), OpenError> {
-        let mut end = ScanEnd { valid_until: SEGMENT_HEADER as u64, invalid: None, marked: true };
-        while end.valid_until < self.len {
-            match self.next(end.valid_until).map_err(io_error("read segment", self.path.clone()))? {
-                Ok((header, payload)) => {
-                    let position =
-                        Position { segment: self.header.number, offset: end.valid_until, len: header.len };
-                    end.valid_until = position.end();
-                    end.marked = header.kind == Kind::Mark;
-                    if header.kind == Kind::Record {
-                        visit(position, header.stream, payload);
+    /// Visits records until the seal, the end, or the first that is not valid.
+    fn run(mut self, visit: Visit<'_>) -> Result<Scanned, OpenError> {
+        let path = self.path.clone();
+        let at = || io_error("read segment", path.clone());
+        let (mut end, mut marked, mut sealed) = (SEGMENT_HEADER as u64, true, false);
+        let (mut invalid, mut behind) = (None, Behind::Nothing);
+        let mut entries = Entries::default();
+        let mut payload = Vec::new();
+        while end < self.len && !sealed {
+            match self.next(end, &mut payload).map_err(at())? {
+                Ok(record) => {
+                    let position = Position { segment: self.header.number, offset: end, len: record.len };
+                    end = position.end();
+                    marked = record.kind == Kind::Mark;
+                    sealed = record.kind == Kind::Seal;
+                    if record.kind == Kind::Record {
+                        let head = &payload[..payload.len().min(HEAD_BYTES)];
+                        entries.push(position, record.stream, record.payload_crc, [head]);
+                        visit(position, record.stream, head);
                     }
                 }
                 Err(reason) => {
-                    end.invalid = Some(reason);
+                    invalid = Some(reason);
+                    behind = self.search(end).map_err(at())?;
                     break;
                 }
             }
         }
-        Ok((self.file, end))
+        Ok(Scanned { file: self.file, header: self.header, end, sealed, invalid, behind, marked, entries })
+    }
+
+    /// Looks for records of this segment from `end` on.
+    fn search(&self, end: u64) -> io::Result<Behind> {
+        let mut behind = Behind::Nothing;
+        let mut window = vec![0; SCAN_BUFFER + RECORD_HEADER];
+        let mut start = end;
+        while start + RECORD_HEADER as u64 <= self.len {
+            let size = window.len().min(usize::try_from(self.len - start).unwrap_or(usize::MAX));
+            let window = &mut window[..size];
+            self.file.read_at(window, start)?;
+            let mut at = 0;
+            // Most of it is zeros as a rule.
+            while at + RECORD_HEADER <= size && at < SCAN_BUFFER {
+                if window[at..].first_chunk::<16>().is_some_and(|some| u128::from_ne_bytes(*some) == 0) {
+                    at += 16;
+                    continue;
+                }
+                if window[at..].starts_with(&RECORD_MAGIC)
+                    && let Some(bytes) = window[at..].first_chunk::<RECORD_HEADER>()
+                    && let Some(header) = RecordHeader::decode(bytes, &self.header, start + at as u64)
+                {
+                    if header.synced > end {
+                        return Ok(Behind::Safe);
+                    }
+                    behind = Behind::Unsynced;
+                }
+                at += 1;
+            }
+            start += SCAN_BUFFER as u64;
+        }
+        Ok(behind)
     }
 
     /// Fills `into` with what the file has at `offset`, which lies within it.
@@ -216,7 +434,7 @@ impl Scan {
     }
 
     /// The record at `offset`, or what is wrong with it.
-    fn next(&mut self, offset: u64) -> io::Result<Result<(RecordHeader, Bytes), &'static str>> {
+    fn next(&mut self, offset: u64, payload: &mut Vec<u8>) -> io::Result<Result<RecordHeader, &'static str>> {
         let left = self.len - offset;
         let mut bytes = [0; RECORD_HEADER];
         if left < RECORD_HEADER as u64 {
@@ -230,16 +448,16 @@ impl Scan {
             return Ok(Err("a record is cut off"));
         }
         // The length is vouched for by the header's checksum and fits in the file.
-        let mut payload = vec![0; header.len as usize];
-        self.read(&mut payload, offset + RECORD_HEADER as u64)?;
-        if crc32c::crc32c(&payload) != header.payload_crc {
+        payload.resize(header.len as usize, 0);
+        self.read(payload, offset + RECORD_HEADER as u64)?;
+        if crc32c::crc32c(payload) != header.payload_crc {
             return Ok(Err("a record's payload does not fit its checksum"));
         }
-        Ok(Ok((header, Bytes::from(payload))))
+        Ok(Ok(header))
     }
 }
 
-fn damaged(segment: u64, offset: u64, reason: &'static str) -> OpenError {
+pub(crate) fn damaged(segment: u64, offset: u64, reason: &'static str) -> OpenError {
     OpenError::Damaged { segment: segment::name(segment), offset, reason }
 }
 

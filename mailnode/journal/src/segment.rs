@@ -1,9 +1,9 @@
-//! Segment files: their names, how one is made so that it survives a crash, and how records are read from it.
+//! Segment files: what they are called, and how records are read from them.
 
 use std::{
     collections::VecDeque,
     hash::{BuildHasher, Hasher, RandomState},
-    io::{self, IoSlice},
+    io,
     sync::Arc,
 };
 
@@ -11,39 +11,69 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::{
-    Position, ReadError,
+    Class, Position, ReadError,
     disk::{Disk, DiskFile},
     format::{Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader},
 };
 
 /// Segment files that are kept open for reading; the one used longest ago is closed first.
 const OPEN_SEGMENTS: usize = 64;
-const SUFFIX: &str = ".seg";
-const UNFINISHED: &str = ".tmp";
+/// Kept segments are numbered from here, so that the log's numbers stay without gaps.
+pub(crate) const FIRST_KEPT: u64 = 1 << 62;
+const LOG: &str = ".seg";
+const KEPT: &str = ".kept";
+const INDEX: &str = ".idx";
+const FREE: &str = ".free";
+/// Of files that are being made; a crash may leave them.
+pub(crate) const UNFINISHED: &str = ".tmp";
+
+/// What a segment of that number is for.
+pub(crate) fn class(number: u64) -> Class {
+    if number < FIRST_KEPT { Class::Log } else { Class::Kept }
+}
 
 /// The file name of a segment.
 pub(crate) fn name(number: u64) -> String {
-    format!("{number:016}{SUFFIX}")
-}
-
-/// The numbers of the segments on a disk, in order.
-pub(crate) fn list(disk: &dyn Disk) -> io::Result<Vec<u64>> {
-    // Only the exact spelling counts, so that `1.seg` beside `0000000000000001.seg` cannot be taken for it.
-    let number = |file: &String| {
-        let number = file.strip_suffix(SUFFIX)?.parse().ok()?;
-        (*file == name(number)).then_some(number)
-    };
-    let mut numbers: Vec<u64> = disk.list()?.iter().filter_map(number).collect();
-    numbers.sort_unstable();
-    Ok(numbers)
-}
-
-/// Removes what a crash in the middle of `create` has left.
-pub(crate) fn remove_unfinished(disk: &dyn Disk) -> io::Result<()> {
-    for name in disk.list()?.iter().filter(|name| name.ends_with(UNFINISHED)) {
-        disk.remove(name)?;
+    match class(number) {
+        Class::Log => format!("{number:016}{LOG}"),
+        Class::Kept => format!("{:016}{KEPT}", number - FIRST_KEPT),
     }
-    Ok(())
+}
+
+/// The file name of a segment's side index.
+pub(crate) fn index_name(number: u64) -> String {
+    format!("{}{INDEX}", name(number))
+}
+
+/// The name that a segment's file has while it waits to be used again.
+pub(crate) fn free_name(number: u64) -> String {
+    format!("{}{FREE}", name(number))
+}
+
+/// Whether a file waits to be used again.
+pub(crate) fn is_free(file: &str) -> bool {
+    file.ends_with(FREE)
+}
+
+/// The number of the segment whose file name this is. Only the exact spelling counts, so that `1.seg` beside
+/// `0000000000000001.seg` cannot be taken for it.
+pub(crate) fn number_of(file: &str) -> Option<u64> {
+    let number = match (file.strip_suffix(LOG), file.strip_suffix(KEPT)) {
+        (Some(stem), _) => stem.parse().ok()?,
+        (_, Some(stem)) => FIRST_KEPT.checked_add(stem.parse().ok()?)?,
+        (None, None) => return None,
+    };
+    (file == name(number)).then_some(number)
+}
+
+/// The number of the segment that a file was which waits to be used again.
+pub(crate) fn number_of_free(file: &str) -> Option<u64> {
+    number_of(file.strip_suffix(FREE)?)
+}
+
+/// The number of the segment whose side index has this file name.
+pub(crate) fn number_of_index(file: &str) -> Option<u64> {
+    number_of(file.strip_suffix(INDEX)?)
 }
 
 /// Where the salts of segments come from: the system, or a seed.
@@ -63,24 +93,6 @@ impl Salts {
             }
         }
     }
-}
-
-/// Makes a segment. When this returns, its header and its name are on disk; a crash before leaves no segment, so a
-/// header that does not fit is always damage.
-pub(crate) fn create(
-    disk: &dyn Disk,
-    number: u64,
-    previous_len: u64,
-    salts: &mut Salts,
-) -> io::Result<(Box<dyn DiskFile>, SegmentHeader)> {
-    let header = SegmentHeader { number, previous_len, salt: salts.next() };
-    let unfinished = format!("{}{UNFINISHED}", name(number));
-    let file = disk.create(&unfinished, 0)?;
-    file.write_at(&mut [IoSlice::new(&header.encode())], 0)?;
-    file.sync_data()?;
-    disk.rename(&unfinished, &name(number))?;
-    disk.sync_dir()?;
-    Ok((file, header))
 }
 
 /// A segment that is open for reading.
@@ -120,6 +132,17 @@ impl Reader {
             return Err(damaged(position));
         }
         Ok(Bytes::from(payload))
+    }
+
+    /// The header of a segment.
+    pub(crate) fn header(&self, number: u64) -> Result<SegmentHeader, ReadError> {
+        let position = Position { segment: number, offset: 0, len: 0 };
+        Ok(self.segment(position)?.header)
+    }
+
+    /// Closes a segment whose file is about to become another one.
+    pub(crate) fn forget(&self, number: u64) {
+        self.open.lock().retain(|segment| segment.header.number != number);
     }
 
     fn segment(&self, position: Position) -> Result<Arc<OpenSegment>, ReadError> {
@@ -165,6 +188,6 @@ pub(crate) fn not_found(position: Position) -> ReadError {
     ReadError::NotFound { segment: name(position.segment), offset: position.offset }
 }
 
-fn damaged(position: Position) -> ReadError {
+pub(crate) fn damaged(position: Position) -> ReadError {
     ReadError::Damaged { segment: name(position.segment), offset: position.offset }
 }

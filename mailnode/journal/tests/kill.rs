@@ -37,7 +37,8 @@ fn recovered(dir: &str) -> (Journal, BTreeMap<u32, u64>) {
     let mut highest = BTreeMap::new();
     let journal = Journal::open(options(dir), |_, stream, found| {
         let next = highest.get(&stream.0).map_or(1, |last| last + 1);
-        assert_eq!(found, payload(stream.0, next), "stream {} at {next}", stream.0);
+        let whole = payload(stream.0, next);
+        assert_eq!(found, &whole[..whole.len().min(64)], "stream {} at {next}", stream.0);
         highest.insert(stream.0, next);
     });
     (journal.unwrap(), highest)

@@ -15,7 +15,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use quorumail_journal::{Journal, OpenError, Options, Position, ReadError, Record, StreamId};
+use quorumail_journal::{
+    Class, Journal, OpenError, Options, Position, ReadError, Record, RecycleError, StreamId,
+};
 use tempfile::TempDir;
 
 fn record(stream: u32, payload: &[u8]) -> Record {
@@ -32,11 +34,9 @@ fn open(options: &Options) -> Journal {
 
 fn contents(options: &Options) -> Vec<(Position, u32, Bytes)> {
     let mut all = Vec::new();
-    let journal = Journal::open(options.clone(), |position, stream, payload| {
-        all.push((position, stream.0, payload));
-    });
-    drop(journal.unwrap());
-    all
+    let journal = Journal::open(options.clone(), |position, stream, _| all.push((position, stream.0)));
+    let journal = journal.unwrap();
+    all.into_iter().map(|(position, stream)| (position, stream, journal.read(position).unwrap())).collect()
 }
 
 /// Keeps the writing thread busy inside a `done` until the sender is dropped.
@@ -290,7 +290,7 @@ fn a_damaged_record_is_noticed_when_it_is_read() {
 #[test]
 fn more_segments_than_open_files_can_be_read() {
     let dir = TempDir::new().unwrap();
-    let options = Options { segment_bytes: 64, ..small(&dir) };
+    let options = Options { segment_bytes: 128, ..small(&dir) };
     let journal = open(&options);
     let positions: Vec<Position> =
         (0..150u32).map(|i| journal.append(vec![record(1, &i.to_le_bytes())], || {})[0]).collect();
@@ -307,4 +307,136 @@ fn more_segments_than_open_files_can_be_read() {
         .filter(|path| path.starts_with(&options.dir))
         .count();
     assert!(open_files <= 64 + 2, "{open_files} files of the journal are open");
+}
+
+#[test]
+fn only_heads_of_the_log_from_the_floor_on_are_visited() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let long = vec![7; 500];
+    let positions: Vec<Position> =
+        (0..40).map(|_| journal.append(vec![record(1, &long)], || {})[0]).collect();
+    journal.flush();
+    let floor = positions[25].segment;
+    journal.set_floor(floor).unwrap();
+    journal.set_floor(1).unwrap();
+    drop(journal);
+    for made_anew in [false, true] {
+        if made_anew {
+            for number in 1..=positions[39].segment {
+                let _ = fs::remove_file(options.dir.join(format!("{number:016}.seg.idx")));
+            }
+        }
+        let mut visited = Vec::new();
+        let journal = Journal::open(options.clone(), |position, _, head| {
+            assert_eq!(head, &long[..64]);
+            visited.push(position);
+        })
+        .unwrap();
+        let expected: Vec<Position> = positions.iter().copied().filter(|p| p.segment >= floor).collect();
+        assert_eq!(visited, expected);
+        assert_eq!(journal.read(positions[0]).unwrap(), long, "what lies below the floor is still read");
+        assert_eq!(journal.stats().floor, floor);
+    }
+}
+
+#[test]
+fn segments_below_the_floor_are_listed_recycled_and_written_over() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let positions: Vec<Position> =
+        (0..40u8).map(|i| journal.append(vec![record(u32::from(i), &[i; 900])], || {})[0]).collect();
+    journal.flush();
+    let newest = positions[39].segment;
+    assert!(matches!(journal.recycle(1), Err(RecycleError::Needed(_))), "it is not below the floor");
+    assert!(matches!(journal.recycle(newest), Err(RecycleError::Needed(_))));
+    assert!(matches!(journal.recycle(newest + 1), Err(RecycleError::NotFound(_))));
+    journal.set_floor(newest).unwrap();
+    for segment in journal.segments().unwrap() {
+        assert_eq!((segment.class, segment.sealed), (Class::Log, segment.number != newest));
+        if segment.sealed {
+            let records = journal.records(segment.number).unwrap();
+            assert_eq!(records.len() as u64, segment.records);
+            for info in records {
+                let i = positions.iter().position(|position| *position == info.position).unwrap();
+                assert_eq!((info.stream.0 as usize, &info.head[..]), (i, &[i as u8; 64][..]));
+            }
+        }
+    }
+    let before = journal.stats();
+    journal.recycle(1).unwrap();
+    journal.recycle(3).unwrap();
+    assert!(matches!(journal.read(positions[0]), Err(ReadError::NotFound { .. })));
+    let after = journal.stats();
+    assert_eq!((after.recycled_segments, after.free_segments, after.segments), (2, 2, before.segments - 2));
+    assert_eq!(after.disk_bytes, before.disk_bytes, "their files wait to be used again");
+    let more: Vec<Position> =
+        (0..20u8).map(|i| journal.append(vec![record(9, &[i; 900])], || {})[0]).collect();
+    journal.flush();
+    assert_eq!((journal.stats().reused_segments, journal.stats().free_segments), (2, 0));
+    drop(journal);
+    let found = contents(&options);
+    assert_eq!(found.iter().map(|(p, ..)| *p).filter(|p| more.contains(p)).count(), 20);
+    assert!(found.iter().all(|(p, ..)| p.segment >= newest));
+}
+
+#[test]
+fn kept_records_are_durable_beside_the_log_and_not_visited() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let release = hold_writer(&journal);
+    let records: Vec<Record> = (0..9u8).map(|i| record(5, &[i; 1000])).collect();
+    // The log's writer is busy: keeping does not wait for it.
+    let mut kept = journal.keep(&records).unwrap();
+    drop(release);
+    kept.extend(journal.keep(&records[..2]).unwrap());
+    drop(journal);
+    let journal = open(&options);
+    assert!(contents_of(&journal, &kept).eq([0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1]));
+    let segments: Vec<_> =
+        journal.segments().unwrap().into_iter().filter(|s| s.class == Class::Kept).collect();
+    assert_eq!(segments.iter().map(|segment| segment.records).sum::<u64>(), 11);
+    assert!(segments.len() > 2 && segments.iter().all(|segment| segment.sealed), "{segments:?}");
+    journal.recycle(kept[0].segment).unwrap();
+    let again = journal.keep(&records[..1]).unwrap();
+    assert!(again[0].segment > kept[10].segment, "a number is not given out twice");
+    assert!(matches!(journal.recycle(again[0].segment), Err(RecycleError::Needed(_))));
+    drop(journal);
+    let journal = open(&options);
+    assert!(contents_of(&journal, &kept[4..]).eq([4, 5, 6, 7, 8, 0, 1]));
+    assert!(contents_of(&journal, &again).eq([0]));
+}
+
+fn contents_of(journal: &Journal, positions: &[Position]) -> impl Iterator<Item = u8> {
+    positions.iter().map(|position| journal.read(*position).unwrap()[0])
+}
+
+#[test]
+fn a_scan_names_exactly_the_records_that_are_damaged() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let positions: Vec<Position> =
+        (0..12u8).map(|i| journal.append(vec![record(1, &[i; 900])], || {})[0]).collect();
+    journal.flush();
+    let whole = journal.scan(1, &mut |_| true).unwrap();
+    assert_eq!((whole.damaged.len(), whole.lost_from), (0, None));
+    assert!(whole.records >= 3 && whole.bytes > 2700);
+    let path = options.dir.join("0000000000000001.seg");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[usize::try_from(positions[1].offset).unwrap() + 100] ^= 1;
+    bytes[usize::try_from(positions[2].offset).unwrap() + 5] ^= 1;
+    fs::write(&path, &bytes).unwrap();
+    let report = journal.scan(1, &mut |_| true).unwrap();
+    let damaged: Vec<Position> = report.damaged.iter().map(|record| record.position).collect();
+    assert_eq!(damaged, positions[1..3]);
+    assert_eq!(report.damaged[0].head, vec![1; 64], "the side index still tells what it was");
+    assert!(journal.check(positions[0]).is_ok() && journal.check(positions[1]).is_err());
+    let first = journal.scan(1, &mut |_| false).unwrap();
+    assert_eq!(first.records, 1, "who paces it may end it");
+    fs::remove_file(options.dir.join("0000000000000001.seg.idx")).unwrap();
+    assert_eq!(journal.scan(1, &mut |_| true).unwrap().lost_from, Some(positions[1].offset));
 }

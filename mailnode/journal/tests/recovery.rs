@@ -19,10 +19,17 @@ fn options(dir: &TempDir) -> Options {
 }
 
 fn open(options: &Options) -> Result<(Journal, Found), OpenError> {
-    let mut found = Vec::new();
-    let journal = Journal::open(options.clone(), |position, stream, payload| {
-        found.push((position, stream, payload));
+    let mut heads = Vec::new();
+    let journal = Journal::open(options.clone(), |position, stream, head| {
+        heads.push((position, stream, Bytes::copy_from_slice(head)));
     })?;
+    let found = heads.into_iter().map(|(position, stream, head)| {
+        // A sealed segment's records are not read when it is opened; one may be damaged.
+        let payload = journal.read(position).unwrap_or_else(|_| head.clone());
+        assert!(payload.starts_with(&head) && head.len() == payload.len().min(64));
+        (position, stream, payload)
+    });
+    let found = found.collect();
     Ok((journal, found))
 }
 
@@ -97,8 +104,11 @@ proptest! {
         let options = options(&dir);
         let written = write(&options, &batches);
         let mut all = segments(&options);
+        for (number, _) in &all {
+            // Without side indexes all is read.
+            let _ = fs::remove_file(options.dir.join(format!("{number:016}.seg.idx")));
+        }
         let mut index = at.index(all.iter().map(|(_, bytes)| bytes.len()).sum());
-        let last = all.len() as u64;
         let (number, bytes) = all
             .iter_mut()
             .find(|(_, bytes)| if index < bytes.len() { true } else { index -= bytes.len(); false })
@@ -107,14 +117,18 @@ proptest! {
         fs::write(segment_path(&options, *number), &*bytes).unwrap();
         let untouched = segments(&options);
         let index = index as u64;
-        let inside_final_mark = *number == last && index >= bytes.len() as u64 - RECORD_HEADER
-            && bytes.len() as u64 > SEGMENT_HEADER;
+        let last_record = written.iter().filter(|(p, ..)| p.segment == *number).map(|(p, ..)| end(p)).max().unwrap();
 
         match open(&options) {
-            // The mark at the very end vouches for the others and holds nothing itself.
+            // The last mark and what is behind it hold nothing themselves.
             Ok((_, found)) => {
-                prop_assert!(inside_final_mark);
+                prop_assert!(index >= last_record);
                 prop_assert_eq!(found, written);
+            }
+            Err(OpenError::Foreign { file }) => {
+                prop_assert_eq!(file, format!("{number:016}.seg"));
+                prop_assert!(index < 8);
+                prop_assert_eq!(segments(&options), untouched, "a refused journal is not touched");
             }
             Err(OpenError::Damaged { segment, offset, .. }) => {
                 prop_assert_eq!(segment, format!("{number:016}.seg"));
@@ -122,13 +136,29 @@ proptest! {
                 if let Some((position, ..)) = hit {
                     prop_assert_eq!(offset, position.offset);
                 } else {
-                    // A header of the segment, or a mark.
+                    // A header of the segment, a mark, or the seal.
                     prop_assert!(offset <= index && index < offset + SEGMENT_HEADER);
                 }
                 prop_assert_eq!(segments(&options), untouched, "a refused journal is not touched");
             }
             Err(other) => prop_assert!(false, "unexpected {other:?}"),
         }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_side_index_costs_nothing(batches in batches(), at in any::<prop::sample::Index>(), bit in 0..8u8) {
+        let dir = TempDir::new().unwrap();
+        let options = options(&dir);
+        let written = write(&options, &batches);
+        for (number, _) in segments(&options) {
+            let path = options.dir.join(format!("{number:016}.seg.idx"));
+            if let Ok(mut bytes) = fs::read(&path) {
+                let at = at.index(bytes.len());
+                bytes[at] ^= 1 << bit;
+                fs::write(&path, &bytes).unwrap();
+            }
+        }
+        prop_assert_eq!(open(&options).unwrap().1, written);
     }
 
     #[test]
@@ -165,22 +195,28 @@ proptest! {
     }
 
     #[test]
-    fn whatever_lies_behind_the_end_is_cut(batches in batches(), tail in prop_oneof![
+    fn whatever_lies_behind_the_end_means_nothing(batches in batches(), tail in prop_oneof![
         (1..5000usize).prop_map(|len| vec![0; len]),
         prop::collection::vec(any::<u8>(), 1..300),
     ]) {
         let dir = TempDir::new().unwrap();
         let options = options(&dir);
-        let written = write(&options, &batches);
+        let mut written = write(&options, &batches);
         let (last, mut bytes) = segments(&options).pop().unwrap();
-        let len = bytes.len();
+        // Behind the last record and the mark.
+        let used = usize::try_from(end(&written.last().unwrap().0) + RECORD_HEADER).unwrap();
+        bytes.truncate(used);
         bytes.extend(tail);
         fs::write(segment_path(&options, last), &bytes).unwrap();
 
-        prop_assert_eq!(open(&options).unwrap().1, written);
+        let (journal, found) = open(&options).unwrap();
+        prop_assert_eq!(&found, &written);
+        prop_assert_eq!(&segments(&options).pop().unwrap().1[..used], &bytes[..used]);
 
-        prop_assert_eq!(&segments(&options).pop().unwrap().1[..len], &bytes[..len]);
-        prop_assert!(segments(&options).pop().unwrap().1.len() <= len + 32);
+        let after = journal.append(vec![Record { stream: StreamId(9), payload: vec![] }], || {})[0];
+        drop(journal);
+        written.push((after, StreamId(9), Bytes::new()));
+        prop_assert_eq!(open(&options).unwrap().1, written);
     }
 }
 
@@ -190,8 +226,10 @@ fn a_record_copied_to_another_place_is_not_valid_there() {
     let options = Options::new(dir.path());
     let written = write(&options, &[vec![b"deposit".to_vec()]]);
     let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
-    let copy = bytes[48..usize::try_from(end(&written[0].0)).unwrap()].to_vec();
-    bytes.extend(copy);
+    // Behind the mark.
+    let from = usize::try_from(end(&written[0].0)).unwrap();
+    let to = from + usize::try_from(RECORD_HEADER).unwrap();
+    bytes.copy_within(48..from, to);
     fs::write(segment_path(&options, 1), &bytes).unwrap();
     assert_eq!(open(&options).unwrap().1, written);
 }
@@ -205,12 +243,11 @@ fn an_earlier_segment_cut_between_two_records_is_refused() {
     let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
     bytes.truncate(usize::try_from(boundary).unwrap());
     fs::write(segment_path(&options, 1), &bytes).unwrap();
+    fs::remove_file(options.dir.join("0000000000000001.seg.idx")).unwrap();
     let error = open(&options).unwrap_err();
     assert_eq!(
         error.to_string(),
-        format!(
-            "journal segment 0000000000000001.seg is damaged at offset {boundary}: it is shorter than its successor remembers"
-        )
+        format!("journal segment 0000000000000001.seg is damaged at offset {boundary}: it has no seal")
     );
 }
 
@@ -245,11 +282,70 @@ fn a_journal_of_another_version_is_not_touched() {
     let options = options(&dir);
     write(&options, &[vec![b"old".to_vec()]]);
     let mut bytes = fs::read(segment_path(&options, 1)).unwrap();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let crc = crc32c::crc32c(&bytes[..44]);
     bytes[44..48].copy_from_slice(&crc.to_le_bytes());
     fs::write(segment_path(&options, 1), &bytes).unwrap();
     let error = open(&options).unwrap_err();
-    assert!(matches!(error, OpenError::Version { found: 2, expected: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::Version { found: 3, expected: 2, .. }), "{error}");
     assert_eq!(fs::read(segment_path(&options, 1)).unwrap(), bytes);
+}
+
+#[test]
+fn the_first_and_the_floor_segment_are_missed_too() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    write(&options, &vec![vec![vec![1; 100]]; 20]);
+    let (journal, _) = open(&options).unwrap();
+    journal.set_floor(3).unwrap();
+    drop(journal);
+    fs::remove_file(segment_path(&options, 1)).unwrap();
+    open(&options).unwrap();
+    fs::remove_file(segment_path(&options, 3)).unwrap();
+    let error = open(&options).unwrap_err();
+    assert!(
+        matches!(&error, OpenError::Missing { segment, .. } if segment == "0000000000000003.seg"),
+        "{error}"
+    );
+    fs::remove_file(options.dir.join("floor")).unwrap();
+    let error = open(&options).unwrap_err();
+    assert!(
+        matches!(&error, OpenError::Missing { segment, .. } if segment == "0000000000000001.seg"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_foreign_file_is_named_and_not_touched() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    fs::write(segment_path(&options, 1), vec![b'x'; 4096]).unwrap();
+    let error = open(&options).unwrap_err();
+    assert!(error.to_string().contains("is not a file of a Quorumail journal"), "{error}");
+    assert_eq!(fs::read(segment_path(&options, 1)).unwrap(), vec![b'x'; 4096]);
+}
+
+#[test]
+fn a_journal_whose_disk_failed_is_opened_only_after_it_was_read_back() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    let written = write(&options, &vec![vec![vec![1; 100]]; 20]);
+    let marker = options.dir.join("FAILED");
+    fs::write(&marker, "failed to sync").unwrap();
+    let error = open(&options).unwrap_err();
+    assert!(matches!(&error, OpenError::Failed { reason, .. } if reason == "failed to sync"), "{error}");
+
+    let verifying = Options { verify_after_failure: true, ..options.clone() };
+    let intact = fs::read(segment_path(&options, 2)).unwrap();
+    let mut bytes = intact.clone();
+    bytes[90] ^= 1;
+    fs::write(segment_path(&options, 2), &bytes).unwrap();
+    let error = open(&verifying).unwrap_err();
+    assert!(error.to_string().contains("0000000000000002.seg is damaged at offset 48"), "{error}");
+    assert!(marker.exists(), "it stays as long as there is damage");
+
+    fs::write(segment_path(&options, 2), &intact).unwrap();
+    assert_eq!(open(&verifying).unwrap().1, written);
+    assert!(!marker.exists());
+    assert_eq!(open(&options).unwrap().1, written);
 }

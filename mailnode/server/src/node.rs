@@ -100,8 +100,9 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 fn open_data(data: &DataDir) -> anyhow::Result<(Journal, quorumail_consensus::RecoveredLog, Store)> {
     let index = data.index();
     std::fs::create_dir_all(&index).with_context(|| format!("failed to make {}", index.display()))?;
-    let (journal, recovered) =
-        open_log(Options::new(data.journal())).context("failed to open the journal")?;
+    // After a failure of the disk all of it is read back first, and the node is not ready before.
+    let options = Options { verify_after_failure: true, ..Options::new(data.journal()) };
+    let (journal, recovered) = open_log(options).context("failed to open the journal")?;
     let bodies = Arc::new(JournalBodies::new(journal.clone()));
     let store = Store::open(&index, bodies).context("failed to open the index")?;
     store.digest_with(Arc::new(ImapDigests));

@@ -1,7 +1,5 @@
 //! Where message bodies lie. The index keeps references; the bytes stay in the node's journal.
 
-use std::sync::mpsc;
-
 use bytes::Bytes;
 use quorumail_journal::{Journal, Position, Record, StreamId};
 
@@ -85,13 +83,8 @@ impl Bodies for JournalBodies {
             let head = KeptHead { group, body }.encode();
             Record { stream: KEPT_BODIES, payload: vec![Bytes::copy_from_slice(&head), bytes] }
         };
-        let records = bodies.into_iter().map(record).collect();
-        let (tell, told) = mpsc::sync_channel(1);
-        let positions = self.journal.append(records, move || {
-            // The receiver waits below.
-            let _ = tell.send(());
-        });
-        told.recv().map_err(|_| "the journal ended before the bodies were on disk".to_owned())?;
+        let records: Vec<Record> = bodies.into_iter().map(record).collect();
+        let positions = self.journal.keep(&records).map_err(|error| error.to_string())?;
         let place = |record: Position| {
             let offset = KeptHead::LEN as u32;
             BodyRef { record, offset, len: record.len - offset }

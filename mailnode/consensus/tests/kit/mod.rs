@@ -244,7 +244,9 @@ async fn start_node(config: Config, dir: PathBuf, address: &str, wires: Wires) -
     let deadline = Instant::now() + PATIENCE;
     // The node before this one may still be letting go of the directory and the port.
     let (journal, recovered) = loop {
-        match open_log(Options::new(dir.join("journal"))) {
+        // Small segments, so that they really fill.
+        let options = Options { segment_bytes: 32 << 10, ..Options::new(dir.join("journal")) };
+        match open_log(options) {
             Ok(opened) => break opened,
             Err(error) => assert!(Instant::now() < deadline, "the journal cannot be opened: {error:?}"),
         }

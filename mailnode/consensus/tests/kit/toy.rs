@@ -52,6 +52,10 @@ impl Toy {
         Toy { file, journal, groups, repeated: AtomicU64::new(0), broken: false.into() }
     }
 
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
     pub fn digest(&self, group: GroupId) -> (usize, u64) {
         self.groups.lock().get(&group).map_or((0, 0), |state| (state.order.len(), state.digest))
     }

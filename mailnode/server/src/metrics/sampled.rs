@@ -65,6 +65,20 @@ impl Sources {
         text.gauge("journal_pending_bytes", "Bytes that wait to be on disk.").value(stats.pending_bytes);
         text.gauge("journal_segments", "Segment files.").value(stats.segments);
         text.gauge("journal_disk_bytes", "Bytes of all segment files.").value(stats.disk_bytes);
+        text.gauge("journal_kept_bytes", "Bytes of the files of kept segments.").value(stats.kept_bytes);
+        text.gauge("journal_floor_segment", "Segment below which nothing is read at start.")
+            .value(stats.floor);
+        text.gauge("journal_free_segments", "Files of retired segments that wait to be used again.")
+            .value(stats.free_segments);
+        text.counter("journal_made_segments_total", "Segments made from new files.")
+            .value(stats.made_segments);
+        text.counter("journal_reused_segments_total", "Segments made from files of retired ones.")
+            .value(stats.reused_segments);
+        text.counter(
+            "journal_recycled_segments_total",
+            "Segments retired because nothing in them was needed.",
+        )
+        .value(stats.recycled_segments);
         text.gauge("disk_free_bytes", "Free bytes of the data's file system.").value(self.disk.free());
         text.gauge(
             "disk_room",

@@ -1,0 +1,95 @@
+//! Looking for records that are not what was written.
+
+use std::io;
+
+use crate::{
+    OpenError, Position, ReadError, RecordInfo,
+    disk::{Disk, DiskFile},
+    format::{Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader},
+    index::Index,
+    recovery, segment,
+};
+
+/// What a scan of a segment found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ScanReport {
+    /// Records read.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Records that are not what was written, or cannot be read, as the side index has them.
+    pub damaged: Vec<RecordInfo>,
+    /// Where it is damaged when the side index was lost as well: what lies behind cannot be told.
+    pub lost_from: Option<u64>,
+}
+
+/// The side index of a sealed segment, made anew if need be.
+pub(crate) fn index_of(disk: &dyn Disk, number: u64) -> Result<Index, ReadError> {
+    recovery::index_of(disk, number).map_err(|error| match error {
+        OpenError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            segment::not_found(Position { segment: number, offset: 0, len: 0 })
+        }
+        OpenError::Io { source, .. } => ReadError::Io { segment: segment::name(number), source },
+        OpenError::Damaged { segment, offset, .. } => ReadError::Damaged { segment, offset },
+        _ => ReadError::Damaged { segment: segment::name(number), offset: 0 },
+    })
+}
+
+/// Reads a segment and compares it with its side index.
+pub(crate) fn scan(
+    disk: &dyn Disk,
+    number: u64,
+    pace: &mut dyn FnMut(u64) -> bool,
+) -> Result<ScanReport, ReadError> {
+    let mut report = ScanReport::default();
+    let index = match index_of(disk, number) {
+        Ok(index) => index,
+        Err(ReadError::Damaged { offset, .. }) => {
+            report.lost_from = Some(offset);
+            return Ok(report);
+        }
+        Err(other) => return Err(other),
+    };
+    let name = segment::name(number);
+    let file = disk.open(&name).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => segment::not_found(Position { segment: number, offset: 0, len: 0 }),
+        _ => ReadError::Io { segment: name.clone(), source },
+    })?;
+    // Otherwise what is in memory would be looked at, not what is on the disk.
+    file.forget_cached().map_err(|source| ReadError::Io { segment: name, source })?;
+    let mut header = [0; SEGMENT_HEADER];
+    let header = match file.read_at(&mut header, 0).map(|()| SegmentHeader::decode(&header)) {
+        Ok(Ok(header)) if header.number == number => header,
+        _ => {
+            report.lost_from = Some(0);
+            return Ok(report);
+        }
+    };
+    let mut buffer = Vec::new();
+    for record in index.iter() {
+        if !is_well(&*file, &header, &record, &mut buffer) {
+            report.damaged.push(record);
+        }
+        report.records += 1;
+        report.bytes += buffer.len() as u64;
+        if !pace(buffer.len() as u64) {
+            break;
+        }
+    }
+    Ok(report)
+}
+
+fn is_well(file: &dyn DiskFile, segment: &SegmentHeader, record: &RecordInfo, buffer: &mut Vec<u8>) -> bool {
+    buffer.resize(RECORD_HEADER + record.position.len as usize, 0);
+    if file.read_at(buffer, record.position.offset).is_err() {
+        return false;
+    }
+    let Some((header, payload)) = buffer.split_first_chunk::<RECORD_HEADER>() else { return false };
+    let expected = |header: RecordHeader| {
+        header.kind == Kind::Record
+            && (header.len, header.stream) == (record.position.len, record.stream)
+            && header.payload_crc == record.crc
+    };
+    RecordHeader::decode(header, segment, record.position.offset).is_some_and(expected)
+        && crc32c::crc32c(payload) == record.crc
+}
