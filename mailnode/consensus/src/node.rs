@@ -261,14 +261,11 @@ impl Consensus {
     }
 
     /// Whether this node's log may grow. While it may not, this node takes no commands, no entries of other leaders and
-    /// no snapshots, hands its leads over and takes none; reads go on, and so do the groups as long as a majority of
-    /// their other replicas has room. Taken back, it catches up by itself.
+    /// no snapshots, and hands its leads over to nodes with room. It may still be elected: reads need a leader, and go on
+    /// when no node has room. Taken back, it catches up by itself.
     pub fn set_read_only(&self, read_only: bool) {
         if self.0.read_only.swap(read_only, Ordering::AcqRel) == read_only {
             return;
-        }
-        for group in self.0.groups.values() {
-            group.raft.runtime_config().elect(self.0.takes_leads() && group.log.is_proven());
         }
         if read_only {
             let node = self.0.clone();

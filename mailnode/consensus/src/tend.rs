@@ -147,7 +147,7 @@ async fn bootstrap(node: Arc<Inner>, group: Arc<Group>) {
         Ok(()) => tracing::info!(group = group.id.0, ?voters, "founded the group"),
         Err(error) => tracing::info!(group = group.id.0, %error, "the group was not founded"),
     }
-    group.raft.runtime_config().elect(node.takes_leads());
+    group.raft.runtime_config().elect(!node.is_leaving());
 }
 
 async fn checkpoints(node: Arc<Inner>) {
@@ -305,6 +305,11 @@ pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
     for group in node.groups() {
         group.raft.runtime_config().elect(false);
     }
+    move_leads(node, within).await
+}
+
+/// Moves the leads to nodes that take them; returns how many are left.
+async fn move_leads(node: &Arc<Inner>, within: Duration) -> usize {
     let moves = node.groups().map(|group| hand_over_one(node, group));
     // Whatever could be moved in time has been; what has not is counted below.
     let _ = tokio::time::timeout(within, futures::future::join_all(moves)).await;
@@ -315,11 +320,10 @@ pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
 /// Moves leads away for as long as this node may not write, again and again: another replica may get room first.
 pub(crate) async fn give_leads_away_while_read_only(node: &Arc<Inner>) {
     while node.is_read_only() {
-        let left = hand_over(node, READ_ONLY_HAND_OVER).await;
-        if left == 0 {
-            return;
+        let left = move_leads(node, READ_ONLY_HAND_OVER).await;
+        if left > 0 {
+            tracing::warn!(left, "groups stay without a leader that could take commands");
         }
-        tracing::warn!(left, "groups stay without a leader that could take commands");
         tokio::time::sleep(READ_ONLY_PAUSE).await;
     }
 }
