@@ -10,6 +10,7 @@ use crate::{
     BodyId, BodyRef, StoreError,
     error::Stop,
     keys,
+    live::LiveChange,
     txn::{Txn, View},
 };
 
@@ -93,6 +94,7 @@ pub(crate) fn named<V: View>(view: &V, id: BodyId) -> Result<BodyEntry, StoreErr
 /// Enters a body with its first reference.
 pub(crate) fn add(txn: &mut Txn<'_>, arrived: Arrived) {
     let state = BodyState { references: 1, len: arrived.place.len };
+    txn.effects.bodies.push(LiveChange { record: arrived.place.record, came: true });
     txn.put(keys::body(arrived.id), BodyEntry { state, place: arrived.place }.encode());
 }
 
@@ -110,6 +112,7 @@ pub(crate) fn release(txn: &mut Txn<'_>, id: BodyId) -> Result<(), Stop> {
     entry.state.references =
         entry.state.references.checked_sub(1).expect("a body in the table has a reference");
     if entry.state.references == 0 {
+        txn.effects.bodies.push(LiveChange { record: entry.place.record, came: false });
         txn.remove(keys::body(id));
     } else {
         txn.put(keys::body(id), entry.encode());

@@ -14,6 +14,7 @@ mod bodies;
 mod body_table;
 mod command;
 mod digests;
+mod compaction;
 mod directory;
 mod error;
 mod flags;
@@ -22,6 +23,7 @@ mod folders;
 mod ids;
 mod index;
 mod keys;
+mod live;
 #[cfg(feature = "simulation")]
 mod memory;
 mod messages;
@@ -44,11 +46,15 @@ pub use command::{
     Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
 };
 pub use digests::Digests;
+pub use compaction::{
+    BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
+};
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
 pub use ids::{
     BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
 };
+pub use live::RECORD_OVERHEAD;
 #[cfg(feature = "simulation")]
 pub use memory::MemoryIndex;
 pub use model::{

@@ -8,6 +8,8 @@
 //! A snapshot is installed into a fresh space of the index, in batches, and takes over by changing one key: memory
 //! stays bounded, and readers see the old state or the new one.
 
+use std::{collections::BTreeSet, sync::atomic::Ordering};
+
 use bytes::{Buf, Bytes};
 
 use crate::{
@@ -31,6 +33,8 @@ const END: u8 = 3;
 /// Reads a consistent view of a group.
 pub struct SnapshotReader {
     store: Store,
+    /// Of the readers: bodies stay where they are until it is given back.
+    ticket: u64,
     position: Vec<u8>,
     /// None when the group holds nothing.
     pairs: Option<Iter>,
@@ -44,6 +48,8 @@ pub struct SnapshotWriter {
     store: Store,
     group: u32,
     space: u32,
+    /// Segments that hold its bodies.
+    pinned: BTreeSet<u64>,
     hasher: blake3::Hasher,
     count: u64,
     complete: bool,
@@ -53,14 +59,22 @@ pub struct SnapshotWriter {
 impl Store {
     /// A consistent view of the group's state, with bodies.
     pub fn snapshot(&self, group: u32) -> Result<SnapshotReader, StoreError> {
-        let (mut position, mut pairs) = (Vec::new(), None);
+        let ticket = self.0.readers.take();
+        let mut reader = SnapshotReader {
+            store: self.clone(),
+            ticket,
+            position: Vec::new(),
+            pairs: None,
+            hasher: blake3::Hasher::new(),
+            count: 0,
+            done: false,
+        };
         if let Some(view) = self.view(group)? {
-            position = view.get(&[keys::POSITION])?.map(|value| value.to_vec()).unwrap_or_default();
+            reader.position = view.get(&[keys::POSITION])?.map(|value| value.to_vec()).unwrap_or_default();
             let start = view.space.to_be_bytes();
-            pairs = Some(view.snapshot.range(start.to_vec()..keys::after(&start)));
+            reader.pairs = Some(view.snapshot.range(start.to_vec()..keys::after(&start)));
         }
-        let store = self.clone();
-        Ok(SnapshotReader { store, position, pairs, hasher: blake3::Hasher::new(), count: 0, done: false })
+        Ok(reader)
     }
 
     /// Starts to replace the group's state.
@@ -69,11 +83,18 @@ impl Store {
             store: self.clone(),
             group,
             space: self.new_space(),
+            pinned: BTreeSet::new(),
             hasher: blake3::Hasher::new(),
             count: 0,
             complete: false,
             finished: false,
         })
+    }
+}
+
+impl Drop for SnapshotReader {
+    fn drop(&mut self) {
+        self.store.0.readers.give_back(self.ticket);
     }
 }
 
@@ -191,7 +212,7 @@ impl SnapshotWriter {
     }
 
     fn stage(
-        &self,
+        &mut self,
         plain: Vec<(Bytes, Bytes)>,
         states: Vec<(BodyId, BodyState)>,
         bodies: Vec<(BodyId, Bytes)>,
@@ -204,7 +225,8 @@ impl SnapshotWriter {
         let kept = if bodies.is_empty() {
             Vec::new()
         } else {
-            inner.bodies.keep(self.group, bodies).map_err(StoreError::Bodies)?
+            let keep = || inner.bodies.keep(self.group, bodies);
+            inner.pins.keep(&mut self.pinned, keep).map_err(StoreError::Bodies)?
         };
         if kept.len() != states.len()
             || kept.iter().zip(&states).any(|(body, (_, state))| body.len != state.len)
@@ -243,10 +265,15 @@ impl SnapshotWriter {
             inner.directory.replace(directory);
         }
         let old = std::mem::replace(&mut *space, self.space);
+        let live = group.is_counted.load(Ordering::Relaxed).then(|| inner.index.snapshot());
         self.finished = true;
         self.store.committed();
         self.store.checkpoint()?;
         drop(space);
+        if let Some(snapshot) = live {
+            self.store.count_live(&SnapshotView { snapshot, space: self.space }, true)?;
+            self.store.count_live(&SnapshotView { snapshot: inner.index.snapshot(), space: old }, false)?;
+        }
         self.store.announce(vec![Change::Group { group: self.group }]);
         self.store.clear_space(old)
     }
@@ -260,6 +287,7 @@ impl Drop for SnapshotWriter {
             // The next start clears it.
             tracing::warn!(group = self.group, %error, "an unfinished snapshot could not be removed");
         }
+        self.store.0.pins.release(&self.pinned);
     }
 }
 

@@ -97,7 +97,7 @@ fn directory_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn partition_op() -> impl Strategy<Value = Op> {
+pub fn partition_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => mailbox_op(MAILBOXES),
         4 => queue_op(),
@@ -106,7 +106,7 @@ fn partition_op() -> impl Strategy<Value = Op> {
 }
 
 /// A log: some ids come twice, indexes have gaps (entries of consensus itself).
-fn log(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<(u64, Command)>> {
+pub fn log(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<(u64, Command)>> {
     let one = (op, 0..400u128, 0..100i64, vec(any::<u8>(), 0..40), 1..3u64);
     vec(one, 1..60).prop_map(|entries| {
         let mut index = 0;

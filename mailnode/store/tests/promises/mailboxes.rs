@@ -386,7 +386,7 @@ fn bytes_that_are_no_command_are_refused_and_later_formats_stop_the_group() {
     let (_dir, node) = node();
     let log = |bytes: &'static [u8]| {
         let command = bytes::Bytes::from_static(bytes);
-        LogCommand { index: 1, record: node.bodies.record(command.clone()), command, offset: 0 }
+        LogCommand { index: 1, record: node.bodies.record(GROUP, 1, command.clone()), command, offset: 0 }
     };
     let outcome = node.store.apply(GROUP, vec![log(b"\x01garbage")], b"1").unwrap();
     assert!(matches!(decode_outcome(&outcome[0]), Some(Err(Refusal::Invalid(_)))));
