@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Environment variable with the pod's name, whose ordinal is the node's number where nothing else says it.
 const POD_NAME: &str = "POD_NAME";
-/// Largest message that may be configured: it must fit into one record of the journal, headers included.
+/// Largest message that may be configured: it is in memory as a whole while it is taken, delivered or read.
 const MAX_MESSAGE_SIZE: usize = 64 * 1024 * 1024;
 /// More partitions than this would cost more in heartbeats than they bring.
 const MAX_PARTITIONS: u32 = 4096;

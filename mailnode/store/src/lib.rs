@@ -12,9 +12,10 @@ mod apply;
 mod audit;
 mod bodies;
 mod body_table;
+mod chunks;
 mod command;
-mod digests;
 mod compaction;
+mod digests;
 mod directory;
 mod error;
 mod flags;
@@ -45,14 +46,15 @@ pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
 pub use command::{
     Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
 };
-pub use digests::Digests;
 pub use compaction::{
     BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
 };
+pub use digests::Digests;
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
 pub use ids::{
     BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
+    UploadId,
 };
 pub use live::RECORD_OVERHEAD;
 #[cfg(feature = "simulation")]

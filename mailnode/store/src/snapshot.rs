@@ -2,7 +2,7 @@
 //!
 //! A chunk starts with the format byte and holds whole frames. Frames (lengths are u32, little endian):
 //! `1` pair: key length, value length, key, value; `2` body: key length, state length, body length, key, state, body, the
-//! state being what replicas agree on of an entry in the table of bodies; `3` end: number of pairs (u64) and a BLAKE3
+//! state being what replicas agree on of an entry in the table of bodies (one that consists of parts is a plain pair); `3` end: number of pairs (u64) and a BLAKE3
 //! hash over all other frames. Keys come without their space.
 //!
 //! A snapshot is installed into a fresh space of the index, in batches, and takes over by changing one key: memory
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Format of chunks; the first byte of each.
-pub const SNAPSHOT_FORMAT: u8 = 2;
+pub const SNAPSHOT_FORMAT: u8 = 3;
 /// A chunk is closed once it has this size.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -131,15 +131,18 @@ impl SnapshotReader {
     }
 
     fn frame(&self, chunk: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        if key.first() != Some(&keys::BODY) {
+        let body = match key.first() {
+            Some(&keys::BODY) => Some(BodyEntry::decode(value)?),
+            _ => None,
+        };
+        let Some(BodyEntry { state, place: Some(place) }) = body else {
             chunk.push(PAIR);
             chunk.extend_from_slice(&length(key.len())?.to_le_bytes());
             chunk.extend_from_slice(&length(value.len())?.to_le_bytes());
             chunk.extend_from_slice(key);
             chunk.extend_from_slice(value);
             return Ok(());
-        }
-        let BodyEntry { state, place } = BodyEntry::decode(value)?;
+        };
         let bytes = self.store.0.bodies.read(place, None).map_err(StoreError::Bodies)?;
         if bytes.len() != state.len as usize {
             return Err(StoreError::Bodies(format!(
@@ -220,6 +223,9 @@ impl SnapshotWriter {
         let inner = &self.store.0;
         let mut batch = Batch::default();
         for (key, value) in plain {
+            if key.first() == Some(&keys::BODY) && BodyState::split(&value)?.0.parts.is_empty() {
+                return Err(StoreError::Damaged("a body of a snapshot came without its bytes"));
+            }
             batch.put(keys::in_space(self.space, &key), &value[..]);
         }
         let kept = if bodies.is_empty() {
@@ -235,7 +241,7 @@ impl SnapshotWriter {
         }
         for ((id, state), place) in states.into_iter().zip(kept) {
             let key = keys::in_space(self.space, &keys::body(id));
-            batch.put(key, BodyEntry { state, place }.encode());
+            batch.put(key, BodyEntry { state, place: Some(place) }.encode());
         }
         inner.index.commit(batch)
     }
@@ -298,7 +304,9 @@ fn state_of(key: &[u8], state: &[u8], len: usize) -> Result<(BodyId, BodyState),
         _ => None,
     };
     match (id, BodyState::split(state)?) {
-        (Some(id), (state, [])) if state.len as usize == len => Ok((BodyId(id), state)),
+        (Some(id), (state, [])) if state.len as usize == len && state.parts.is_empty() => {
+            Ok((BodyId(id), state))
+        }
         _ => Err(StoreError::Damaged("a body of a snapshot is not what its frame says")),
     }
 }

@@ -12,4 +12,5 @@ mod mailboxes;
 mod model;
 mod queue;
 mod snapshots;
+mod uploads;
 mod world;

@@ -61,7 +61,7 @@ impl Segments for MemoryBodies {
         let last_kept = FIRST_KEPT + records.kept / SEGMENT_RECORDS;
         let mut sealed: BTreeMap<u64, u64> = BTreeMap::new();
         for position in records.by_position.keys() {
-            *sealed.entry(position.segment).or_default() += u64::from(position.len);
+            *sealed.entry(position.segment).or_default() += u64::from(position.len) + RECORD_OVERHEAD;
         }
         sealed.retain(|number, _| *number < records.floor || (FIRST_KEPT..last_kept).contains(number));
         sealed.into_iter().map(|(number, bytes)| Segment { number, bytes }).collect()
