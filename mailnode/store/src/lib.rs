@@ -42,7 +42,7 @@ mod uids;
 use quorumail_message::{Address, Domain};
 
 pub use apply::REMEMBERED_COMMANDS;
-pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
+pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
 pub use command::{
     Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
 };

@@ -1,9 +1,19 @@
 //! Compaction gives space back and loses no body, whatever crash comes between its steps.
 
-use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use proptest::{collection::vec, prelude::*};
+use quorumail_journal::{Journal, Options, Record, StreamId};
 use quorumail_store::*;
 
 use crate::{determinism, world::*};
@@ -265,4 +275,86 @@ proptest! {
         node.store.audit(GROUP).unwrap();
         prop_assert_eq!(all_bodies(&node.store), all_bodies(&plain.store), "{} segments given back", reclaimed);
     }
+}
+
+/// What of a record's head tells the log index, as these tests write it.
+fn command_index(head: &[u8]) -> Result<Option<u64>, String> {
+    let index = head.first_chunk::<8>().ok_or("too short")?;
+    Ok(Some(u64::from_le_bytes(*index)))
+}
+
+#[test]
+fn a_real_journal_gives_the_space_of_deleted_mail_back_while_the_rest_is_read() {
+    const MESSAGES: u64 = 400;
+    const BODY: usize = 8 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("journal");
+    let options = || Options { segment_bytes: 256 << 10, ..Options::new(&path) };
+    let open = || {
+        let journal = Journal::open(options(), |_, _, _| {}).unwrap();
+        let bodies = JournalBodies::new(journal.clone(), command_index);
+        let store = Store::open(&dir.path().join("index"), Arc::new(bodies.clone())).unwrap();
+        (journal, bodies, store)
+    };
+    let (journal, bodies, store) = open();
+    let apply = |store: &Store, journal: &Journal, index: u64, op: Op, body: Vec<u8>| {
+        let command =
+            Command { id: CommandId(index.into()), at: Timestamp(1), op, body: body.into() }.encode();
+        let payload = vec![Bytes::copy_from_slice(&index.to_le_bytes()), command.clone()];
+        let record = journal.append(vec![Record { stream: StreamId(GROUP), payload }], || {})[0];
+        let command = LogCommand { index, command, record, offset: 8 };
+        let outcome = store.apply(GROUP, vec![command], &index.to_be_bytes()).unwrap();
+        assert!(decode_outcome(&outcome[0]).unwrap().is_ok());
+    };
+    for index in 1..=MESSAGES {
+        apply(&store, &journal, index, append("INBOX", &[], NO_QUOTA), vec![index as u8; BODY]);
+    }
+    let inbox = FolderId(1);
+    let gone: Vec<_> = (1..=MESSAGES as u32).filter(|n| n % 5 != 0).map(Uid).collect();
+    let flags = store_flags(inbox, &gone, StoreFlags::Add, &["\\Deleted"]);
+    apply(&store, &journal, MESSAGES + 1, flags, Vec::new());
+    let expunge = Op::Expunge { mailbox: MAILBOX, folder: inbox, uids: None };
+    apply(&store, &journal, MESSAGES + 2, expunge, Vec::new());
+    journal.flush();
+    let expected = all_bodies(&store);
+    assert_eq!(expected.len() as u64, MESSAGES / 5);
+    let segments_bytes =
+        |journal: &Journal| -> u64 { journal.segments().unwrap().iter().map(|segment| segment.bytes).sum() };
+    let before = segments_bytes(&journal);
+
+    store.checkpoint().unwrap();
+    journal.set_floor(journal.last_of_log(0)).unwrap();
+    let mut compactor = Compactor::new(store.clone(), Arc::new(bodies), CompactionPolicy::default());
+    let stop = AtomicBool::new(false);
+    let done = thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Acquire) || rounds == 0 {
+                assert_eq!(all_bodies(&store), expected);
+                rounds += 1;
+            }
+        });
+        let mut sum = Compacted::default();
+        // A reader delays what is given back; it is there with one of the next steps.
+        for _ in 0..2000 {
+            let done = compactor.step(0, false, &mut go_on).unwrap();
+            sum.moved_bytes += done.moved_bytes;
+            sum.reclaimed_bytes += done.reclaimed_bytes;
+            if compactor.space().dead_bytes < 300 << 10 {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Release);
+        reader.join().unwrap();
+        sum
+    });
+    let after = segments_bytes(&journal);
+    assert!(after < before / 2, "{before} -> {after}: {done:?} {:?}", compactor.space());
+    assert!(done.moved_bytes <= (MESSAGES / 5) * BODY as u64, "every body is moved once: {done:?}");
+    assert_eq!(all_bodies(&store), expected);
+
+    drop((compactor, store, journal));
+    let (_journal, _, store) = open();
+    assert_eq!(all_bodies(&store), expected, "after a restart");
 }
