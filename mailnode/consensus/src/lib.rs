@@ -38,7 +38,7 @@ pub use node::{Consensus, GroupStatus, StartError};
 pub use open::{OpenError, RecoveredLog, open_log, open_log_on};
 pub use placement::{DIRECTORY_VOTERS, Placement, placement};
 pub use propose::{MAX_COMMAND_BYTES, ProposeError};
-pub use record::COMMAND_OFFSET;
+pub use record::{COMMAND_OFFSET, command_index};
 #[cfg(feature = "simulation")]
 pub use runtime::seed_random_numbers;
 pub use service::PeerService;

@@ -135,6 +135,21 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
     })
 }
 
+/// The log index of the command that a record carries, told from its first bytes (at least [`COMMAND_OFFSET`]); none
+/// when it carries no command.
+///
+/// # Errors
+/// In words, when the bytes are no record of a log, or one of a later version.
+pub fn command_index(head: &[u8]) -> Result<Option<u64>, String> {
+    match decode(head).map_err(|error| error.to_string())? {
+        Decoded::Entry(_) => {
+            let (log_id, carried) = entry_head(&head[2..]).map_err(|error| error.to_string())?;
+            Ok((carried == PAYLOAD_COMMAND).then_some(log_id.index))
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Log id and kind of payload, from a record's bytes after kind and version.
 fn entry_head(rest: &[u8]) -> Result<(LogId, u8), DecodeError> {
     let short = || DecodeError("head of a log entry is cut".into());

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Environment variable with the pod's name, whose ordinal is the node's number where nothing else says it.
 const POD_NAME: &str = "POD_NAME";
-/// Largest message that may be configured: it must fit into one record of the journal, headers included.
+/// Largest message that may be configured: it is in memory as a whole while it is taken, delivered or read.
 const MAX_MESSAGE_SIZE: usize = 64 * 1024 * 1024;
 /// More partitions than this would cost more in heartbeats than they bring.
 const MAX_PARTITIONS: u32 = 4096;
@@ -87,6 +87,25 @@ pub struct Config {
     /// When the disk counts as full.
     #[serde(default)]
     pub disk: DiskMarks,
+    /// How the disk space of deleted mail is given back.
+    #[serde(default)]
+    pub compaction: Compaction,
+}
+
+/// How the disk space of deleted mail is given back.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Compaction {
+    /// Share of a segment of the journal that must be dead before the rest of it is copied away, above 0 and at most 1.
+    pub dead_share: f64,
+    /// Rate of copying.
+    pub bytes_per_second: u64,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { dead_share: 0.5, bytes_per_second: 16 * 1024 * 1024 }
+    }
 }
 
 /// Where to listen.
@@ -374,6 +393,12 @@ impl Config {
         {
             return invalid("disk.readOnlyBelow", "must not be above disk.noNewMailBelow".to_owned());
         }
+        if !(self.compaction.dead_share > 0.0 && self.compaction.dead_share <= 1.0) {
+            return invalid("compaction.deadShare", "must be above 0 and at most 1".to_owned());
+        }
+        if self.compaction.bytes_per_second == 0 {
+            return invalid("compaction.bytesPerSecond", "must be at least 1".to_owned());
+        }
         if (Port::Peer as u16).checked_add(self.listen.port_offset).is_none() {
             return invalid("listen.portOffset", "leads beyond port 65535".to_owned());
         }
@@ -472,6 +497,8 @@ smtp:
             ("127.0.0.1:9444", "127.0.0.1", "peers"),
             ("initial: 90s", "initial: 2h", "smtp.retry"),
             ("node: 1\n", "node: 1\ndisk: {noNewMailBelow: 5, readOnlyBelow: 6}\n", "disk.readOnlyBelow"),
+            ("replicas: 3", "replicas: 3\ncompaction: {deadShare: 0}", "compaction.deadShare"),
+            ("replicas: 3", "replicas: 3\ncompaction: {bytesPerSecond: 0}", "compaction.bytesPerSecond"),
         ] {
             let error = load(&GOOD.replacen(from, to, 1), None).unwrap_err().to_string();
             assert!(error.contains(named), "{from} -> {to}: {error}");

@@ -2,21 +2,26 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use quorumail_consensus::{Consensus, GroupId, ProposeError};
 use quorumail_store::{
     Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueId, Refusal, Reply, Store,
-    Timestamp, decode_outcome,
+    Timestamp, UploadId, decode_outcome,
 };
 
 /// The group that holds the directory.
 pub const DIRECTORY: GroupId = GroupId(0);
 /// Where mail that arrives is put; the one folder that is always there (RFC 9051 5.1).
 pub const INBOX: &str = "INBOX";
+/// The longest body in one command, in bytes. A longer one is cut into chunks of this size, so that no single entry of
+/// a log holds up the others for long.
+pub const CHUNK_BYTES: usize = 1024 * 1024;
+/// Chunks of one body that are proposed at a time.
+const CHUNKS_UNDER_WAY: usize = 4;
 /// For a read of the current directory before something is refused because of it.
 const DIRECTORY_WITHIN: Duration = Duration::from_secs(3);
 
@@ -93,8 +98,48 @@ impl Groups {
             .unwrap_or_else(|_| Err(QueryFailure("the directory did not answer in time".to_owned())))
     }
 
-    /// Proposes a command and waits until a majority has it on disk and it is applied.
+    /// Proposes a command and waits until a majority has it on disk and it is applied. A body that is too large for one
+    /// command goes before it in chunks; proposed again under its id, the command is applied once all the same.
     pub async fn propose(
+        &self,
+        group: GroupId,
+        id: CommandId,
+        op: Op,
+        body: Bytes,
+        within: Duration,
+    ) -> Result<Applied, CommandFailure> {
+        if body.len() <= CHUNK_BYTES {
+            return self.propose_one(group, id, op, body, within).await;
+        }
+        let deadline = Instant::now() + within;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let upload = UploadId(rand::random());
+        let count = body.len().div_ceil(CHUNK_BYTES);
+        let chunks = (0u32..).zip((0..count).map(|n| {
+            let start = n * CHUNK_BYTES;
+            body.slice(start..(start + CHUNK_BYTES).min(body.len()))
+        }));
+        let send = |(number, chunk)| {
+            let op = Op::Chunk { upload, number };
+            self.propose_one(group, random_command(), op, chunk, left())
+        };
+        futures::stream::iter(chunks)
+            .map(send)
+            .buffer_unordered(CHUNKS_UNDER_WAY)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
+            .map_err(|error| CommandFailure::Unavailable(error.to_string()))?;
+        let chunks = u32::try_from(count).expect("a body has fewer than 2^32 chunks");
+        let op = Op::WithUpload { upload, chunks, op: Box::new(op) };
+        match self.propose_one(group, id, op, Bytes::new(), left()).await {
+            Err(CommandFailure::Refused(refusal @ Refusal::Incomplete)) => {
+                Err(CommandFailure::Unavailable(refusal.to_string()))
+            }
+            other => other,
+        }
+    }
+
+    async fn propose_one(
         &self,
         group: GroupId,
         id: CommandId,

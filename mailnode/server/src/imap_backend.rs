@@ -132,6 +132,7 @@ impl OpenMailbox {
             CommandFailure::Refused(Refusal::Conflict(text) | Refusal::Invalid(text)) => {
                 Failure::Cannot(text)
             }
+            CommandFailure::Refused(Refusal::Incomplete) => Failure::Unavailable,
             CommandFailure::Unavailable(reason) => {
                 tracing::warn!(group = self.group.0, reason, "an IMAP command got no answer");
                 Failure::Unavailable

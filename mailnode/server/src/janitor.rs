@@ -1,7 +1,8 @@
-//! Removes the mail of deleted mailboxes once their grace period is over.
+//! Removes what nobody wants any more: the mail of deleted mailboxes once their grace period is over, and chunks of
+//! messages whose command never came.
 //!
-//! The leader of the directory does it, in two steps that may each be repeated: the partition purges what the mailbox
-//! held, then the directory forgets the mailbox.
+//! The leader of the directory does the first, in two steps that may each be repeated: the partition purges what the
+//! mailbox held, then the directory forgets the mailbox. The leader of a partition does the second.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,6 +14,8 @@ use crate::groups::{self, DIRECTORY, Groups};
 
 /// How often deleted mailboxes are looked at.
 const LOOK: Duration = Duration::from_secs(5);
+/// Age from which chunks are dropped that no command took, in milliseconds: far longer than any command may take.
+const UPLOAD_MILLIS: i64 = 60 * 60 * 1000;
 /// For each step.
 const WITHIN: Duration = Duration::from_secs(20);
 /// Mailboxes purged in one look; the others wait for the next.
@@ -23,6 +26,24 @@ pub async fn run(groups: Arc<Groups>, stop: CancellationToken) {
     while tokio::time::timeout(LOOK, stop.cancelled()).await.is_err() {
         if groups.consensus.leads(DIRECTORY) {
             purge_due(&groups).await;
+        }
+        drop_chunks(&groups).await;
+    }
+}
+
+/// Drops chunks that were not taken. Nothing is proposed where there are none, so that idle partitions stay quiet.
+async fn drop_chunks(groups: &Groups) {
+    let before = groups::now().plus_millis(-UPLOAD_MILLIS);
+    for group in groups.partitions().filter(|group| groups.consensus.leads(*group)) {
+        let store = groups.store.clone();
+        let stale = tokio::task::spawn_blocking(move || store.has_uploads_before(group.0, before)).await;
+        if !matches!(stale, Ok(Ok(true))) {
+            continue;
+        }
+        let op = Op::DropChunks(before);
+        match groups.propose(group, groups::random_command(), op, Bytes::new(), WITHIN).await {
+            Ok(_) => tracing::info!(group = group.0, "dropped chunks of messages that never came whole"),
+            Err(error) => tracing::warn!(group = group.0, %error, "old chunks could not be dropped"),
         }
     }
 }

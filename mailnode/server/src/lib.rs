@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod auth;
 pub mod channels;
+pub mod compactor;
 pub mod config;
 pub mod data_dir;
 pub mod delivery_queue;

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use quorumail_consensus::{Consensus, open_log};
+use quorumail_consensus::{Consensus, command_index, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_store::{JournalBodies, Store};
@@ -26,6 +26,7 @@ use crate::{
     admin::AdminService,
     auth::Authenticator,
     channels::{self, PeerConnector},
+    compactor::Compaction,
     config::{Config, Port},
     data_dir::DataDir,
     delivery_queue::DeliveryQueue,
@@ -103,7 +104,7 @@ fn open_data(data: &DataDir) -> anyhow::Result<(Journal, quorumail_consensus::Re
     // After a failure of the disk all of it is read back first, and the node is not ready before.
     let options = Options { verify_after_failure: true, ..Options::new(data.journal()) };
     let (journal, recovered) = open_log(options).context("failed to open the journal")?;
-    let bodies = Arc::new(JournalBodies::new(journal.clone()));
+    let bodies = Arc::new(JournalBodies::new(journal.clone(), command_index));
     let store = Store::open(&index, bodies).context("failed to open the index")?;
     store.digest_with(Arc::new(ImapDigests));
     Ok((journal, recovered, store))
@@ -134,14 +135,24 @@ impl Node {
         let (journal, groups) = start_groups(&config, &data, &internal_tls, peer, &rest).await?;
         let disk = Disk::watch(&config.data_dir, config.disk, rest.clone());
         tokio::spawn(follow_room(Arc::clone(&groups), Arc::clone(&disk), rest.clone()));
+        let compaction = Compaction {
+            store: groups.store.clone(),
+            bodies: JournalBodies::new(journal.clone(), command_index),
+            journal: journal.clone(),
+            disk: Arc::clone(&disk),
+            options: config.compaction,
+            totals: Arc::default(),
+        };
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
+            compaction: Arc::clone(&compaction.totals),
             disk: Arc::clone(&disk),
             public_tls: Arc::clone(&public_tls),
             internal_tls: Arc::clone(&internal_tls),
             ready: is_ready.clone(),
         });
+        tokio::spawn(compaction.run(rest.clone()));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let service = AdminService {
             groups: Arc::clone(&groups),

@@ -1,5 +1,5 @@
 //! Prints how many appends of 8 KiB a second one group applies, how long a listing of many messages takes, and what a
-//! large directory costs:
+//! large directory and a long queue cost:
 //! `cargo run --release -p quorumail-store --example apply_rate [APPENDS]`. Bodies are not written: that is the journal's
 //! part.
 
@@ -11,8 +11,8 @@ use bytes::Bytes;
 use quorumail_journal::Position;
 use quorumail_store::{
     Bodies, BodyId, BodyRef, Command, CommandId, DomainRecord, FolderId, LogCommand, MailboxId,
-    MailboxRecord, ModSeq, Op, PartitionId, Permissions, Query, Quota, Reply, Resolution, Store, Timestamp,
-    Uid,
+    MailboxRecord, ModSeq, Op, PartitionId, Permissions, Query, QueueClass, QueueEntry, QueueId,
+    QueueRecipient, Quota, Reply, Resolution, Store, Timestamp, Uid,
 };
 
 struct NoBodies;
@@ -29,6 +29,7 @@ impl Bodies for NoBodies {
 const BATCH: u64 = 32;
 const MAILBOXES: u64 = 100;
 const DIRECTORY: u64 = 100_000;
+const WAITING: u64 = 1_000_000;
 
 fn append(index: u64, mailbox: u64, body: &Bytes) -> LogCommand {
     let op = Op::Append {
@@ -112,6 +113,50 @@ fn directory(store: &Store) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// Fills a queue with entries that wait for tomorrow, and a few that are due.
+fn queue(store: &Store) -> Result<(), Box<dyn std::error::Error>> {
+    const GROUP: u32 = 2;
+    let recipient = |next_attempt| -> Result<_, Box<dyn std::error::Error>> {
+        Ok(QueueRecipient {
+            address: "somebody@example.com".parse()?,
+            class: QueueClass::Remote,
+            attempts: 1,
+            next_attempt: Timestamp(next_attempt),
+            last_error: "451 4.3.0 try again later".to_owned(),
+        })
+    };
+    let started = Instant::now();
+    for batch in 0..WAITING / 100 {
+        let mut commands = Vec::new();
+        for n in batch * 100 + 1..=batch * 100 + 100 {
+            let entry = QueueEntry {
+                id: QueueId(u128::from(n) << 64 | 7),
+                reverse_path: None,
+                // The first hundred are due.
+                recipients: vec![recipient(if n <= 100 { 0 } else { 86_400_000 + n as i64 })?],
+                arrived: Timestamp(n as i64),
+                size: 0,
+                eight_bit: false,
+            };
+            let id = CommandId(u128::from(n) << 65);
+            let command = Command { id, at: Timestamp(1), op: Op::Enqueue(entry), body: Bytes::new() };
+            let record = Position { segment: 1, offset: n, len: 200 };
+            commands.push(LogCommand { index: n, command: command.encode(), record, offset: 0 });
+        }
+        store.apply(GROUP, commands, b"")?;
+    }
+    let rate = WAITING as f64 / started.elapsed().as_secs_f64();
+    println!("queue of {WAITING}: {rate:.0} entries/s, memory {}", memory());
+    for (name, now) in [("100 due", 1), ("none due", -1)] {
+        let started = Instant::now();
+        for _ in 0..1000 {
+            store.query(GROUP, &Query::QueueDue { now: Timestamp(now), limit: 100 });
+        }
+        println!("asking for what is due ({name}): {:?}", started.elapsed() / 1000);
+    }
+    Ok(())
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let count: u64 = std::env::args().nth(1).map_or(Ok(100_000), |text| text.parse())?;
     let dir = tempfile::tempdir()?;
@@ -136,6 +181,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     store.query(1, &Query::Changes { mailbox, folder, since, after, uids_from, limit: 1000 });
     println!("the last 10 changes: {:?}", started.elapsed());
     println!("memory {}", memory());
+    queue(&store)?;
     directory(&store)?;
     let started = Instant::now();
     drop(store);

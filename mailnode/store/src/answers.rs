@@ -82,7 +82,7 @@ pub(crate) fn answer(
             None => Reply::QueueEntry(None),
             Some(value) => {
                 let queued: Queued = records::decode(&value)?;
-                match bodies.read(body_table::named(view, queued.body)?.place, None) {
+                match body_table::read(view, bodies, queued.body, None)? {
                     Ok(body) => Reply::QueueEntry(Some((queued.entry, body))),
                     Err(reason) => Reply::Unreadable(reason),
                 }
@@ -307,10 +307,8 @@ impl<'a> Gather<'a> {
             return Ok(());
         }
         let bodies = self.bodies;
-        let mut read = |prefix| {
-            let place = body_table::named(view, message.body.id)?.place;
-            bodies.read(place, prefix).map_err(StoreError::Bodies)
-        };
+        let mut read =
+            |prefix| body_table::read(view, bodies, message.body.id, prefix)?.map_err(StoreError::Bodies);
         let octets = match self.octets {
             Octets::Nothing => Bytes::new(),
             Octets::Prefix(_) => read(Some(wanted))?,

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 
 use crate::{
-    Applied, BodyId, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, accounts,
-    body_table::Arrived,
-    encode_outcome,
+    Applied, BodyId, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, Timestamp, UploadId,
+    accounts,
+    body_table::{Arrived, Content},
+    chunks, encode_outcome,
     error::Stop,
     folders::{self, Mailbox},
     keys, queue,
@@ -27,19 +28,25 @@ pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Byte
         // A later version knows what it means: going on without it would make replicas differ.
         Err(error @ CommandError::Format(_)) => return Err(error.into()),
     };
-    if let Some(outcome) = remembered(txn, command.id, log.index)? {
+    let (index, id, upload) = (log.index, command.id, command.op.upload());
+    if let Some(outcome) = remembered(txn, id, index)? {
+        // Proposed again with chunks of its own: they are not needed.
+        discard(txn, upload)?;
         return Ok(outcome);
     }
     let place = log
         .body(command.body.len())
         .ok_or(StoreError::Damaged("a command lies beyond 4 GiB in its record"))?;
-    let (index, id) = (log.index, command.id);
-    let arrived = Arrived { id: BodyId(index), place };
+    let arrived = Arrived { id: BodyId(index), len: place.len, content: Content::Record(place) };
     txn.mark();
-    let outcome: Outcome = match execute(txn, group, command, arrived) {
+    let outcome: Outcome = match execute(txn, group, command.at, command.op, arrived) {
         Ok(applied) => Ok(applied),
         Err(Stop::Refused(refusal)) => {
             txn.roll_back();
+            discard(txn, upload)?;
+            if refusal == Refusal::Incomplete {
+                return Ok(encode_outcome(&Err(refusal)));
+            }
             Err(refusal)
         }
         Err(Stop::Failed(error)) => return Err(error),
@@ -47,6 +54,14 @@ pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Byte
     let outcome = encode_outcome(&outcome);
     remember(txn, id, index, &outcome)?;
     Ok(outcome)
+}
+
+fn discard(txn: &mut Txn<'_>, upload: Option<UploadId>) -> Result<(), StoreError> {
+    let Some(upload) = upload else { return Ok(()) };
+    chunks::discard(txn, upload).map_err(|stop| match stop {
+        Stop::Failed(error) => error,
+        Stop::Refused(refusal) => unreachable!("dropping chunks is never refused: {refusal}"),
+    })
 }
 
 /// The outcome of a command that was applied within the window.
@@ -83,9 +98,9 @@ fn split_index(value: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     Ok((u64::from_be_bytes(*index), rest))
 }
 
-fn execute(txn: &mut Txn<'_>, group: u32, command: Command, arrived: Arrived) -> Result<Applied, Stop> {
+fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrived) -> Result<Applied, Stop> {
     let is_directory = matches!(
-        command.op,
+        op,
         Op::PutDomain(_)
             | Op::DeleteDomain(_)
             | Op::PutMailbox { .. }
@@ -95,8 +110,16 @@ fn execute(txn: &mut Txn<'_>, group: u32, command: Command, arrived: Arrived) ->
     if is_directory != (group == 0) {
         return Err(Refusal::Invalid(format!("group {group} does not take this command")).into());
     }
-    let at = command.at;
-    match command.op {
+    match op {
+        Op::WithUpload { upload, chunks, op } => {
+            if !matches!(*op, Op::Append { .. } | Op::Enqueue(_)) {
+                return Err(Refusal::Invalid("the command takes no body".to_owned()).into());
+            }
+            let arrived = chunks::take(txn, arrived.id, upload, chunks)?;
+            execute(txn, group, at, *op, arrived)
+        }
+        Op::Chunk { upload, number } => chunks::add(txn, upload, number, at, &arrived),
+        Op::DropChunks(before) => chunks::drop_before(txn, before),
         Op::PutDomain(record) => accounts::put_domain(txn, record),
         Op::DeleteDomain(domain) => accounts::delete_domain(txn, &domain),
         Op::PutMailbox { record, partitions } => accounts::put_mailbox(txn, record, partitions, at),
@@ -115,7 +138,7 @@ fn execute(txn: &mut Txn<'_>, group: u32, command: Command, arrived: Arrived) ->
         | Op::Copy { mailbox, .. }
         | Op::Expunge { mailbox, .. } => {
             let mut mailbox = Mailbox::open(txn, group, mailbox, at)?;
-            let applied = in_mailbox(&mut mailbox, command.op, arrived)?;
+            let applied = in_mailbox(&mut mailbox, op, arrived)?;
             mailbox.save();
             Ok(applied)
         }

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, ops::ControlFlow};
 use crate::{
     BodyId, FolderId, MailboxId, Store, StoreError,
     body_table::BodyEntry,
+    chunks::{self, Chunk},
     keys,
     records::{self, FolderState, MailboxHead, Message, Queued},
     txn::View,
@@ -41,6 +42,7 @@ impl Store {
         let mut heads: BTreeMap<MailboxId, MailboxHead> = BTreeMap::new();
         let mut references: BTreeMap<BodyId, u64> = BTreeMap::new();
         let mut table: BTreeMap<BodyId, BodyEntry> = BTreeMap::new();
+        let mut chunks = 0;
         view.scan(&[], &[], &mut |key, value| {
             let number = |at: usize| -> u64 {
                 key.get(at..at + 8)
@@ -65,13 +67,27 @@ impl Store {
                 keys::HOLES => folders.entry(folder).or_default().holes += Holes::decode(value)?.len(),
                 keys::MARKED => folders.entry(folder).or_default().marked += 1,
                 keys::QUEUE => *references.entry(records::decode::<Queued>(value)?.body).or_default() += 1,
-                keys::BODY => drop(table.insert(BodyId(number(1)), BodyEntry::decode(value)?)),
+                keys::BODY => {
+                    let entry = BodyEntry::decode(value)?;
+                    for part in &entry.state.parts {
+                        *references.entry(*part).or_default() += 1;
+                    }
+                    table.insert(BodyId(number(1)), entry);
+                }
+                keys::CHUNK => {
+                    chunks += 1;
+                    *references.entry(records::decode::<Chunk>(value)?.body).or_default() += 1;
+                }
                 _ => {}
             }
             Ok(ControlFlow::Continue(()))
         })
         .map_err(failed)?;
 
+        let told = chunks::waiting(&view).map_err(failed)?;
+        if told != chunks {
+            return Err(format!("{told} chunks are said to wait, but there are {chunks}"));
+        }
         let counts: BTreeMap<BodyId, u64> =
             table.iter().map(|(id, entry)| (*id, entry.state.references)).collect();
         if counts != references {

@@ -1,9 +1,9 @@
 //! Where message bodies lie. The index keeps references; the bytes stay in the node's journal.
 
 use bytes::Bytes;
-use quorumail_journal::{Journal, Position, Record, StreamId};
+use quorumail_journal::{Class, Journal, Position, Record, RecordInfo, SegmentInfo, StreamId};
 
-use crate::BodyId;
+use crate::{BodyId, BodyRecord, Segment, Segments};
 
 /// The stream of bodies that came in snapshots: they belong to no log, and whoever reads the journal for the logs
 /// passes over them.
@@ -35,6 +35,13 @@ impl KeptHead {
     /// Length in bytes.
     pub(crate) const LEN: usize = 13;
 
+    pub(crate) fn decode(head: &[u8]) -> Option<Self> {
+        let [Self::FORMAT, rest @ ..] = head else { return None };
+        let (group, rest) = rest.split_first_chunk::<4>()?;
+        let body = rest.first_chunk::<8>()?;
+        Some(Self { group: u32::from_le_bytes(*group), body: BodyId(u64::from_le_bytes(*body)) })
+    }
+
     pub(crate) fn encode(&self) -> [u8; Self::LEN] {
         let mut out = [Self::FORMAT; Self::LEN];
         out[1..5].copy_from_slice(&self.group.to_le_bytes());
@@ -53,16 +60,56 @@ pub trait Bodies: Send + Sync {
     fn keep(&self, group: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String>;
 }
 
+/// Tells from the first bytes of a record of a log which log index the command in it has: none when it carries no
+/// command. The error says in words what is not understood.
+pub type CommandIndex = fn(&[u8]) -> Result<Option<u64>, String>;
+
 /// Bodies in the node's journal.
 #[derive(Clone)]
 pub struct JournalBodies {
     journal: Journal,
+    command_index: CommandIndex,
 }
 
 impl JournalBodies {
     /// Bodies of the logs in this journal, and kept ones next to them in [`KEPT_BODIES`].
-    pub fn new(journal: Journal) -> Self {
-        Self { journal }
+    pub fn new(journal: Journal, command_index: CommandIndex) -> Self {
+        Self { journal, command_index }
+    }
+
+    fn owner(&self, info: &RecordInfo) -> Result<Option<BodyRecord>, String> {
+        let owner = if info.stream == KEPT_BODIES {
+            let head = KeptHead::decode(&info.head).ok_or("the head of a kept body is not understood")?;
+            Some((head.group, head.body))
+        } else {
+            (self.command_index)(&info.head)?.map(|index| (info.stream.0, BodyId(index)))
+        };
+        Ok(owner.map(|(group, body)| BodyRecord { record: info.position, group, body }))
+    }
+}
+
+impl Segments for JournalBodies {
+    fn sealed(&self) -> Vec<Segment> {
+        let floor = self.journal.stats().floor;
+        let segments = self.journal.segments().unwrap_or_else(|error| {
+            tracing::warn!(%error, "the segments of the journal cannot be told; nothing is compacted");
+            Vec::new()
+        });
+        let free = |info: &SegmentInfo| info.sealed && (info.class == Class::Kept || info.number < floor);
+        segments
+            .into_iter()
+            .filter(free)
+            .map(|info| Segment { number: info.number, bytes: info.bytes })
+            .collect()
+    }
+
+    fn records(&self, segment: u64) -> Result<Vec<BodyRecord>, String> {
+        let records = self.journal.records(segment).map_err(|error| error.to_string())?;
+        records.iter().filter_map(|info| self.owner(info).transpose()).collect()
+    }
+
+    fn recycle(&self, segment: u64) -> Result<(), String> {
+        self.journal.recycle(segment).map_err(|error| error.to_string())
     }
 }
 

@@ -4,12 +4,14 @@
 //! tells where it lies, so that compaction moves a body by changing one value. The number of references, the length and
 //! the parts are replicated; where the bytes lie is this replica's own affair.
 
+use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    BodyId, BodyRef, StoreError,
+    Bodies, BodyId, BodyRef, StoreError,
     error::Stop,
     keys,
+    live::LiveChange,
     txn::{Txn, View},
 };
 
@@ -20,21 +22,33 @@ pub(crate) struct BodyState {
     pub(crate) references: u64,
     /// Length in bytes.
     pub(crate) len: u32,
+    /// The bodies that it consists of, in order; empty when it lies in a record itself.
+    pub(crate) parts: Vec<BodyId>,
 }
 
 /// An entry of the table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BodyEntry {
     pub(crate) state: BodyState,
-    /// The record that holds it, and where in its payload it starts.
-    pub(crate) place: BodyRef,
+    /// The record that holds it; none when it consists of parts.
+    pub(crate) place: Option<BodyRef>,
 }
 
 /// A body that a command brought.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Arrived {
     pub(crate) id: BodyId,
-    pub(crate) place: BodyRef,
+    /// In bytes.
+    pub(crate) len: u32,
+    pub(crate) content: Content,
+}
+
+/// Where the bytes of a body are.
+#[derive(Debug, Clone)]
+pub(crate) enum Content {
+    Record(BodyRef),
+    /// In other bodies, whose references it takes over.
+    Parts(Vec<BodyId>),
 }
 
 /// Which body a message or queue entry has, and its length.
@@ -47,7 +61,7 @@ pub(crate) struct Body {
 
 impl Arrived {
     pub(crate) fn body(&self) -> Body {
-        Body { id: self.id, len: self.place.len }
+        Body { id: self.id, len: self.len }
     }
 }
 
@@ -65,17 +79,20 @@ impl BodyState {
 
 impl BodyEntry {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let BodyRef { record, offset, .. } = self.place;
+        let Some(BodyRef { record, offset, .. }) = self.place else { return self.state.encode() };
         let place = (record.segment, record.offset, record.len, offset);
         postcard::to_extend(&place, self.state.encode()).expect("numbers can always be encoded")
     }
 
     pub(crate) fn decode(value: &[u8]) -> Result<Self, StoreError> {
         let (state, rest) = BodyState::split(value)?;
+        if !state.parts.is_empty() {
+            return Ok(Self { state, place: None });
+        }
         let (segment, record_offset, record_len, offset) = postcard::from_bytes(rest)
             .map_err(|_| StoreError::Damaged("where a body lies cannot be decoded"))?;
         let record = quorumail_journal::Position { segment, offset: record_offset, len: record_len };
-        let place = BodyRef { record, offset, len: state.len };
+        let place = Some(BodyRef { record, offset, len: state.len });
         Ok(Self { state, place })
     }
 }
@@ -91,9 +108,44 @@ pub(crate) fn named<V: View>(view: &V, id: BodyId) -> Result<BodyEntry, StoreErr
 }
 
 /// Enters a body with its first reference.
-pub(crate) fn add(txn: &mut Txn<'_>, arrived: Arrived) {
-    let state = BodyState { references: 1, len: arrived.place.len };
-    txn.put(keys::body(arrived.id), BodyEntry { state, place: arrived.place }.encode());
+pub(crate) fn add(txn: &mut Txn<'_>, arrived: &Arrived) {
+    let (parts, place) = match &arrived.content {
+        Content::Record(place) => (Vec::new(), Some(*place)),
+        Content::Parts(parts) => (parts.clone(), None),
+    };
+    if let Some(place) = place {
+        txn.effects.bodies.push(LiveChange { record: place.record, came: true });
+    }
+    let state = BodyState { references: 1, len: arrived.len, parts };
+    txn.put(keys::body(arrived.id), BodyEntry { state, place }.encode());
+}
+
+/// The bytes of a body, or its first `prefix` bytes. The inner error tells people what could not be read.
+pub(crate) fn read<V: View>(
+    view: &V,
+    bodies: &dyn Bodies,
+    id: BodyId,
+    prefix: Option<u32>,
+) -> Result<Result<Bytes, String>, StoreError> {
+    let BodyEntry { state, place } = named(view, id)?;
+    if let Some(place) = place {
+        return Ok(bodies.read(place, prefix));
+    }
+    let wanted = prefix.map_or(state.len, |prefix| prefix.min(state.len)) as usize;
+    let mut whole = BytesMut::with_capacity(wanted);
+    for part in state.parts {
+        if whole.len() >= wanted {
+            break;
+        }
+        let place =
+            named(view, part)?.place.ok_or(StoreError::Damaged("a part of a body has parts itself"))?;
+        let left = u32::try_from(wanted - whole.len()).unwrap_or(u32::MAX);
+        match bodies.read(place, Some(left.min(place.len))) {
+            Ok(bytes) => whole.extend_from_slice(&bytes),
+            Err(reason) => return Ok(Err(reason)),
+        }
+    }
+    Ok(Ok(whole.freeze()))
 }
 
 /// One more reference.
@@ -110,7 +162,13 @@ pub(crate) fn release(txn: &mut Txn<'_>, id: BodyId) -> Result<(), Stop> {
     entry.state.references =
         entry.state.references.checked_sub(1).expect("a body in the table has a reference");
     if entry.state.references == 0 {
+        if let Some(place) = entry.place {
+            txn.effects.bodies.push(LiveChange { record: place.record, came: false });
+        }
         txn.remove(keys::body(id));
+        for part in entry.state.parts {
+            release(txn, part)?;
+        }
     } else {
         txn.put(keys::body(id), entry.encode());
     }
@@ -126,8 +184,8 @@ mod tests {
     fn an_entry_comes_back_as_written_and_its_state_stands_in_front() {
         let record = Position { segment: 7, offset: 1 << 33, len: 9000 };
         let entry = BodyEntry {
-            state: BodyState { references: 300, len: 8192 },
-            place: BodyRef { record, offset: 100, len: 8192 },
+            state: BodyState { references: 300, len: 8192, parts: Vec::new() },
+            place: Some(BodyRef { record, offset: 100, len: 8192 }),
         };
         let value = entry.encode();
         assert_eq!(BodyEntry::decode(&value).unwrap(), entry);

@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry,
-    QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
+    QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity, UploadId,
 };
 
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command.
-pub const COMMAND_FORMAT: u8 = 1;
+pub const COMMAND_FORMAT: u8 = 2;
 
 /// A command as it is proposed. Encoded as: format byte, length of the head (u32, little endian), head (postcard),
 /// body bytes. The body comes last, so that a replica can keep it where the log record lies.
@@ -158,6 +158,27 @@ pub enum Op {
         /// New state of others.
         changed: Vec<QueueRecipient>,
     },
+
+    // ---- bodies that are too large for one command ----
+    /// The next part of such a body. Kept until a command takes the upload.
+    Chunk {
+        /// Of which upload.
+        upload: UploadId,
+        /// Its place in the body, from 0.
+        number: u32,
+    },
+    /// An [`Op::Append`] or [`Op::Enqueue`] whose body came in chunks to the same group before. Refused with
+    /// [`Refusal::Incomplete`] when one is missing.
+    WithUpload {
+        /// Which upload.
+        upload: UploadId,
+        /// Number of its chunks.
+        chunks: u32,
+        /// What to do with the body.
+        op: Box<Op>,
+    },
+    /// Drops chunks that came before this instant and were not taken, as many as one command may.
+    DropChunks(Timestamp),
 }
 
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
@@ -233,6 +254,9 @@ pub enum Refusal {
     /// The mailbox is full.
     #[error("the mailbox is over its quota")]
     OverQuota,
+    /// Chunks of the upload are missing; it may be tried again with a new one. Not remembered.
+    #[error("the upload is incomplete")]
+    Incomplete,
     /// The command makes no sense (a bad folder name, INBOX deleted ...).
     #[error("{0}")]
     Invalid(String),
@@ -253,6 +277,16 @@ pub enum CommandError {
 struct HeadRef<'a>(CommandId, Timestamp, &'a Op);
 #[derive(Deserialize)]
 struct Head(CommandId, Timestamp, Op);
+
+impl Op {
+    /// The upload that it takes.
+    pub(crate) fn upload(&self) -> Option<UploadId> {
+        match self {
+            Self::WithUpload { upload, .. } => Some(*upload),
+            _ => None,
+        }
+    }
+}
 
 impl Command {
     /// The bytes to propose.

@@ -4,7 +4,7 @@
 //!
 //! Numbers are big endian, so that the order of keys is the order of what they name.
 
-use crate::{BodyId, CommandId, FolderId, MailboxId, ModSeq, QueueId, Uid};
+use crate::{BodyId, CommandId, FolderId, MailboxId, ModSeq, QueueId, Uid, UploadId};
 
 /// The space of this table of spaces.
 pub(crate) const ROOT: u32 = 0;
@@ -59,6 +59,10 @@ pub(crate) const QUEUE: u8 = 50;
 
 /// Body: number of references and length, then where this replica keeps it.
 pub(crate) const BODY: u8 = 60;
+/// Chunk of an upload that waits to be claimed.
+pub(crate) const CHUNK: u8 = 61;
+/// Number of such chunks.
+pub(crate) const CHUNKS: u8 = 62;
 
 /// Whether a key is this replica's own: not compared with other replicas, and not in snapshots.
 pub(crate) fn is_local(key: &[u8]) -> bool {
@@ -157,6 +161,15 @@ pub(crate) fn queue(id: QueueId) -> Vec<u8> {
 
 pub(crate) fn body(id: BodyId) -> Vec<u8> {
     join(BODY, &[&id.0.to_be_bytes()])
+}
+
+/// The prefix of all chunks of an upload.
+pub(crate) fn upload(id: UploadId) -> Vec<u8> {
+    join(CHUNK, &[&id.0.to_be_bytes()])
+}
+
+pub(crate) fn chunk(id: UploadId, number: u32) -> Vec<u8> {
+    join(CHUNK, &[&id.0.to_be_bytes(), &number.to_be_bytes()])
 }
 
 /// The block at the end of a key of [`HOLES`].

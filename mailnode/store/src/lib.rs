@@ -12,7 +12,9 @@ mod apply;
 mod audit;
 mod bodies;
 mod body_table;
+mod chunks;
 mod command;
+mod compaction;
 mod digests;
 mod directory;
 mod error;
@@ -22,6 +24,7 @@ mod folders;
 mod ids;
 mod index;
 mod keys;
+mod live;
 #[cfg(feature = "simulation")]
 mod memory;
 mod messages;
@@ -39,16 +42,21 @@ mod uids;
 use quorumail_message::{Address, Domain};
 
 pub use apply::REMEMBERED_COMMANDS;
-pub use bodies::{Bodies, BodyRef, JournalBodies, KEPT_BODIES};
+pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
 pub use command::{
     Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
+};
+pub use compaction::{
+    BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
 };
 pub use digests::Digests;
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
 pub use ids::{
     BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
+    UploadId,
 };
+pub use live::RECORD_OVERHEAD;
 #[cfg(feature = "simulation")]
 pub use memory::MemoryIndex;
 pub use model::{

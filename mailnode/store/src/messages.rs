@@ -36,7 +36,7 @@ impl Mailbox<'_, '_> {
         self.check_quota(quota, 1, u64::from(body.len))?;
         let message = Message { body, mod_seq: self.next_mod_seq(), internal_date, flags };
         let uid = self.add(&mut folder, &message)?;
-        body_table::add(self.txn, arrived);
+        body_table::add(self.txn, &arrived);
         self.save_folder(&folder);
         self.folder_changed(folder.id);
         Ok(Applied::Appended { folder: folder.id, uid_validity: folder.state.uid_validity, uid })

@@ -1,8 +1,8 @@
 //! The queue of a partition: its entries, and the index in memory that orders them.
 //!
 //! The order lives in memory only: entries come and go at the front all the time, and an ordered range of an LSM tree
-//! from which the front is always removed is slow to read. It is built from the entries at start, takes about 200
-//! bytes an entry, and does not take part in what replicas compare.
+//! from which the front is always removed is slow to read. It is built from the entries at start, takes two keys of 24
+//! bytes for an entry whose recipients are of one class, and does not take part in what replicas compare.
 
 use std::collections::BTreeSet;
 
@@ -61,34 +61,62 @@ pub(crate) struct QueueChange {
     after: Option<QueueFacts>,
 }
 
+/// Entries by an instant, and by id where that is equal. Packed, because a queue may hold a million of them: the instant
+/// with its sign turned, then the id, big endian.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Order(BTreeSet<[u8; 24]>);
+
+impl Order {
+    fn key(at: Timestamp, id: QueueId) -> [u8; 24] {
+        let mut key = [0; 24];
+        key[..8].copy_from_slice(&(at.0 ^ i64::MIN).to_be_bytes());
+        key[8..].copy_from_slice(&id.0.to_be_bytes());
+        key
+    }
+
+    fn insert(&mut self, at: Timestamp, id: QueueId) {
+        self.0.insert(Self::key(at, id));
+    }
+
+    fn remove(&mut self, at: Timestamp, id: QueueId) {
+        self.0.remove(&Self::key(at, id));
+    }
+
+    /// Ascending.
+    fn iter(&self) -> impl Iterator<Item = (Timestamp, QueueId)> + '_ {
+        self.0.iter().map(|key| {
+            let (at, id) = key.split_first_chunk::<8>().expect("a key has 24 bytes");
+            let id = id.try_into().expect("a key has 24 bytes");
+            (Timestamp(i64::from_be_bytes(*at) ^ i64::MIN), QueueId(u128::from_be_bytes(id)))
+        })
+    }
+}
+
 /// The order of a group's queue.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct QueueIndex {
-    due: BTreeSet<(Timestamp, QueueId)>,
-    arrived: BTreeSet<(Timestamp, QueueId)>,
-    arrived_by_class: [BTreeSet<(Timestamp, QueueId)>; CLASSES.len()],
+    due: Order,
+    arrived: [Order; CLASSES.len()],
     recipients: [u64; CLASSES.len()],
 }
 
 impl QueueIndex {
     pub(crate) fn add(&mut self, id: QueueId, facts: &QueueFacts) {
         if let Some(due) = facts.due {
-            self.due.insert((due, id));
+            self.due.insert(due, id);
         }
-        self.arrived.insert((facts.arrived, id));
         for (class, count) in facts.recipients.iter().enumerate().filter(|(_, count)| **count > 0) {
-            self.arrived_by_class[class].insert((facts.arrived, id));
+            self.arrived[class].insert(facts.arrived, id);
             self.recipients[class] += u64::from(*count);
         }
     }
 
     fn remove(&mut self, id: QueueId, facts: &QueueFacts) {
         if let Some(due) = facts.due {
-            self.due.remove(&(due, id));
+            self.due.remove(due, id);
         }
-        self.arrived.remove(&(facts.arrived, id));
         for (class, count) in facts.recipients.iter().enumerate().filter(|(_, count)| **count > 0) {
-            self.arrived_by_class[class].remove(&(facts.arrived, id));
+            self.arrived[class].remove(facts.arrived, id);
             let left = self.recipients[class].checked_sub(u64::from(*count));
             self.recipients[class] = left.expect("the queue index counts every recipient once");
         }
@@ -108,20 +136,28 @@ impl QueueIndex {
     /// Entries due at `now`, earliest first.
     pub(crate) fn due(&self, now: Timestamp, limit: u32) -> Vec<QueueId> {
         let due = self.due.iter().take_while(|(due, _)| *due <= now);
-        due.take(limit as usize).map(|(_, id)| *id).collect()
+        due.take(limit as usize).map(|(_, id)| id).collect()
     }
 
     /// Entries, oldest first.
     pub(crate) fn oldest(&self, class: Option<QueueClass>, limit: u32) -> Vec<QueueId> {
-        let set = class.map_or(&self.arrived, |class| &self.arrived_by_class[class_number(class)]);
-        set.iter().take(limit as usize).map(|(_, id)| *id).collect()
+        let limit = limit as usize;
+        let first = |class: usize| self.arrived[class].iter().take(limit);
+        match class {
+            Some(class) => first(class_number(class)).map(|(_, id)| id).collect(),
+            None => {
+                // An entry may have recipients of several classes.
+                let all: BTreeSet<_> = (0..CLASSES.len()).flat_map(first).collect();
+                all.into_iter().take(limit).map(|(_, id)| id).collect()
+            }
+        }
     }
 
     /// Class, recipients, arrival of the oldest.
     pub(crate) fn counts(&self) -> Vec<(QueueClass, u64, Option<Timestamp>)> {
         let one = |class: QueueClass| {
             let number = class_number(class);
-            (class, self.recipients[number], self.arrived_by_class[number].first().map(|(at, _)| *at))
+            (class, self.recipients[number], self.arrived[number].iter().next().map(|(at, _)| at))
         };
         CLASSES.into_iter().map(one).collect()
     }
@@ -140,12 +176,12 @@ pub(crate) fn enqueue(
     if txn.get(&key)?.is_some() {
         return Err(Refusal::AlreadyExists(format!("queue entry {}", entry.id)).into());
     }
-    entry.size = arrived.place.len;
+    entry.size = arrived.len;
     let after = Some(QueueFacts::new(&entry));
     txn.effects.queue.push(QueueChange { id: entry.id, before: None, after });
     txn.effects.changes.push(Change::Queue { group });
     txn.put(key, records::encode(&Queued { body: arrived.id, entry }));
-    body_table::add(txn, arrived);
+    body_table::add(txn, &arrived);
     Ok(Applied::Done)
 }
 

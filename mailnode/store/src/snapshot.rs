@@ -2,11 +2,13 @@
 //!
 //! A chunk starts with the format byte and holds whole frames. Frames (lengths are u32, little endian):
 //! `1` pair: key length, value length, key, value; `2` body: key length, state length, body length, key, state, body, the
-//! state being what replicas agree on of an entry in the table of bodies; `3` end: number of pairs (u64) and a BLAKE3
+//! state being what replicas agree on of an entry in the table of bodies (one that consists of parts is a plain pair); `3` end: number of pairs (u64) and a BLAKE3
 //! hash over all other frames. Keys come without their space.
 //!
 //! A snapshot is installed into a fresh space of the index, in batches, and takes over by changing one key: memory
 //! stays bounded, and readers see the old state or the new one.
+
+use std::{collections::BTreeSet, sync::atomic::Ordering};
 
 use bytes::{Buf, Bytes};
 
@@ -20,7 +22,7 @@ use crate::{
 };
 
 /// Format of chunks; the first byte of each.
-pub const SNAPSHOT_FORMAT: u8 = 2;
+pub const SNAPSHOT_FORMAT: u8 = 3;
 /// A chunk is closed once it has this size.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
@@ -31,6 +33,8 @@ const END: u8 = 3;
 /// Reads a consistent view of a group.
 pub struct SnapshotReader {
     store: Store,
+    /// Of the readers: bodies stay where they are until it is given back.
+    ticket: u64,
     position: Vec<u8>,
     /// None when the group holds nothing.
     pairs: Option<Iter>,
@@ -44,6 +48,8 @@ pub struct SnapshotWriter {
     store: Store,
     group: u32,
     space: u32,
+    /// Segments that hold its bodies.
+    pinned: BTreeSet<u64>,
     hasher: blake3::Hasher,
     count: u64,
     complete: bool,
@@ -53,14 +59,22 @@ pub struct SnapshotWriter {
 impl Store {
     /// A consistent view of the group's state, with bodies.
     pub fn snapshot(&self, group: u32) -> Result<SnapshotReader, StoreError> {
-        let (mut position, mut pairs) = (Vec::new(), None);
+        let ticket = self.0.readers.take();
+        let mut reader = SnapshotReader {
+            store: self.clone(),
+            ticket,
+            position: Vec::new(),
+            pairs: None,
+            hasher: blake3::Hasher::new(),
+            count: 0,
+            done: false,
+        };
         if let Some(view) = self.view(group)? {
-            position = view.get(&[keys::POSITION])?.map(|value| value.to_vec()).unwrap_or_default();
+            reader.position = view.get(&[keys::POSITION])?.map(|value| value.to_vec()).unwrap_or_default();
             let start = view.space.to_be_bytes();
-            pairs = Some(view.snapshot.range(start.to_vec()..keys::after(&start)));
+            reader.pairs = Some(view.snapshot.range(start.to_vec()..keys::after(&start)));
         }
-        let store = self.clone();
-        Ok(SnapshotReader { store, position, pairs, hasher: blake3::Hasher::new(), count: 0, done: false })
+        Ok(reader)
     }
 
     /// Starts to replace the group's state.
@@ -69,11 +83,18 @@ impl Store {
             store: self.clone(),
             group,
             space: self.new_space(),
+            pinned: BTreeSet::new(),
             hasher: blake3::Hasher::new(),
             count: 0,
             complete: false,
             finished: false,
         })
+    }
+}
+
+impl Drop for SnapshotReader {
+    fn drop(&mut self) {
+        self.store.0.readers.give_back(self.ticket);
     }
 }
 
@@ -110,15 +131,18 @@ impl SnapshotReader {
     }
 
     fn frame(&self, chunk: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        if key.first() != Some(&keys::BODY) {
+        let body = match key.first() {
+            Some(&keys::BODY) => Some(BodyEntry::decode(value)?),
+            _ => None,
+        };
+        let Some(BodyEntry { state, place: Some(place) }) = body else {
             chunk.push(PAIR);
             chunk.extend_from_slice(&length(key.len())?.to_le_bytes());
             chunk.extend_from_slice(&length(value.len())?.to_le_bytes());
             chunk.extend_from_slice(key);
             chunk.extend_from_slice(value);
             return Ok(());
-        }
-        let BodyEntry { state, place } = BodyEntry::decode(value)?;
+        };
         let bytes = self.store.0.bodies.read(place, None).map_err(StoreError::Bodies)?;
         if bytes.len() != state.len as usize {
             return Err(StoreError::Bodies(format!(
@@ -191,7 +215,7 @@ impl SnapshotWriter {
     }
 
     fn stage(
-        &self,
+        &mut self,
         plain: Vec<(Bytes, Bytes)>,
         states: Vec<(BodyId, BodyState)>,
         bodies: Vec<(BodyId, Bytes)>,
@@ -199,12 +223,16 @@ impl SnapshotWriter {
         let inner = &self.store.0;
         let mut batch = Batch::default();
         for (key, value) in plain {
+            if key.first() == Some(&keys::BODY) && BodyState::split(&value)?.0.parts.is_empty() {
+                return Err(StoreError::Damaged("a body of a snapshot came without its bytes"));
+            }
             batch.put(keys::in_space(self.space, &key), &value[..]);
         }
         let kept = if bodies.is_empty() {
             Vec::new()
         } else {
-            inner.bodies.keep(self.group, bodies).map_err(StoreError::Bodies)?
+            let keep = || inner.bodies.keep(self.group, bodies);
+            inner.pins.keep(&mut self.pinned, keep).map_err(StoreError::Bodies)?
         };
         if kept.len() != states.len()
             || kept.iter().zip(&states).any(|(body, (_, state))| body.len != state.len)
@@ -213,7 +241,7 @@ impl SnapshotWriter {
         }
         for ((id, state), place) in states.into_iter().zip(kept) {
             let key = keys::in_space(self.space, &keys::body(id));
-            batch.put(key, BodyEntry { state, place }.encode());
+            batch.put(key, BodyEntry { state, place: Some(place) }.encode());
         }
         inner.index.commit(batch)
     }
@@ -243,10 +271,15 @@ impl SnapshotWriter {
             inner.directory.replace(directory);
         }
         let old = std::mem::replace(&mut *space, self.space);
+        let live = group.is_counted.load(Ordering::Relaxed).then(|| inner.index.snapshot());
         self.finished = true;
         self.store.committed();
         self.store.checkpoint()?;
         drop(space);
+        if let Some(snapshot) = live {
+            self.store.count_live(&SnapshotView { snapshot, space: self.space }, true)?;
+            self.store.count_live(&SnapshotView { snapshot: inner.index.snapshot(), space: old }, false)?;
+        }
         self.store.announce(vec![Change::Group { group: self.group }]);
         self.store.clear_space(old)
     }
@@ -260,6 +293,7 @@ impl Drop for SnapshotWriter {
             // The next start clears it.
             tracing::warn!(group = self.group, %error, "an unfinished snapshot could not be removed");
         }
+        self.store.0.pins.release(&self.pinned);
     }
 }
 
@@ -270,7 +304,9 @@ fn state_of(key: &[u8], state: &[u8], len: usize) -> Result<(BodyId, BodyState),
         _ => None,
     };
     match (id, BodyState::split(state)?) {
-        (Some(id), (state, [])) if state.len as usize == len => Ok((BodyId(id), state)),
+        (Some(id), (state, [])) if state.len as usize == len && state.parts.is_empty() => {
+            Ok((BodyId(id), state))
+        }
         _ => Err(StoreError::Damaged("a body of a snapshot is not what its frame says")),
     }
 }

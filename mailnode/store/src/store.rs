@@ -29,13 +29,14 @@ use crate::{
     digests::{Fresh, NoDigests},
     index::{Batch, Index},
     keys,
+    live::{LiveBytes, Pins, Readers},
     queue::{QueueFacts, QueueIndex},
     records::{self, Queued},
     txn::{SnapshotView, Txn, View},
 };
 
 /// Format of the index; a later one is refused at start.
-pub(crate) const STATE_FORMAT: u32 = 3;
+pub(crate) const STATE_FORMAT: u32 = 4;
 /// Changes a subscriber may lie behind; one that is further behind is told so and looks at everything.
 const CHANGES_KEPT: usize = 4096;
 /// Keys removed in one batch while the space of an old state is cleared.
@@ -94,6 +95,8 @@ pub(crate) struct Group {
     pub(crate) space: Mutex<u32>,
     /// Changed together with the index: whoever holds it sees both agree.
     pub(crate) queue: RwLock<QueueIndex>,
+    /// Whether changes of its bodies are followed in [`Inner::live`]. Set while `space` is held.
+    pub(crate) is_counted: AtomicBool,
 }
 
 pub(crate) struct Inner {
@@ -102,6 +105,9 @@ pub(crate) struct Inner {
     digests: OnceLock<Arc<dyn Digests>>,
     pub(crate) directory: Directory,
     pub(crate) changes: broadcast::Sender<Change>,
+    pub(crate) live: LiveBytes,
+    pub(crate) readers: Readers,
+    pub(crate) pins: Pins,
     groups: RwLock<HashMap<u32, Arc<Group>>>,
     last_space: Mutex<u32>,
     /// Held while a checkpoint is made.
@@ -139,6 +145,9 @@ impl Store {
             digests: OnceLock::new(),
             directory: Directory::default(),
             changes: broadcast::channel(CHANGES_KEPT).0,
+            live: LiveBytes::default(),
+            readers: Readers::default(),
+            pins: Pins::default(),
             groups: RwLock::default(),
             last_space: Mutex::new(keys::ROOT),
             checkpoint: Mutex::new(()),
@@ -188,6 +197,9 @@ impl Store {
             queue.apply(&effects.queue);
         }
         self.committed();
+        if group.is_counted.load(Ordering::Relaxed) {
+            self.0.live.apply(effects.bodies);
+        }
         if !effects.directory.is_empty() {
             self.0.directory.apply(effects.directory);
         }
@@ -208,6 +220,7 @@ impl Store {
         let Some(group) = self.0.groups.read().get(&group).cloned() else {
             return Ok(answers::nothing(query));
         };
+        let _reading = self.0.readers.enter();
         let queue = group.queue.read();
         let index = FromIndex::new(&queue, query);
         let view = self.view(group.number)?;
@@ -325,6 +338,13 @@ impl Store {
         Ok(Some(SnapshotView { snapshot, space: space_number(&space)? }))
     }
 
+    /// All groups, by number.
+    pub(crate) fn groups(&self) -> Vec<Arc<Group>> {
+        let mut groups: Vec<_> = self.0.groups.read().values().cloned().collect();
+        groups.sort_unstable_by_key(|group| group.number);
+        groups
+    }
+
     /// The group, made when it is new.
     pub(crate) fn group(&self, number: u32) -> Result<Arc<Group>, StoreError> {
         if let Some(group) = self.0.groups.read().get(&number) {
@@ -337,7 +357,9 @@ impl Store {
         let space = self.new_space();
         let key = keys::in_space(keys::ROOT, &keys::root_group(number));
         self.put(key, &space.to_be_bytes())?;
-        let group = Arc::new(Group { number, space: Mutex::new(space), queue: RwLock::default() });
+        let is_counted = AtomicBool::new(true);
+        let group =
+            Arc::new(Group { number, space: Mutex::new(space), queue: RwLock::default(), is_counted });
         groups.insert(number, Arc::clone(&group));
         Ok(group)
     }
@@ -405,7 +427,8 @@ impl Store {
             self.clear_space(*space)?;
         }
         for (number, space) in spaces {
-            let group = Group { number, space: Mutex::new(space), queue: RwLock::default() };
+            let is_counted = AtomicBool::new(false);
+            let group = Group { number, space: Mutex::new(space), queue: RwLock::default(), is_counted };
             self.0.groups.write().insert(number, Arc::new(group));
             self.load_memory(number)?;
         }

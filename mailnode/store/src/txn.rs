@@ -8,6 +8,7 @@ use crate::{
     directory::DirectoryChange,
     index::{Batch, Index, Snapshot, Value},
     keys::{after, in_space},
+    live::LiveChange,
     queue::QueueChange,
     store::Change,
 };
@@ -63,6 +64,8 @@ pub(crate) struct Effects {
     pub(crate) changes: Vec<Change>,
     pub(crate) directory: Vec<DirectoryChange>,
     pub(crate) queue: Vec<QueueChange>,
+    /// Bodies that came to lie in a record of the journal, or left it.
+    pub(crate) bodies: Vec<LiveChange>,
 }
 
 /// Writes under way on top of the index.
@@ -72,7 +75,7 @@ pub(crate) struct Txn<'a> {
     writes: BTreeMap<Vec<u8>, Option<Value>>,
     pub(crate) effects: Effects,
     undo: Vec<(Vec<u8>, Option<Option<Value>>)>,
-    marks: (usize, usize, usize),
+    marks: [usize; 4],
 }
 
 impl<'a> Txn<'a> {
@@ -83,14 +86,15 @@ impl<'a> Txn<'a> {
             writes: BTreeMap::new(),
             effects: Effects::default(),
             undo: Vec::new(),
-            marks: (0, 0, 0),
+            marks: [0; 4],
         }
     }
 
     /// Starts a command: [`Txn::roll_back`] comes back here.
     pub(crate) fn mark(&mut self) {
         self.undo.clear();
-        self.marks = (self.effects.changes.len(), self.effects.directory.len(), self.effects.queue.len());
+        let Effects { changes, directory, queue, bodies } = &self.effects;
+        self.marks = [changes.len(), directory.len(), queue.len(), bodies.len()];
     }
 
     /// Takes back everything since [`Txn::mark`].
@@ -101,9 +105,10 @@ impl<'a> Txn<'a> {
                 None => self.writes.remove(&key),
             };
         }
-        self.effects.changes.truncate(self.marks.0);
-        self.effects.directory.truncate(self.marks.1);
-        self.effects.queue.truncate(self.marks.2);
+        self.effects.changes.truncate(self.marks[0]);
+        self.effects.directory.truncate(self.marks[1]);
+        self.effects.queue.truncate(self.marks[2]);
+        self.effects.bodies.truncate(self.marks[3]);
     }
 
     pub(crate) fn put(&mut self, key: Vec<u8>, value: impl Into<Value>) {

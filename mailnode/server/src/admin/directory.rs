@@ -82,7 +82,9 @@ async fn make_one(groups: &Groups, op: Op) -> DirectoryResult {
         Err(CommandFailure::Refused(refusal)) => {
             let code = match refusal {
                 Refusal::Conflict(_) | Refusal::AlreadyExists(_) => Code::Conflict,
-                Refusal::NotFound(_) | Refusal::Invalid(_) | Refusal::OverQuota => Code::Invalid,
+                Refusal::NotFound(_) | Refusal::Invalid(_) | Refusal::OverQuota | Refusal::Incomplete => {
+                    Code::Invalid
+                }
             };
             result(code, refusal.to_string(), 0)
         }

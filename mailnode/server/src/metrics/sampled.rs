@@ -1,6 +1,9 @@
 //! Numbers that other rooms keep, taken when somebody asks for the metrics.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
 
 use quorumail_consensus::LATENCY_BUCKETS_US;
 use quorumail_journal::Journal;
@@ -9,6 +12,7 @@ use tokio::sync::watch;
 
 use super::class_name;
 use crate::{
+    compactor,
     disk::{Disk, Room},
     exposition::Exposition,
     groups::{self, DIRECTORY, Groups},
@@ -22,6 +26,8 @@ pub struct Sources {
     pub groups: Arc<Groups>,
     /// The log.
     pub journal: Journal,
+    /// What compaction of it does.
+    pub compaction: Arc<compactor::Totals>,
     /// The disk of both.
     pub disk: Arc<Disk>,
     /// Certificates of SMTP and IMAP.
@@ -79,6 +85,17 @@ impl Sources {
             "Segments retired because nothing in them was needed.",
         )
         .value(stats.recycled_segments);
+        let compaction = &self.compaction;
+        text.gauge("journal_live_bytes", "Bytes of records with bodies that are referred to.")
+            .value(compaction.live_bytes.load(Relaxed));
+        text.gauge("journal_dead_bytes", "Bytes that compaction could give back.")
+            .value(compaction.dead_bytes.load(Relaxed));
+        text.counter("journal_compacted_segments_total", "Segments whose bodies were moved away.")
+            .value(compaction.compacted_segments.load(Relaxed));
+        text.counter("journal_compacted_bytes_total", "Bytes of bodies copied by compaction.")
+            .value(compaction.copied_bytes.load(Relaxed));
+        text.counter("journal_reclaimed_bytes_total", "Bytes given back by compaction.")
+            .value(compaction.reclaimed_bytes.load(Relaxed));
         text.gauge("disk_free_bytes", "Free bytes of the data's file system.").value(self.disk.free());
         text.gauge(
             "disk_room",

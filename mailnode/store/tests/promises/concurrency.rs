@@ -33,7 +33,8 @@ fn batch(n: u64) -> Vec<(u64, Command)> {
 /// Asks until told to stop; answers how many different states were seen.
 fn watch(store: &Store, group: u32, stop: &AtomicBool) -> usize {
     let mut seen = std::collections::BTreeSet::new();
-    while !stop.load(Ordering::Acquire) {
+    // On a busy machine the writers may be done before the first look.
+    while !stop.load(Ordering::Acquire) || seen.is_empty() {
         let query = Query::Select { mailbox: MAILBOX, name: "INBOX".to_owned() };
         match store.query(group, &query) {
             Reply::Selected(None) => {}

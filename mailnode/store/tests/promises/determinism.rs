@@ -97,8 +97,19 @@ fn directory_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-fn partition_op() -> impl Strategy<Value = Op> {
+fn upload_op() -> impl Strategy<Value = Op> {
+    let upload = || (0..3u128).prop_map(UploadId);
     prop_oneof![
+        4 => (upload(), 0..3u32).prop_map(|(upload, number)| Op::Chunk { upload, number }),
+        3 => (upload(), 0..4u32, prop_oneof![4 => mailbox_op(MAILBOXES), 1 => queue_op()])
+            .prop_map(|(upload, chunks, op)| Op::WithUpload { upload, chunks, op: Box::new(op) }),
+        1 => (0..100i64).prop_map(|at| Op::DropChunks(Timestamp(at))),
+    ]
+}
+
+pub fn partition_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => upload_op(),
         12 => mailbox_op(MAILBOXES),
         4 => queue_op(),
         1 => (1..=MAILBOXES).prop_map(|id| Op::PurgeMailbox(MailboxId(id))),
@@ -106,7 +117,7 @@ fn partition_op() -> impl Strategy<Value = Op> {
 }
 
 /// A log: some ids come twice, indexes have gaps (entries of consensus itself).
-fn log(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<(u64, Command)>> {
+pub fn log(op: impl Strategy<Value = Op>) -> impl Strategy<Value = Vec<(u64, Command)>> {
     let one = (op, 0..400u128, 0..100i64, vec(any::<u8>(), 0..40), 1..3u64);
     vec(one, 1..60).prop_map(|entries| {
         let mut index = 0;

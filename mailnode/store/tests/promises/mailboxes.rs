@@ -386,11 +386,11 @@ fn bytes_that_are_no_command_are_refused_and_later_formats_stop_the_group() {
     let (_dir, node) = node();
     let log = |bytes: &'static [u8]| {
         let command = bytes::Bytes::from_static(bytes);
-        LogCommand { index: 1, record: node.bodies.record(command.clone()), command, offset: 0 }
+        LogCommand { index: 1, record: node.bodies.record(GROUP, 1, command.clone()), command, offset: 0 }
     };
-    let outcome = node.store.apply(GROUP, vec![log(b"\x01garbage")], b"1").unwrap();
+    let outcome = node.store.apply(GROUP, vec![log(b"\x02garbage")], b"1").unwrap();
     assert!(matches!(decode_outcome(&outcome[0]), Some(Err(Refusal::Invalid(_)))));
-    assert!(node.store.apply(GROUP, vec![log(b"\x02....")], b"2").is_err());
+    assert!(node.store.apply(GROUP, vec![log(b"\x03....")], b"2").is_err());
     assert_eq!(node.store.position(GROUP).unwrap(), Some(b"1".to_vec()));
     assert!(matches!(Reply::decode(&node.store.query_bytes(GROUP, "?".into())), Some(Reply::Unreadable(_))));
 }

@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+mod compaction;
 mod concurrency;
 mod crashes;
 mod determinism;
@@ -11,4 +12,5 @@ mod mailboxes;
 mod model;
 mod queue;
 mod snapshots;
+mod uploads;
 mod world;

@@ -107,7 +107,7 @@ fn bodies_come_from_the_journal_and_are_kept_in_it() {
     let dir = tempfile::tempdir().unwrap();
     let open = |name: &str| {
         let journal = Journal::open(Options::new(dir.path().join(name)), |_, _, _| {}).unwrap();
-        let bodies = Arc::new(JournalBodies::new(journal.clone()));
+        let bodies = Arc::new(JournalBodies::new(journal.clone(), |_| Ok(None)));
         (journal, Store::open(&dir.path().join(format!("{name}.index")), bodies).unwrap())
     };
     let (journal, from) = open("from");

@@ -1,7 +1,7 @@
 //! A store with bodies in memory, driven by commands as consensus would.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -11,35 +11,96 @@ use quorumail_journal::Position;
 use quorumail_message::Address;
 use quorumail_store::*;
 
-/// Bodies in memory instead of in a journal.
+/// Records in a segment of [`MemoryBodies`].
+const SEGMENT_RECORDS: u64 = 5;
+/// Segments of kept bodies count from here.
+const FIRST_KEPT: u64 = 1 << 32;
+
+/// Bodies in memory instead of in a journal; written bytes are always durable.
 #[derive(Default)]
 pub struct MemoryBodies {
-    records: Mutex<(u64, HashMap<Position, Bytes>)>,
+    records: Mutex<Records>,
+}
+
+#[derive(Default)]
+struct Records {
+    logged: u64,
+    kept: u64,
+    /// Segments below it are not needed by the log.
+    floor: u64,
+    /// Whose body it is, and the payload.
+    by_position: BTreeMap<Position, (u32, BodyId, Bytes)>,
 }
 
 impl MemoryBodies {
-    pub fn record(&self, bytes: Bytes) -> Position {
+    /// A record of the log.
+    pub fn record(&self, group: u32, index: u64, bytes: Bytes) -> Position {
         let mut records = self.records.lock().unwrap();
-        records.0 += 1;
-        let position = Position { segment: 1, offset: records.0, len: bytes.len() as u32 };
-        records.1.insert(position, bytes);
+        records.logged += 1;
+        let (segment, offset) = (1 + records.logged / SEGMENT_RECORDS, records.logged);
+        let position = Position { segment, offset, len: bytes.len() as u32 };
+        records.by_position.insert(position, (group, BodyId(index), bytes));
         position
+    }
+
+    /// Says that the log needs nothing before this segment.
+    pub fn set_floor(&self, segment: u64) {
+        let mut records = self.records.lock().unwrap();
+        records.floor = records.floor.max(segment);
+    }
+
+    /// Bytes of all records.
+    pub fn bytes(&self) -> usize {
+        self.records.lock().unwrap().by_position.values().map(|(_, _, bytes)| bytes.len()).sum()
+    }
+}
+
+impl Segments for MemoryBodies {
+    fn sealed(&self) -> Vec<Segment> {
+        let records = self.records.lock().unwrap();
+        let last_kept = FIRST_KEPT + records.kept / SEGMENT_RECORDS;
+        let mut sealed: BTreeMap<u64, u64> = BTreeMap::new();
+        for position in records.by_position.keys() {
+            *sealed.entry(position.segment).or_default() += u64::from(position.len) + RECORD_OVERHEAD;
+        }
+        sealed.retain(|number, _| *number < records.floor || (FIRST_KEPT..last_kept).contains(number));
+        sealed.into_iter().map(|(number, bytes)| Segment { number, bytes }).collect()
+    }
+
+    fn records(&self, segment: u64) -> Result<Vec<BodyRecord>, String> {
+        let records = self.records.lock().unwrap();
+        let inside = records.by_position.iter().filter(|(position, _)| position.segment == segment);
+        let record = |(record, (group, body, _)): (&Position, &(u32, BodyId, Bytes))| BodyRecord {
+            record: *record,
+            group: *group,
+            body: *body,
+        };
+        Ok(inside.map(record).collect())
+    }
+
+    fn recycle(&self, segment: u64) -> Result<(), String> {
+        self.records.lock().unwrap().by_position.retain(|position, _| position.segment != segment);
+        Ok(())
     }
 }
 
 impl Bodies for MemoryBodies {
     fn read(&self, body: BodyRef, prefix: Option<u32>) -> Result<Bytes, String> {
         let records = self.records.lock().unwrap();
-        let record = records.1.get(&body.record).ok_or("no such record")?;
+        let (_, _, record) = records.by_position.get(&body.record).ok_or("no such record")?;
         let len = prefix.unwrap_or(body.len).min(body.len) as usize;
         let start = body.offset as usize;
         Ok(record.slice(start..start + len))
     }
 
-    fn keep(&self, _: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
-        let keep = |(_, body): (BodyId, Bytes)| {
-            let len = body.len() as u32;
-            BodyRef { record: self.record(body), offset: 0, len }
+    fn keep(&self, group: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
+        let mut records = self.records.lock().unwrap();
+        let keep = |(body, bytes): (BodyId, Bytes)| {
+            records.kept += 1;
+            let (segment, len) = (FIRST_KEPT + records.kept / SEGMENT_RECORDS, bytes.len() as u32);
+            let record = Position { segment, offset: records.kept, len };
+            records.by_position.insert(record, (group, body, bytes));
+            BodyRef { record, offset: 0, len }
         };
         Ok(bodies.into_iter().map(keep).collect())
     }
@@ -87,16 +148,16 @@ impl Node {
     }
 
     /// The command as this node's journal holds it: with something before it in its record.
-    pub fn log(&self, index: u64, command: &Command) -> LogCommand {
+    pub fn log(&self, group: u32, index: u64, command: &Command) -> LogCommand {
         let encoded = command.encode();
-        let record = self.bodies.record([b"head".as_slice(), &encoded].concat().into());
+        let record = self.bodies.record(group, index, [b"head".as_slice(), &encoded].concat().into());
         LogCommand { index, command: encoded, record, offset: 4 }
     }
 
     /// Applies a batch that ends at index `position`.
     pub fn apply(&self, group: u32, batch: &[(u64, Command)]) -> Vec<Outcome> {
         let position = batch.last().map_or(0, |(index, _)| *index);
-        let logged = batch.iter().map(|(index, command)| self.log(*index, command)).collect();
+        let logged = batch.iter().map(|(index, command)| self.log(group, *index, command)).collect();
         let outcomes = self.store.apply(group, logged, &position.to_be_bytes()).unwrap();
         outcomes.iter().map(|bytes| decode_outcome(bytes).unwrap()).collect()
     }
