@@ -205,6 +205,22 @@ def disk_lost(stage, node):
     return node.start
 
 
+@kind("disk lost while another node is behind", alone=True)
+def forgotten(stage, node):
+    """What only two nodes have: one loses its disk, the other is down. The empty one must not help the one that is behind to
+    an election: it has forgotten what it voted for and what it stored."""
+    behind, other = stage.choose.sample(stage.others(node), 2)
+    isolate(stage, behind)
+    stage.wait(stage.choose.uniform(2, 4))
+    other.kill()
+    node.kill()
+    node.disk.lose_all()
+    node.well()
+    stage.cluster.network.heal()
+    node.start()
+    return other.start
+
+
 @kind("rolling restart", alone=True)
 def rolling(stage, _):
     for other in stage.nodes:
