@@ -8,7 +8,9 @@ import errno
 import random
 import time
 
-RESERVE = 512 << 20
+# Free bytes of a disk of 2 GiB: between the marks below which no new mail is taken and nothing is written at all (256 and
+# 128 MiB, mailnode/server/src/disk.rs), and below both.
+NEARLY_FULL = [192 << 20, 96 << 20]
 # For the cluster to be whole again after a phase. Generous: the machine may be slow, and a disk may have to be refilled.
 WHOLE_WITHIN = 180
 KINDS = {}
@@ -164,7 +166,7 @@ def slow(stage, node):
 
 @kind("disk nearly full")
 def nearly_full(stage, node):
-    node.disk.fill(leave=RESERVE // 2)
+    node.disk.fill(leave=stage.choose.choice(NEARLY_FULL))
     return node.disk.empty
 
 
