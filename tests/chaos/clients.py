@@ -253,7 +253,7 @@ class Filer(Session):
         self.touched = set()
 
     def act(self):
-        if any(len(owned) > FULL for owned in self.owned.values()):
+        if self.choose.random() < 0.6 and any(len(owned) > FULL for owned in self.owned.values()):
             self.remove()
             return
         what = self.choose.choices([self.put, self.look, self.move, self.copy, self.remove, self.read, self.rest],

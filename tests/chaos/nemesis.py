@@ -8,7 +8,9 @@ import errno
 import random
 import time
 
-RESERVE = 512 << 20
+# Free bytes of a disk of 2 GiB: between the marks below which no new mail is taken and nothing is written at all (256 and
+# 128 MiB, mailnode/server/src/disk.rs), and below both.
+NEARLY_FULL = [192 << 20, 96 << 20]
 # For the cluster to be whole again after a phase. Generous: the machine may be slow, and a disk may have to be refilled.
 WHOLE_WITHIN = 180
 KINDS = {}
@@ -164,7 +166,7 @@ def slow(stage, node):
 
 @kind("disk nearly full")
 def nearly_full(stage, node):
-    node.disk.fill(leave=RESERVE // 2)
+    node.disk.fill(leave=stage.choose.choice(NEARLY_FULL))
     return node.disk.empty
 
 
@@ -203,6 +205,22 @@ def disk_lost(stage, node):
     node.disk.lose_all()
     node.well()
     return node.start
+
+
+@kind("disk lost while another node is behind", alone=True)
+def forgotten(stage, node):
+    """What only two nodes have: one loses its disk, the other is down. The empty one must not help the one that is behind to
+    an election: it has forgotten what it voted for and what it stored."""
+    behind, other = stage.choose.sample(stage.others(node), 2)
+    isolate(stage, behind)
+    stage.wait(stage.choose.uniform(2, 4))
+    other.kill()
+    node.kill()
+    node.disk.lose_all()
+    node.well()
+    stage.cluster.network.heal()
+    node.start()
+    return other.start
 
 
 @kind("rolling restart", alone=True)

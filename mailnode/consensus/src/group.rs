@@ -34,6 +34,8 @@ pub(crate) struct Group {
     pub(crate) leader: watch::Sender<Leader>,
     /// What must have been applied before this replica may vote; see [`Group::may_vote_for`].
     proof: Mutex<Option<LogId>>,
+    /// The lowest term whose leader may be followed by a replica that may not vote yet; see [`crate::memory`].
+    follows_from: Mutex<Option<u64>>,
     /// Serialises snapshots coming in.
     pub(crate) installing: Arc<tokio::sync::Semaphore>,
     /// When a leader was last heard here, in milliseconds since `started`; zero before the first time.
@@ -67,6 +69,7 @@ impl Group {
             applied,
             leader: watch::Sender::new(Leader::default()),
             proof: Mutex::new(None),
+            follows_from: Mutex::new(None),
             installing: Arc::new(tokio::sync::Semaphore::new(1)),
             heard: AtomicU64::new(0),
             released: Mutex::new(None),
@@ -83,6 +86,16 @@ impl Group {
     /// applied everything that was committed when a leader first wrote to it. That is remembered on disk.
     pub(crate) fn may_vote_for(&self, request: &VoteRequest) -> bool {
         self.log.is_proven() || request.last_log_id.is_none_or(|last| last.index == 0)
+    }
+
+    /// Whether this replica may take anything from a leader of the term.
+    pub(crate) fn may_follow(&self, term: u64) -> bool {
+        self.log.is_proven() || self.follows_from.lock().is_some_and(|lowest| term >= lowest)
+    }
+
+    /// Leaders of this term and later ones may be followed.
+    pub(crate) fn follow_from(&self, term: u64) {
+        *self.follows_from.lock() = Some(term);
     }
 
     fn now(&self) -> u64 {

@@ -16,6 +16,7 @@ mod group;
 mod lane;
 mod log;
 mod machine;
+mod memory;
 mod metrics;
 mod network;
 mod node;

@@ -231,6 +231,11 @@ impl GroupLog {
         self.0.contents.lock().proven
     }
 
+    /// The highest term that this replica has promised anything in.
+    pub(crate) fn term(&self) -> u64 {
+        self.0.contents.lock().vote.map_or(0, |vote| vote.leader_id.term)
+    }
+
     /// Remembers on disk that this replica may vote.
     pub(crate) async fn prove(&self) {
         let on_disk = {

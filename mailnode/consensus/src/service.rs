@@ -149,6 +149,9 @@ impl Peer for PeerService {
         if self.0.is_read_only() {
             return Err(refused(READ_ONLY));
         }
+        if !group.may_follow(head.vote.leader_id.term) {
+            return Err(refused(FORGETFUL));
+        }
         let _turn =
             group.installing.try_acquire().map_err(|_| refused("a snapshot is already being received"))?;
         let writer = self.0.receive_snapshot(group.id, chunks).await?;
@@ -202,9 +205,13 @@ impl Peer for PeerService {
             initialised: self.0.initialised(),
             cluster: config.cluster.clone(),
             leaving: !self.0.takes_leads(),
+            standings: self.0.groups().map(|group| group.standing()).collect(),
         }))
     }
 }
+
+/// Why an append or a snapshot is refused by a replica that has lost its disk.
+const FORGETFUL: &str = "this replica does not remember enough to know that this leader is the current one";
 
 impl PeerService {
     fn check_vote(&self, group: &Group, vote: &VoteRequest) -> Result<(), Status> {
@@ -280,6 +287,9 @@ impl Receiver {
         }
         self.node.counters.append_received(frame.commands.iter().map(bytes::Bytes::len).sum());
         let request = wire::decode_append(frame).map_err(|error| error.to_string())?;
+        if !group.may_follow(request.vote.leader_id.term) {
+            return Err(FORGETFUL.into());
+        }
         group.observe_append(&request);
         if group.quiet.is_asleep() {
             group.wake_by_append(!request.entries.is_empty()).await;

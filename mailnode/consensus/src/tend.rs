@@ -38,6 +38,7 @@ impl Inner {
         for group in self.groups() {
             self.run(watch_leader(self.clone(), group.clone()));
             if !group.log.is_proven() {
+                self.run(crate::memory::regain(self.clone(), group.clone()));
                 let group = group.clone();
                 self.run(async move { group.prove_when_caught_up().await });
             }
@@ -107,6 +108,10 @@ async fn watch_leader(node: Arc<Inner>, group: Arc<Group>) {
             node.publish_leads();
         }
         if metrics.changed().await.is_err() {
+            // It is told before it happens when the node stops; otherwise the engine broke, and says no more.
+            if !node.stop.is_cancelled() {
+                node.fatal.report(format!("the engine of group {} has ended", group.id.0));
+            }
             return;
         }
     }

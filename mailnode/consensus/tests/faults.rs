@@ -332,6 +332,36 @@ async fn an_emptied_replica_does_not_help_to_elect_one_that_lacks_what_it_had_ac
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_emptied_replica_does_not_help_a_deposed_leader_to_commit() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..20).await;
+    cluster.settled().await;
+    // The leader is cut off and goes on believing that it leads, while the others acknowledge more under another one.
+    let deposed = cluster.leader(1).await;
+    let (emptied, lost) = ((deposed + 1) % 3, (deposed + 2) % 3);
+    for other in [emptied, lost] {
+        cluster.cuts.cut(deposed, other);
+        cluster.cuts.cut(other, deposed);
+    }
+    write_some(&cluster, emptied, 1, 20..40).await;
+    // Of those two one is lost for now and the other loses its disk: the deposed leader finds nobody who knows better.
+    cluster.crash(lost);
+    cluster.crash(emptied);
+    cluster.wipe(emptied);
+    cluster.cuts.mend_all();
+    cluster.up(emptied).await;
+    let outcome = cluster.node(deposed).propose(1, 9999, b"lost?", Duration::from_secs(4)).await;
+    assert_eq!(outcome, Err(ProposeError::TimedOut), "no majority remembers");
+    cluster.up(lost).await;
+    cluster.node(deposed).propose(1, 10_000, b"found", PATIENCE).await.expect("acknowledged");
+    let ids: BTreeSet<u64> = cluster.node(emptied).machine.ids(GroupId(1)).into_iter().collect();
+    assert!((0..40).all(|id| ids.contains(&id)), "everything acknowledged is there");
+    cluster.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_minority_acknowledges_and_reads_nothing() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start(3, 2).await;
