@@ -35,7 +35,7 @@ mod wire;
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
 pub use machine::{Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine};
 pub use metrics::{GroupMetrics, LATENCY_BUCKETS_US, Metrics};
-pub use node::{Consensus, GroupStatus, StartError};
+pub use node::{Consensus, GroupStatus, StartError, Writes};
 pub use open::{OpenError, RecoveredLog, open_log, open_log_on};
 pub use placement::{DIRECTORY_VOTERS, Placement, placement};
 pub use propose::{MAX_COMMAND_BYTES, ProposeError};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,6 +61,28 @@ pub enum StartError {
     },
 }
 
+/// What a node's log may still grow by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Writes {
+    /// Everything.
+    All,
+    /// What other nodes lead; no commands proposed here.
+    OfOtherLeaders,
+    /// Votes and marks.
+    Nothing,
+}
+
+impl From<u8> for Writes {
+    fn from(number: u8) -> Writes {
+        match number {
+            0 => Writes::All,
+            1 => Writes::OfOtherLeaders,
+            _ => Writes::Nothing,
+        }
+    }
+}
+
 /// A group as this node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupStatus {
@@ -99,7 +121,7 @@ pub(crate) struct Inner {
     leaving: AtomicBool,
     /// Tells this process from the one before it under the same number.
     pub(crate) incarnation: u64,
-    read_only: AtomicBool,
+    writes: AtomicU8,
     pub(crate) leads: watch::Sender<Vec<GroupId>>,
     /// Who led the groups that are not held here, when last heard of.
     hints: Mutex<BTreeMap<GroupId, NodeId>>,
@@ -160,7 +182,7 @@ impl Consensus {
             proposal_room,
             leaving: AtomicBool::new(false),
             incarnation: rand::random(),
-            read_only: AtomicBool::new(false),
+            writes: AtomicU8::new(Writes::All as u8),
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),
         });
@@ -260,14 +282,12 @@ impl Consensus {
         crate::tend::hand_over(&self.0, within).await
     }
 
-    /// Whether this node's log may grow. While it may not, this node takes no commands, no entries of other leaders and
-    /// no snapshots, and hands its leads over to nodes with room. It may still be elected: reads need a leader, and go on
-    /// when no node has room. Taken back, it catches up by itself.
-    pub fn set_read_only(&self, read_only: bool) {
-        if self.0.read_only.swap(read_only, Ordering::AcqRel) == read_only {
-            return;
-        }
-        if read_only {
+    /// What this node's log may still grow by. While it takes no commands it hands its leads over to nodes with room; it
+    /// may still be elected, because reads need a leader and go on when no node has room. While it takes nothing it
+    /// follows no leader's commands and takes no snapshots. Given back, it catches up by itself.
+    pub fn set_writes(&self, writes: Writes) {
+        let before = Writes::from(self.0.writes.swap(writes as u8, Ordering::AcqRel));
+        if before == Writes::All && writes != Writes::All {
             let node = self.0.clone();
             self.0.tasks.spawn(async move {
                 let stop = node.stop.clone();
@@ -341,7 +361,11 @@ impl Inner {
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
-        self.read_only.load(Ordering::Acquire)
+        self.writes() != Writes::All
+    }
+
+    pub(crate) fn writes(&self) -> Writes {
+        Writes::from(self.writes.load(Ordering::Acquire))
     }
 
     /// Whether this node may be given the lead of a group now.

@@ -24,7 +24,7 @@ use crate::adapter::SnapshotData;
 use crate::group::Group;
 use crate::lane::SESSION_REQUESTS;
 use crate::machine::{GroupId, SnapshotWriter};
-use crate::node::Inner;
+use crate::node::{Inner, Writes};
 use crate::propose::Attempt;
 use crate::runtime::offload;
 use crate::types::{AppendRequest, AppendResult, Snapshot, TypeConfig, VoteRequest, VoteResponse};
@@ -146,7 +146,7 @@ impl Peer for PeerService {
         let group = self.group(first.group)?.clone();
         let head: SnapshotHead = wire::decode(first.format, &first.meta)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        if self.0.is_read_only() {
+        if self.0.writes() == Writes::Nothing {
             return Err(refused(READ_ONLY));
         }
         if !group.may_follow(head.vote.leader_id.term) {
@@ -282,7 +282,7 @@ impl Receiver {
         let group = GroupId(frame.group);
         let group =
             self.node.group(group).ok_or_else(|| format!("group {} is not held here", group.0))?.clone();
-        if self.node.is_read_only() && !frame.commands.is_empty() {
+        if self.node.writes() == Writes::Nothing && !frame.commands.is_empty() {
             return Err(READ_ONLY.into());
         }
         self.node.counters.append_received(frame.commands.iter().map(bytes::Bytes::len).sum());

@@ -2,8 +2,9 @@
 //!
 //! A journal that cannot write ends the process, so a node stops in two steps before that. At the first mark it takes no
 //! new mail (SMTP 452, IMAP NO), while reading, flags, deletions and deliveries under way go on. At the second mark
-//! nothing that would make the log grow is taken any more, from clients or from other nodes, and the leads are handed
-//! over: what is left belongs to checkpoints, votes and compaction. Both end by themselves once there is room again.
+//! it takes no commands any more and hands its leads over. What leaders with room have committed it still follows, down
+//! to half of the second mark: what is left then belongs to votes, checkpoints and compaction. All of it ends by itself
+//! once there is room again.
 
 use std::{
     path::{Path, PathBuf},
@@ -62,8 +63,10 @@ pub enum Room {
     Enough,
     /// Everything but new mail.
     NoNewMail,
-    /// Reading.
+    /// Reading, and following what other nodes lead.
     ReadOnly,
+    /// Reading.
+    Full,
 }
 
 impl Room {
@@ -72,7 +75,9 @@ impl Room {
     pub fn next(self, free: u64, marks: Marks) -> Self {
         let leave = |mark: u64| mark + (mark / HYSTERESIS_SHARE).min(HYSTERESIS);
         let below = |mark: u64, is_in: bool| free < if is_in { leave(mark) } else { mark };
-        if below(marks.read_only, self == Self::ReadOnly) {
+        if below(marks.read_only / 2, self == Self::Full) {
+            Self::Full
+        } else if below(marks.read_only, self >= Self::ReadOnly) {
             Self::ReadOnly
         } else if below(marks.no_new_mail, self >= Self::NoNewMail) {
             Self::NoNewMail
@@ -167,7 +172,10 @@ fn told(room: Room, free: u64) {
     match room {
         Room::Enough => tracing::info!(free, "the disk has room again"),
         Room::NoNewMail => tracing::error!(free, "the disk is nearly full: new mail is refused"),
-        Room::ReadOnly => tracing::error!(free, "the disk is full: this node only reads until there is room"),
+        Room::ReadOnly => {
+            tracing::error!(free, "the disk is full: this node takes no commands until there is room")
+        }
+        Room::Full => tracing::error!(free, "the disk is full: this node only reads until there is room"),
     }
 }
 
@@ -183,7 +191,7 @@ mod tests {
         let disk = Disk::watch(dir.path(), DiskMarks::default(), CancellationToken::new());
         assert!(disk.free() > 0 && disk.free() <= disk.size());
         let all = DiskMarks { no_new_mail_below: None, read_only_below: Some(u64::MAX / 2) };
-        assert_eq!(Disk::watch(dir.path(), all, CancellationToken::new()).room(), Room::ReadOnly);
+        assert_eq!(Disk::watch(dir.path(), all, CancellationToken::new()).room(), Room::Full);
     }
 
     #[test]
@@ -194,11 +202,14 @@ mod tests {
             (999, Room::NoNewMail),
             (1001, Room::NoNewMail),
             (399, Room::ReadOnly),
+            (199, Room::Full),
+            (224, Room::Full),
+            (225, Room::ReadOnly),
             (401, Room::ReadOnly),
             (450, Room::NoNewMail),
             (1124, Room::NoNewMail),
             (1125, Room::Enough),
-            (0, Room::ReadOnly),
+            (0, Room::Full),
             (2000, Room::Enough),
         ];
         for (free, expected) in steps {

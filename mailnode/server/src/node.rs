@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use quorumail_consensus::{Consensus, command_index, open_log};
+use quorumail_consensus::{Consensus, Writes, command_index, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_store::{JournalBodies, Store};
@@ -314,8 +314,12 @@ impl Mail {
 async fn follow_room(groups: Arc<Groups>, disk: Arc<Disk>, stop: CancellationToken) {
     let mut room = disk.changes();
     loop {
-        let read_only = *room.borrow_and_update() == Room::ReadOnly;
-        groups.consensus.set_read_only(read_only);
+        let writes = match *room.borrow_and_update() {
+            Room::Enough | Room::NoNewMail => Writes::All,
+            Room::ReadOnly => Writes::OfOtherLeaders,
+            Room::Full => Writes::Nothing,
+        };
+        groups.consensus.set_writes(writes);
         tokio::select! {
             () = stop.cancelled() => return,
             changed = room.changed() => if changed.is_err() { return },

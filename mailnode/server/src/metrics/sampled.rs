@@ -104,7 +104,7 @@ impl Sources {
         .value(match self.disk.room() {
             Room::Enough => 2u64,
             Room::NoNewMail => 1,
-            Room::ReadOnly => 0,
+            Room::ReadOnly | Room::Full => 0,
         });
         text.gauge("disk_size_bytes", "Size of the data's file system.").value(self.disk.size());
     }
