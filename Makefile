@@ -37,12 +37,14 @@ dev: build ## Three mailnodes on this machine with the sample's mailboxes (Ctrl-
 down: ## Ends the local cluster with everything it started
 	@if [ -x $(OUT)/cluster ]; then $(OUT)/cluster down; fi
 
+# The faults and the cases of the property tests are the same each time, so that a run that fails points at a change;
+# `make chaos` and `make check` draw new ones.
 .PHONY: test
+test: export PROPTEST_RNG_SEED ?= $(or $(SEED),101)
 test: packages lint unit ## Every test, the end-to-end tests on the local Kubernetes included
 	$(MAKE) $(SIDE_BY_SIDE) e2e chaos SEED=$(or $(SEED),101)
 
-# Chaos and Kubernetes wait a lot: with four cores or more they run at the same time. The faults are the same each time,
-# so that a run that fails points at a change; `make chaos` draws new ones.
+# Chaos and Kubernetes wait a lot: with four cores or more they run at the same time.
 SIDE_BY_SIDE := $(if $(shell [ "$$(nproc)" -lt 4 ] || echo yes),--jobs=2 --output-sync=target)
 
 .PHONY: check

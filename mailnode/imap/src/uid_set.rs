@@ -233,6 +233,9 @@ impl UidSet {
 
     /// Takes out the `count` lowest, and answers them.
     pub fn take_lowest(&mut self, count: u32) -> Self {
+        if count == 0 {
+            return Self::default();
+        }
         let Some(end) = self.uid_of(count) else { return std::mem::take(self) };
         let lowest = Self::from_sorted(self.iter().take_while(|uid| *uid <= end));
         self.remove_all(&lowest);
@@ -280,6 +283,13 @@ mod tests {
         );
         let top = UidSet::from_ranges([(u32::MAX - 9000, u32::MAX)]);
         assert_eq!((top.len(), top.last()), (9001, Some(u32::MAX)));
+    }
+
+    #[test]
+    fn taking_none_leaves_all() {
+        let mut set = UidSet::from_ranges([(1, 3)]);
+        assert_eq!((set.take_lowest(0).len(), set.len()), (0, 3));
+        assert_eq!((set.take_lowest(4).len(), set.len()), (3, 0));
     }
 
     proptest! {
