@@ -37,6 +37,8 @@ pub mod reason {
     pub const NODES_NOT_READY: &str = "NodesNotReady";
     /// Nothing is under way.
     pub const SETTLED: &str = "Settled";
+    /// Replicas move because the number of nodes was changed.
+    pub const MOVING: &str = "ReplicasMoving";
     /// Pods are being created or replaced.
     pub const ROLLING_OUT: &str = "RollingOut";
     /// Objects could not be written.

@@ -40,12 +40,12 @@ use crate::{DeletionPolicy, SecretRef, Size, Span};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct MailClusterSpec {
-    /// Number of mailnodes: 1, 3 or 5. Every message is on a majority of the replicas of its partition before it is
-    /// acknowledged; one lost node of three, or two of five, are survived. Cannot be changed yet.
+    /// Number of mailnodes: 1, 3, 5, 7 or 9. Every message is on a majority of the three replicas of its partition before
+    /// it is acknowledged. It can be changed at any time: replicas move while mail flows, and nodes that are not wanted any
+    /// more go when nothing is left on them. Their volumes are kept or deleted by storage.deletionPolicy.
     #[serde(default = "default_nodes")]
     #[x_kube(
-        validation = Rule::new("self in [1, 3, 5]").message("nodes must be 1, 3 or 5: an even number survives no more losses than the odd number below it"),
-        validation = Rule::new("self == oldSelf").message("nodes cannot be changed yet: make a new MailCluster with the other number"),
+        validation = Rule::new("self in [1, 3, 5, 7, 9]").message("nodes must be 1, 3, 5, 7 or 9: an even number survives no more losses than the odd number below it"),
     )]
     pub nodes: u32,
 
@@ -368,6 +368,15 @@ pub struct NodeStatus {
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Whether its replicas are moving to other nodes, for it to be taken out.
+    #[serde(default)]
+    pub leaving: bool,
+    /// Partitions of which it holds a replica.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Partitions of which it is to hold one.
+    #[serde(default)]
+    pub target_replicas: u32,
 }
 
 /// Counts of partitions.
@@ -382,6 +391,9 @@ pub struct PartitionsStatus {
     pub under_replicated: u32,
     /// Without a leader: mail in them can be neither read nor written for now.
     pub leaderless: u32,
+    /// Groups whose members are being changed, or are to be, because the number of nodes was.
+    #[serde(default)]
+    pub moving: u32,
 }
 
 /// Where clients connect: `host:port` each.

@@ -208,6 +208,18 @@ impl AdminClient {
         Ok(answer.remaining)
     }
 
+    /// Changes which nodes there are to be; answers the generation in use then.
+    pub async fn reconfigure(&self, topology: admin::Topology) -> Result<u64, AdminError> {
+        let request = admin::ReconfigureRequest { topology: Some(topology) };
+        let (_, answer) = self
+            .any(READ_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.reconfigure(request).await }
+            })
+            .await?;
+        Ok(answer.generation)
+    }
+
     /// Queue entries, oldest first.
     pub async fn list_queue(
         &self,

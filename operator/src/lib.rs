@@ -20,5 +20,6 @@ pub mod mailnode_config;
 pub mod metrics;
 pub mod pki;
 pub mod settings;
+pub mod shape;
 pub mod status;
 pub mod stores;

@@ -42,6 +42,12 @@ pub struct MailnodeConfig {
     pub listen: Listen,
     /// All nodes, itself included.
     pub peers: Vec<Peer>,
+    /// Counts changes of `peers`; a newer list is taken up by nodes that run.
+    #[serde(default = "first_generation")]
+    pub generation: u64,
+    /// The nodes that founded the cluster. They stay the same for ever.
+    #[serde(default)]
+    pub founders: Vec<u64>,
     /// Number of partitions.
     pub partitions: u32,
     /// Replicas of each partition.
@@ -76,6 +82,16 @@ pub struct Peer {
     pub address: String,
     /// `host:port` of its admin service.
     pub admin: String,
+    /// Where it is; replicas are spread over zones.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
+    /// Whether its replicas are to move to other nodes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
+}
+
+fn first_generation() -> u64 {
+    1
 }
 
 /// Both sets of certificates; files are read again when they change.
@@ -193,7 +209,15 @@ mod tests {
             hostname: "mail.example.org".into(),
             data_dir: DATA_DIR.into(),
             listen: Listen { host: "0.0.0.0".into(), port_offset: 0 },
-            peers: vec![Peer { node: 0, address: "mc-0:9444".into(), admin: "mc-0:9443".into() }],
+            peers: vec![Peer {
+                node: 0,
+                address: "mc-0:9444".into(),
+                admin: "mc-0:9443".into(),
+                zone: "west".into(),
+                leaving: true,
+            }],
+            generation: 3,
+            founders: vec![0],
             partitions: 16,
             replicas: 1,
             tls: TlsFiles {

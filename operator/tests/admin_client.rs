@@ -18,7 +18,8 @@ use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
     DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, GetClusterStatusRequest,
     GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse,
-    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus,
+    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, ReconfigureRequest,
+    ReconfigureResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
 };
@@ -98,6 +99,14 @@ impl Admin for Node {
         _: Request<ActOnQueueRequest>,
     ) -> Result<Response<ActOnQueueResponse>, Status> {
         self.answer(|_| ActOnQueueResponse { changed: 1 })
+    }
+
+    async fn reconfigure(
+        &self,
+        request: Request<ReconfigureRequest>,
+    ) -> Result<Response<ReconfigureResponse>, Status> {
+        let generation = request.into_inner().topology.map_or(0, |topology| topology.generation);
+        self.answer(|_| ReconfigureResponse { changed: true, generation })
     }
 
     async fn hand_over(&self, _: Request<HandOverRequest>) -> Result<Response<HandOverResponse>, Status> {

@@ -32,7 +32,7 @@ def free_offset(nodes=5):
 
 
 class Dev:
-    """One `quorumail dev`. `node(i)` is the newest JSON line of node i."""
+    """One `quorumail dev`. `node(i)` is the newest JSON line of node i. Without `nodes` the MailCluster says how many."""
 
     def __init__(self, directory, resources, nodes=3, restart=True, data=None, extra=()):
         self.directory = Path(directory)
@@ -42,7 +42,8 @@ class Dev:
         for name, text in resources.items():
             (self.files / name).write_text(text)
         self.log = open(self.directory / "dev.log", "ab")
-        command = [str(BIN / "quorumail"), "dev", "--nodes", str(nodes), "-f", str(self.files)]
+        command = [str(BIN / "quorumail"), "dev", "-f", str(self.files)]
+        command += [] if nodes is None else ["--nodes", str(nodes)]
         command += ["--base-port", str(free_offset()), "--data", str(data or self.directory / "data")]
         command += [] if restart else ["--no-restart"]
         self.process = subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, stderr=self.log, cwd=directory)
@@ -78,6 +79,11 @@ class Dev:
     def kill(self, index):
         """kill -9 of a node."""
         os.kill(self.nodes[index]["pid"], signal.SIGKILL)
+
+    def status(self):
+        """What `quorumail status` says."""
+        command = [str(BIN / "quorumail"), "--dev", str(self.directory / "data"), "status", "-o", "json"]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
 
     def write(self, name, text):
         """Edits a watched resource file, as an editor does: a new file renamed over the old."""

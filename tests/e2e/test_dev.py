@@ -309,3 +309,54 @@ def test_acknowledged_mail_survives_kill_of_any_mailnode(tmp_path):
         assert not lost, f"{len(lost)} acknowledged messages are lost"
         assert not twice, f"{len(twice)} messages are there twice"
         assert not phantoms, f"{len(phantoms)} messages are there that nobody sent"
+
+
+def test_a_cluster_grows_from_one_to_three_to_five_and_back_without_losing_mail(tmp_path):
+    """The number of nodes is edited in the MailCluster's file, four times, while mail is sent to all nodes that stay."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    names = [f"user{i}" for i in range(12)]
+    recipients = [f"{n}@example.org" for n in names]
+
+    def cluster(nodes):
+        return ("{apiVersion: quorumail.io/v1alpha1, kind: MailCluster, metadata: {name: mc}, "
+                "spec: {nodes: %d, partitions: 8}}\n" % nodes)
+
+    def settled(nodes):
+        status = dev.status()
+        ids = [node["node"] for node in status["nodes"]]
+        spread = sorted(node["replicas"] for node in status["nodes"])
+        return (ids == list(range(nodes)) and all(node["ready"] for node in status["nodes"])
+                and status["partitions"]["moving"] == 0 and status["partitions"]["underReplicated"] == 0
+                and sum(spread) == 8 * min(nodes, 3) and spread[-1] - spread[0] <= 1)
+
+    with Dev(tmp_path, {"people.yaml": people(names), "cluster.yaml": cluster(1)}, nodes=None) as dev:
+        ledger, stop, smtp = mail.Ledger(), threading.Event(), [dev.node(0)["smtp"]]
+        senders = [threading.Thread(target=mail.keep_sending, args=(smtp, recipients, ledger, stop, seed + i)) for i in range(4)]
+        for sender in senders:
+            sender.start()
+        try:
+            for nodes in [3, 5, 3]:
+                before, started = len(ledger.acknowledged), time.monotonic()
+                # Nodes that go take no more mail first, as behind a load balancer.
+                del smtp[nodes:]
+                time.sleep(1)
+                dev.write("cluster.yaml", cluster(nodes))
+                mail.wait_for(lambda: settled(nodes), within=180, every=1, what=f"{nodes} nodes")
+                print(f"{nodes} nodes after {time.monotonic() - started:.1f} s, "
+                      f"{len(ledger.acknowledged) - before} messages acknowledged meanwhile")
+                smtp[:] = [dev.node(i)["smtp"] for i in range(nodes)]
+                during = len(ledger.acknowledged)
+                mail.wait_for(lambda: len(ledger.acknowledged) > during + 50, within=60, what="mail flowing after the change")
+        finally:
+            stop.set()
+            for sender in senders:
+                sender.join()
+        print(f"acknowledged {len(ledger.acknowledged)}, unknown {len(ledger.unknown)}, refused {len(ledger.refused)}, "
+              f"longest pause {ledger.longest_pause():.2f} s")
+        for node in range(3):
+            lost, twice, phantoms = mail.account_for(
+                ledger, lambda r: mail.login(dev.node(node)["imaps"], r, PASSWORD), recipients)
+            assert not lost, f"{len(lost)} acknowledged messages are lost at node {node}"
+            assert not twice, f"{len(twice)} messages are there twice"
+            assert not phantoms, f"{len(phantoms)} messages are there that nobody sent"

@@ -6,14 +6,29 @@ use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Server};
 
 use crate::machine::NodeId;
+use crate::topology::Topology;
 
-/// A mailnode and where its peer service listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A mailnode and where it is reached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Peer {
     /// Its number.
     pub id: NodeId,
     /// `host:port` of its peer service.
     pub address: String,
+    /// `host:port` of its admin service. Only told on, not used here.
+    pub admin: String,
+    /// Where it is: replicas of a group are put into different zones where there are enough. Nodes without one are all in
+    /// the same.
+    pub zone: String,
+    /// Whether its replicas are to move to other nodes.
+    pub leaving: bool,
+}
+
+impl Peer {
+    /// A node without zone and admin service.
+    pub fn new(id: NodeId, address: impl Into<String>) -> Peer {
+        Peer { id, address: address.into(), ..Peer::default() }
+    }
 }
 
 /// How much applied log is kept for followers that are behind. What is older is purged, and a follower that still
@@ -40,8 +55,8 @@ pub struct Config {
     pub cluster: String,
     /// Version told to peers.
     pub version: String,
-    /// All nodes, this one included.
-    pub peers: Vec<Peer>,
+    /// All nodes, as this one knows them when it starts.
+    pub topology: Topology,
     /// Number of partitions; groups 1 to this. Group 0 always exists.
     pub partitions: u32,
     /// Voters a partition; fewer when there are fewer nodes.
@@ -67,7 +82,7 @@ impl Config {
     pub fn new(
         node: NodeId,
         cluster: impl Into<String>,
-        peers: Vec<Peer>,
+        topology: impl Into<Topology>,
         partitions: u32,
         replicas: usize,
     ) -> Config {
@@ -75,7 +90,7 @@ impl Config {
             node,
             cluster: cluster.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            peers,
+            topology: topology.into(),
             partitions,
             replicas,
             heartbeat: Duration::from_millis(100),

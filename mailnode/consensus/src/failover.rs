@@ -81,8 +81,8 @@ fn vote_of(group: &Group, lost: Leader) -> Option<Vote> {
 fn turn(node: &Inner, group: &Group, lost: Leader) -> Option<u32> {
     let metrics = group.raft.server_metrics();
     let mut voters: Vec<NodeId> = metrics.borrow_watched().membership_config.voter_ids().collect();
-    let placed = |voter: &NodeId| group.placement.voters.iter().position(|placed| placed == voter);
-    voters.sort_by_key(|voter| (placed(voter).unwrap_or(usize::MAX), *voter));
+    let preferred = *group.preferred.lock();
+    voters.sort_by_key(|voter| (Some(*voter) != preferred, *voter));
     let lives = |voter: &NodeId| {
         let pulse = node.links.get(*voter).map(|link| link.pulse.is_fresh(node.config.lease()));
         *voter == node.config.node || pulse.unwrap_or(false)

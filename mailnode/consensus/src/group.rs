@@ -1,7 +1,7 @@
 //! One group on this node: its engine, its log, and what is known of its leader.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
@@ -9,13 +9,13 @@ use openraft::{Instant as _, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::adapter::Applied;
 use crate::log::GroupLog;
 use crate::machine::{GroupId, NodeId};
-use crate::placement::Placement;
 use crate::quiet::Quiet;
-use crate::types::{AppendRequest, LogId, Raft, VoteRequest, term_of};
+use crate::types::{AppendRequest, LogId, Membership, Raft, VoteRequest, term_of};
 
 /// Who leads, as far as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,13 +29,18 @@ pub(crate) struct Group {
     pub(crate) id: GroupId,
     pub(crate) raft: Raft,
     pub(crate) log: GroupLog,
-    pub(crate) placement: Placement,
+    /// Who should lead, once it is well; none as long as that is not known.
+    pub(crate) preferred: Mutex<Option<NodeId>>,
     pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) leader: watch::Sender<Leader>,
     /// What must have been applied before this replica may vote; see [`Group::may_vote_for`].
     proof: Mutex<Option<LogId>>,
     /// The lowest term whose leader may be followed by a replica that may not vote yet; see [`crate::memory`].
     follows_from: Mutex<Option<u64>>,
+    /// Cancelled when the replica is removed or the node stops.
+    pub(crate) stop: CancellationToken,
+    /// Whether it was made while the node runs, and has not caught up since.
+    joining: AtomicBool,
     /// Serialises snapshots coming in.
     pub(crate) installing: Arc<tokio::sync::Semaphore>,
     /// When a leader was last heard here, in milliseconds since `started`; zero before the first time.
@@ -58,14 +63,17 @@ impl Group {
         id: GroupId,
         raft: Raft,
         log: GroupLog,
-        placement: Placement,
+        preferred: Option<NodeId>,
+        stop: CancellationToken,
         applied: watch::Receiver<Applied>,
     ) -> Group {
         Group {
             id,
             raft,
             log,
-            placement,
+            preferred: Mutex::new(preferred),
+            stop,
+            joining: AtomicBool::new(false),
             applied,
             leader: watch::Sender::new(Leader::default()),
             proof: Mutex::new(None),
@@ -169,6 +177,28 @@ impl Group {
         alone
             || self.quiet.vouches(lease)
             || metrics.last_quorum_acked.is_some_and(|acked| acked.into_inner().elapsed() < lease)
+    }
+
+    /// Notes that the replica was made while the node runs.
+    pub(crate) fn set_joining(&self) {
+        self.joining.store(true, Ordering::Release);
+    }
+
+    /// Whether the replica was made while the node runs and has not caught up yet.
+    pub(crate) fn is_joining(&self) -> bool {
+        self.joining.load(Ordering::Acquire) && !self.log.is_proven()
+    }
+
+    /// The replicas as this node knows them.
+    pub(crate) fn membership(&self) -> Membership {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().clone()
+    }
+
+    /// Whether the node votes in the group.
+    pub(crate) fn is_voter(&self, node: NodeId) -> bool {
+        self.membership().voter_ids().any(|voter| voter == node)
     }
 
     /// Waits until this replica has applied the entry.

@@ -4,12 +4,16 @@
 //! over the nodes) share one journal and one channel a peer. It knows nothing of mail: commands, queries and answers
 //! are bytes. Nothing outside this crate imports openraft.
 //!
+//! Which nodes there are is a [`Topology`] that can change while they run ([`Consensus::reconfigure`]): the node that
+//! leads the directory plans who is to hold what, and the leaders of the groups move their memberships there.
+//!
 //! [`open_log`] replays the journal, [`Consensus::start`] starts the groups, [`Consensus::peer_service`] is what other
 //! nodes call. [`Consensus::propose`] returns once a majority has the command on disk and it is applied;
 //! [`Consensus::query`] reads what is certain to contain everything acknowledged before.
 
 mod adapter;
 mod config;
+mod coordinator;
 mod failover;
 mod fatal;
 mod group;
@@ -26,21 +30,26 @@ mod propose;
 mod pulse;
 mod quiet;
 mod record;
+mod replicas;
+mod reshape;
 mod runtime;
 mod service;
 mod tend;
+mod topology;
 mod types;
 mod wire;
 
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
+pub use coordinator::{GroupProgress, Progress};
 pub use machine::{Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine};
 pub use metrics::{GroupMetrics, LATENCY_BUCKETS_US, Metrics};
 pub use node::{Consensus, GroupStatus, StartError, Writes};
 pub use open::{OpenError, RecoveredLog, open_log, open_log_on};
-pub use placement::{DIRECTORY_VOTERS, Placement, placement};
+pub use placement::{Current, DIRECTORY_VOTERS, Placement, founding, placement};
 pub use propose::{MAX_COMMAND_BYTES, ProposeError};
 pub use record::{COMMAND_OFFSET, command_index};
 #[cfg(feature = "simulation")]
 pub use runtime::seed_random_numbers;
 pub use service::PeerService;
+pub use topology::{MAX_NODES, Topology, TopologyError};
 pub use wire::MAX_MESSAGE_BYTES;

@@ -46,6 +46,8 @@ pub(crate) struct Contents {
     purged: Option<LogId>,
     committed: Option<LogId>,
     proven: bool,
+    /// Whether the replica was removed from this node.
+    forgotten: bool,
     /// Log index of `slots[0]`.
     first: u64,
     slots: VecDeque<Slot>,
@@ -56,6 +58,17 @@ pub(crate) struct Contents {
 }
 
 impl Contents {
+    /// What is left of a replica that was removed. The vote stays: in its term the node votes for nobody else, also when
+    /// it gets a replica again.
+    pub(crate) fn forgotten(vote: Option<Vote>) -> Contents {
+        Contents { vote, forgotten: true, ..Contents::default() }
+    }
+
+    /// Whether the replica was removed and none has been made since; then its last vote.
+    pub(crate) fn is_forgotten(&self) -> Option<Option<Vote>> {
+        self.forgotten.then_some(self.vote)
+    }
+
     fn next(&self) -> u64 {
         self.first + self.slots.len() as u64
     }
@@ -131,7 +144,10 @@ impl Contents {
     /// tells in the end whether it goes on where it was purged.
     pub(crate) fn replay(&mut self, position: Position, head: &[u8]) -> Result<(), record::DecodeError> {
         self.oldest.get_or_insert(position.segment);
-        match record::decode(head)? {
+        let decoded = record::decode(head)?;
+        // Whatever is written after a removal is of a replica that was made anew.
+        self.forgotten = false;
+        match decoded {
             Decoded::Entry(id) => {
                 if self.slots.is_empty() && self.purged.is_none_or(|purged| purged.index < id.index) {
                     self.first = id.index;
@@ -147,12 +163,17 @@ impl Contents {
                 if let Some(vote) = base.vote {
                     self.replay_vote(vote)?;
                 }
+                if base.forgotten {
+                    self.replay_removal();
+                    return Ok(());
+                }
                 if let Some(purged) = base.purged {
                     self.purge(purged);
                 }
                 self.committed = base.committed;
                 self.proven |= base.proven;
             }
+            Decoded::Forgotten => self.replay_removal(),
         }
         Ok(())
     }
@@ -163,6 +184,10 @@ impl Contents {
         }
         self.vote = Some(vote);
         Ok(())
+    }
+
+    fn replay_removal(&mut self) {
+        *self = Contents { oldest: self.oldest, ..Contents::forgotten(self.vote) };
     }
 
     /// Whether the log that was replayed goes on where it was purged.
@@ -176,7 +201,13 @@ impl Contents {
     }
 
     fn base(&self) -> Base {
-        Base { vote: self.vote, purged: self.purged, committed: self.committed, proven: self.proven }
+        Base {
+            vote: self.vote,
+            purged: self.purged,
+            committed: self.committed,
+            proven: self.proven,
+            forgotten: self.forgotten,
+        }
     }
 }
 
@@ -208,7 +239,14 @@ enum Found {
 }
 
 impl GroupLog {
-    pub(crate) fn new(group: GroupId, journal: Journal, cache_limit: u64, contents: Contents) -> GroupLog {
+    pub(crate) fn new(
+        group: GroupId,
+        journal: Journal,
+        cache_limit: u64,
+        mut contents: Contents,
+    ) -> GroupLog {
+        // From here on there is a replica again.
+        contents.forgotten = false;
         let durable = tokio::sync::watch::Sender::new(contents.next());
         GroupLog(Arc::new(Shared {
             group,
@@ -262,6 +300,20 @@ impl GroupLog {
             (first.min(position.segment), on_disk)
         };
         on_disk.await.ok().map(|()| oldest)
+    }
+
+    /// Remembers on disk that the replica was removed, and answers its last vote. Its engine must have stopped.
+    pub(crate) async fn forget(&self) -> Option<Vote> {
+        let (vote, on_disk) = {
+            let mut contents = self.0.contents.lock();
+            let on_disk = self.append_now(record::encode_forgotten()).1;
+            let vote = contents.vote;
+            *contents = Contents::forgotten(vote);
+            (vote, on_disk)
+        };
+        // As in save_vote.
+        let _ = on_disk.await;
+        vote
     }
 
     /// Where the record of an entry lies.
@@ -391,6 +443,18 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
         Bound::Unbounded => u64::MAX,
     };
     (start, end)
+}
+
+/// Writes down again that a replica was removed, and its last vote, so that the records before are not needed any more.
+/// Answers, once that is on disk, in which segment; none when the journal was closed meanwhile.
+pub(crate) async fn write_forgotten(journal: &Journal, group: GroupId, vote: Option<Vote>) -> Option<u64> {
+    let payload = record::encode_base(&Contents::forgotten(vote).base());
+    let (done, on_disk) = tokio::sync::oneshot::channel();
+    let positions = journal.append(vec![Record { stream: StreamId(group.0), payload }], move || {
+        // Nobody waits any more when the node is being stopped.
+        let _ = done.send(());
+    });
+    on_disk.await.ok().map(|()| positions[0].segment)
 }
 
 impl RaftLogReader<TypeConfig> for GroupLog {
@@ -602,6 +666,44 @@ mod tests {
     }
 
     #[test]
+    fn of_a_removed_replica_only_the_vote_is_left_and_a_new_one_starts_empty() {
+        let mut contents = filled(3);
+        let record = |pieces: Vec<Bytes>| pieces.concat();
+        let vote = Vote::new_committed(4, 2);
+        contents.replay(position(1), &record(record::encode_vote(&vote))).unwrap();
+        contents.replay(position(1), &record(record::encode_proven())).unwrap();
+        contents.replay(position(1), &record(record::encode_forgotten())).unwrap();
+        assert_eq!(contents.is_forgotten(), Some(Some(vote)));
+        assert_eq!((contents.last(), contents.proven), (None, false));
+        contents.replay(position(1), &record(record::encode_purge(&log_id(4, 20)))).unwrap();
+        assert_eq!((contents.is_forgotten(), contents.vote), (None, Some(vote)));
+        assert_eq!(contents.last(), Some(log_id(4, 20)));
+    }
+
+    #[test]
+    fn what_is_left_of_a_removed_replica_is_carried_over_the_floor() {
+        let record = |pieces: Vec<Bytes>| pieces.concat();
+        let vote = Vote::new_committed(4, 2);
+        let carried = record(record::encode_base(&Contents::forgotten(Some(vote)).base()));
+        // From the floor on: with nothing before, and with the end of the log that was removed.
+        for before in [&[][..], &[entry(502), entry(503)]] {
+            let mut contents = Contents::default();
+            for mark in before {
+                contents.replay(position(1), mark).unwrap();
+            }
+            contents.replay(position(1), &carried).unwrap();
+            assert_eq!(contents.is_forgotten(), Some(Some(vote)));
+            assert!(contents.is_whole());
+            assert_eq!((contents.last(), contents.proven), (None, false));
+            // A replica that is made anew starts at the first entry, in a term that its vote allows.
+            contents.replay(position(1), &record(record::encode_vote(&Vote::new(5, 1)))).unwrap();
+            contents.replay(position(1), &entry(0)).unwrap();
+            assert_eq!(contents.is_forgotten(), None);
+            assert!(contents.is_whole());
+        }
+    }
+
+    #[test]
     fn a_log_goes_on_after_a_snapshot_beyond_its_end() {
         let mut contents = filled(3);
         contents.purge(log_id(4, 99));
@@ -617,7 +719,13 @@ mod tests {
     #[test]
     fn a_replay_that_begins_in_the_middle_ends_with_what_was_not_purged() {
         let id = |index| log_id(1, index);
-        let base = Base { vote: None, purged: Some(id(505)), committed: Some(id(508)), proven: true };
+        let base = Base {
+            vote: None,
+            purged: Some(id(505)),
+            committed: Some(id(508)),
+            proven: true,
+            forgotten: false,
+        };
         let marks = [
             record::encode_truncate(&Some(id(501))).concat(),
             entry(502),

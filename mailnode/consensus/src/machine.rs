@@ -59,6 +59,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Starts to replace the group's state by a snapshot; nothing changes until [`SnapshotWriter::finish`].
     fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError>;
 
+    /// Deletes the group's state, durably; there may be none. Called before an empty replica is made, and after one was
+    /// removed.
+    fn remove(&self, group: GroupId) -> Result<(), MachineError>;
+
     /// Makes everything applied so far durable, so that the log before it is no longer needed for recovery.
     fn checkpoint(&self) -> Result<(), MachineError>;
 }

@@ -8,12 +8,18 @@
 //! group's voters, itself not counted, has answered: that majority and every one that the replica was once part of have a
 //! member in common, other than the replica, that has not forgotten. Hence no leader to which the replica has ever
 //! acknowledged anything is of a higher term than the highest it is told, and leaders of lower terms it refuses.
+//!
+//! Voters change meanwhile, too. Who the voters are says the replica that has applied most; each of them must see a majority
+//! of the voters it knows of among those that answered, and while a change is under way one of those before it as well. A
+//! membership that replaced theirs was committed by a majority of each of the two, one of whom would have told of it.
+//!
+//! A replica that is made anew on a node, for a group that comes there, has the same to learn: there may have been one
+//! before it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::async_runtime::WatchReceiver;
 use quorumail_proto::peer::Standing;
 
 use crate::group::Group;
@@ -28,18 +34,23 @@ impl Group {
     pub(crate) fn standing(&self) -> Standing {
         let (term, proven) = (self.log.term(), self.log.is_proven());
         let committed = self.applied.borrow().last.map_or(0, |last| last.index);
-        // Last, and nothing else while it is borrowed: the engine waits to write its metrics meanwhile.
-        let metrics = self.raft.server_metrics();
-        let voters = metrics.borrow_watched().membership_config.membership().voter_ids().collect();
-        Standing { group: self.id.0, term, proven, committed, voters }
+        let membership = self.membership();
+        let mut configs = membership.get_joint_config().iter().map(|voters| voters.iter().copied().collect());
+        let first: Vec<NodeId> = configs.next().unwrap_or_default();
+        let (voters, old_voters) = match configs.next_back() {
+            Some(last) => (last, first),
+            None => (first, Vec::new()),
+        };
+        Standing { group: self.id.0, term, proven, committed, voters, old_voters }
     }
 }
 
 /// Asks until it is known which leaders the replica may follow.
 pub(crate) async fn regain(node: Arc<Inner>, group: Arc<Group>) {
-    let others: Vec<NodeId> =
-        node.config.peers.iter().map(|peer| peer.id).filter(|id| *id != node.config.node).collect();
     while !group.log.is_proven() {
+        // Asked anew each time: nodes come and go.
+        let mut others = node.topology().ids();
+        others.retain(|other| *other != node.config.node);
         let replies = futures::future::join_all(others.iter().map(|other| node.hello(*other))).await;
         let told: BTreeMap<NodeId, Standing> = replies
             .into_iter()
@@ -63,19 +74,23 @@ pub(crate) async fn regain(node: Arc<Inner>, group: Arc<Group>) {
 /// Who has lost its memory as well does not count, but while the group is being founded: then nobody has a memory, and
 /// nothing that could be lost.
 fn lowest_term(me: NodeId, told: &BTreeMap<NodeId, Standing>) -> Option<u64> {
-    let mut remembering = told.values().filter(|standing| standing.proven).peekable();
-    remembering.peek()?;
-    let founding = remembering.clone().all(|standing| standing.committed == 0);
+    let remembering = || told.iter().filter(|(_, standing)| standing.proven);
+    let best = remembering().map(|(_, standing)| standing).max_by_key(|one| (one.committed, one.term))?;
+    let founding = best.committed == 0;
     let counts = |node: &NodeId| told.get(node).is_some_and(|standing| standing.proven || founding);
-    for standing in remembering {
-        let others: Vec<NodeId> = standing.voters.iter().copied().filter(|voter| *voter != me).collect();
-        let majority = standing.voters.len() / 2 + 1;
-        let answered = others.iter().filter(|other| counts(other)).count();
-        if standing.voters.is_empty() || answered < majority.min(others.len()) {
-            return None;
-        }
-    }
-    told.values().map(|standing| standing.term).max()
+    let answered = |voters: &[NodeId]| {
+        let others = voters.iter().filter(|voter| **voter != me);
+        let needed = (voters.len() / 2 + 1).min(others.clone().count());
+        others.filter(|other| counts(other)).count() >= needed
+    };
+    let known = |standing: &Standing| {
+        !standing.voters.is_empty() && answered(&standing.voters) && answered(&standing.old_voters)
+    };
+    // One that votes no more, and was not told, would wait for voters of long ago.
+    let votes = |node: &NodeId| best.voters.contains(node) || best.old_voters.contains(node);
+    let asked = remembering().filter(|(node, _)| votes(node)).map(|(_, standing)| standing);
+    let all_known = known(best) && asked.into_iter().all(known);
+    all_known.then(|| told.values().map(|standing| standing.term).max()).flatten()
 }
 
 #[cfg(test)]
@@ -85,7 +100,7 @@ mod tests {
     fn told(standings: &[(NodeId, u64, bool, u64)]) -> BTreeMap<NodeId, Standing> {
         let standing = |(node, term, proven, committed): &(NodeId, u64, bool, u64)| {
             let (term, proven, committed) = (*term, *proven, *committed);
-            (*node, Standing { group: 1, term, proven, committed, voters: vec![0, 1, 2] })
+            (*node, Standing { group: 1, term, proven, committed, voters: vec![0, 1, 2], old_voters: vec![] })
         };
         standings.iter().map(standing).collect()
     }
@@ -107,6 +122,26 @@ mod tests {
             None,
             "it is not founded yet"
         );
+    }
+
+    #[test]
+    fn while_voters_change_a_majority_of_both_must_answer() {
+        let mut growing = told(&[(2, 4, true, 9), (3, 4, true, 9), (4, 4, true, 9)]);
+        for standing in growing.values_mut() {
+            (standing.old_voters, standing.voters) = (vec![0, 1, 2], vec![0, 1, 2, 3, 4]);
+        }
+        assert_eq!(lowest_term(0, &growing), None, "of the voters before the change one only has answered");
+        growing.insert(1, Standing { term: 5, ..growing[&2].clone() });
+        assert_eq!(lowest_term(0, &growing), Some(5));
+    }
+
+    #[test]
+    fn one_that_votes_no_more_is_not_asked_who_votes() {
+        let mut moved = told(&[(1, 4, true, 9), (2, 4, true, 9), (5, 3, true, 7)]);
+        if let Some(gone) = moved.get_mut(&5) {
+            gone.voters = vec![3, 4, 5];
+        }
+        assert_eq!(lowest_term(0, &moved), Some(4));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
@@ -13,12 +14,13 @@ use openraft::network::{
     Backoff, NetBackoff, NetSnapshot, NetStreamAppend, NetTransferLeader, NetVote, RPCOption,
 };
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use quorumail_proto::peer::append_frame::Mode;
 use quorumail_proto::peer::peer_client::PeerClient;
 use quorumail_proto::peer::{AppendFrame, GroupCall, SnapshotChunk};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use crate::adapter::{Applied, SnapshotData};
@@ -55,15 +57,26 @@ pub(crate) struct Link {
     channel: Mutex<Option<Channel>>,
     /// Whether the peer's process lives.
     pub(crate) pulse: PeerPulse,
+    /// Whether pulses to it have been started.
+    pulsing: AtomicBool,
+    /// Cancelled when the peer is no part of the cluster any more, and when the node stops.
+    pub(crate) stop: CancellationToken,
 }
 
 impl Link {
-    fn new(peer: Peer, connector: Arc<dyn Connector>, counters: Arc<Counters>) -> Link {
+    fn new(
+        peer: Peer,
+        connector: Arc<dyn Connector>,
+        counters: Arc<Counters>,
+        stop: CancellationToken,
+    ) -> Link {
         Link {
             log: Lane::new(peer.clone(), connector.clone(), counters.clone()),
             heartbeats: Lane::new(peer.clone(), connector.clone(), counters.clone()),
             channel: Mutex::new(None),
             pulse: PeerPulse::default(),
+            pulsing: AtomicBool::new(false),
+            stop,
             peer,
             connector,
             counters,
@@ -77,6 +90,11 @@ impl Link {
             *channel = Some(self.connector.channel(&self.peer).map_err(|error| error.to_string())?);
         }
         Ok(client(channel.clone().expect("was just set")))
+    }
+
+    /// Answers true once: whoever gets it starts the pulses.
+    pub(crate) fn begin_pulse(&self) -> bool {
+        !self.pulsing.swap(true, Ordering::AcqRel)
     }
 
     /// A client over a channel of its own; connects on use.
@@ -97,7 +115,9 @@ impl Link {
 
 /// The links to all peers.
 pub(crate) struct Links {
-    links: BTreeMap<NodeId, Arc<Link>>,
+    links: RwLock<BTreeMap<NodeId, Arc<Link>>>,
+    stop: CancellationToken,
+    connector: Arc<dyn Connector>,
     machine: Arc<dyn StateMachine>,
     counters: Arc<Counters>,
     snapshots: Arc<Semaphore>,
@@ -107,28 +127,47 @@ impl Links {
     pub(crate) fn new(
         node: NodeId,
         peers: &[Peer],
-        connector: &Arc<dyn Connector>,
+        connector: Arc<dyn Connector>,
         machine: Arc<dyn StateMachine>,
         counters: Arc<Counters>,
+        stop: CancellationToken,
     ) -> Links {
-        let others = peers.iter().filter(|peer| peer.id != node);
-        let link = |peer: &Peer| Arc::new(Link::new(peer.clone(), connector.clone(), counters.clone()));
-        let links = others.map(|peer| (peer.id, link(peer))).collect();
         let snapshots = Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE));
-        Links { links, machine, counters, snapshots }
+        let links = Links { links: RwLock::default(), connector, machine, counters, snapshots, stop };
+        links.set(node, peers);
+        links
     }
 
-    pub(crate) fn get(&self, node: NodeId) -> Option<&Arc<Link>> {
-        self.links.get(&node)
+    /// Makes links to the nodes that there are now; those whose address has stayed are kept as they are.
+    pub(crate) fn set(&self, node: NodeId, peers: &[Peer]) {
+        let mut links = self.links.write();
+        links.retain(|id, link| {
+            let stays = peers.iter().any(|peer| peer.id == *id && peer.address == link.peer.address);
+            if !stays {
+                link.stop.cancel();
+            }
+            stays
+        });
+        for peer in peers.iter().filter(|peer| peer.id != node) {
+            let new = || {
+                let stop = self.stop.child_token();
+                Arc::new(Link::new(peer.clone(), self.connector.clone(), self.counters.clone(), stop))
+            };
+            links.entry(peer.id).or_insert_with(new);
+        }
+    }
+
+    pub(crate) fn get(&self, node: NodeId) -> Option<Arc<Link>> {
+        self.links.read().get(&node).cloned()
     }
 
     /// Lets the next pulses to all peers go now.
     pub(crate) fn hurry(&self) {
-        self.links.values().for_each(|link| link.pulse.hurry.notify_one());
+        self.links.read().values().for_each(|link| link.pulse.hurry.notify_one());
     }
 
-    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Link>> {
-        self.links.values()
+    pub(crate) fn all(&self) -> Vec<Arc<Link>> {
+        self.links.read().values().cloned().collect()
     }
 }
 
@@ -170,7 +209,7 @@ enum Call {
 }
 
 impl Network {
-    fn link(&self) -> Result<&Arc<Link>, RpcError> {
+    fn link(&self) -> Result<Arc<Link>, RpcError> {
         self.links
             .get(self.target)
             .ok_or_else(|| unreachable(format!("node {} is not configured", self.target)))
@@ -305,7 +344,7 @@ impl NetStreamAppend<TypeConfig> for Network {
         let heartbeat = self.heartbeat;
         let timeout = if heartbeat { option.hard_ttl() } else { REPLY_TIMEOUT };
         Box::pin(async move {
-            let link = self.link()?.clone();
+            let link = self.link()?;
             let lane = if heartbeat { &link.heartbeats } else { &link.log };
             let session = match lane.session(!heartbeat).await {
                 Ok(session) => session,
@@ -342,7 +381,7 @@ impl NetSnapshot<TypeConfig> for Network {
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let link = self.link()?.clone();
+        let link = self.link()?;
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),

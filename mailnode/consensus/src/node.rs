@@ -6,10 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, SnapshotPolicy};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use quorumail_journal::Journal;
 use quorumail_proto::peer::HelloRequest;
 use quorumail_proto::peer::peer_server::PeerServer;
@@ -17,24 +16,22 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::adapter::Adapter;
-use crate::config::{Config, Connector};
+use crate::config::{Config, Connector, Peer};
+use crate::coordinator::{Planned, Progress};
 use crate::fatal::Fatal;
 use crate::group::Group;
-use crate::log::{Contents, GroupLog};
 use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
 use crate::metrics::{Counters, GroupMetrics, Metrics};
-use crate::network::{Factory, Links};
+use crate::network::Links;
 use crate::open::RecoveredLog;
-use crate::placement::{Placement, placement};
+use crate::placement::{Placement, founding};
 use crate::propose::ProposeError;
 use crate::runtime::offload;
 use crate::service::PeerService;
-use crate::types::Raft;
+use crate::topology::{self, Topology, TopologyError};
+use crate::types::Vote;
 use crate::wire::MAX_MESSAGE_BYTES;
 
-/// Groups started at once: each may have log to apply again.
-const STARTS_AT_ONCE: usize = 8;
 /// Log entries in one append request, at most.
 const MAX_APPEND_ENTRIES: u64 = 1024;
 /// Entries that a replica may be behind and still count as caught up: under load it always is a little.
@@ -88,7 +85,7 @@ impl From<u8> for Writes {
 pub struct GroupStatus {
     /// Which one.
     pub group: GroupId,
-    /// Who votes, by the group's own membership; by placement as long as that is not known.
+    /// Who votes, by the group's own membership; by the founding placement as long as that is not known.
     pub voters: Vec<NodeId>,
     /// Who only follows.
     pub learners: Vec<NodeId>,
@@ -110,8 +107,16 @@ pub(crate) struct Inner {
     pub(crate) journal: Journal,
     /// The oldest segment of the journal that a group needs which is not started.
     pub(crate) pinned: Option<u64>,
-    pub(crate) placements: BTreeMap<GroupId, Placement>,
-    groups: BTreeMap<GroupId, Arc<Group>>,
+    /// Where the groups of a new cluster are.
+    pub(crate) founding: BTreeMap<GroupId, Placement>,
+    pub(crate) topology: watch::Sender<Arc<Topology>>,
+    pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
+    /// Groups of which there was a replica here that has been removed, and its last vote.
+    pub(crate) forgotten: Mutex<BTreeMap<GroupId, Option<Vote>>>,
+    /// Held while a replica is made or removed.
+    pub(crate) changing: tokio::sync::Mutex<()>,
+    pub(crate) planned: Mutex<Planned>,
+    pub(crate) engine: Arc<openraft::Config>,
     pub(crate) links: Arc<Links>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) fatal: Fatal,
@@ -145,39 +150,43 @@ impl Consensus {
         machine: Arc<dyn StateMachine>,
         connector: Arc<dyn Connector>,
     ) -> Result<Consensus, StartError> {
-        let nodes: Vec<NodeId> = config.peers.iter().map(|peer| peer.id).collect();
-        if !nodes.contains(&config.node) {
-            return Err(StartError::Config(format!("node {} is not among the peers", config.node)));
+        let topology = config.topology.clone();
+        topology.check().map_err(|error| StartError::Config(error.to_string()))?;
+        if topology.node(config.node).is_none() {
+            return Err(StartError::Config(format!("node {} is not among the nodes", config.node)));
+        }
+        if topology.founders.is_empty() {
+            return Err(StartError::Config("it is not said which nodes founded the cluster".into()));
         }
         let engine = Arc::new(engine_config(&config)?);
-        let placements = placement(&nodes, config.partitions, config.replicas);
         let counters = Arc::new(Counters::default());
-        let fatal = Fatal::new();
-        let links = Links::new(config.node, &config.peers, &connector, machine.clone(), counters.clone());
-        let links = Arc::new(links);
-        let starter = Starter {
-            config: &config,
-            journal: &journal,
-            machine: &machine,
-            engine,
-            links: &links,
-            counters: &counters,
-            fatal: &fatal,
-        };
-        let pinned = recovered.oldest_without(|group| placements.contains_key(&group));
-        let groups = starter.start_all(&placements, recovered).await?;
+        let pinned = recovered.oldest_without(|group| group.0 <= config.partitions);
+        let stop = CancellationToken::new();
+        let links = Links::new(
+            config.node,
+            &topology.nodes,
+            connector,
+            machine.clone(),
+            counters.clone(),
+            stop.clone(),
+        );
         let proposal_room = Semaphore::new(config.proposal_bytes.min(Semaphore::MAX_PERMITS));
         let inner = Arc::new(Inner {
+            founding: founders_placement(&config),
+            topology: watch::Sender::new(Arc::new(topology)),
             config,
             machine,
             journal,
             pinned,
-            placements,
-            groups,
-            links,
+            groups: RwLock::default(),
+            forgotten: Mutex::default(),
+            changing: tokio::sync::Mutex::default(),
+            planned: Mutex::default(),
+            engine,
+            links: Arc::new(links),
             counters,
-            fatal,
-            stop: CancellationToken::new(),
+            fatal: Fatal::new(),
+            stop,
             tasks: TaskTracker::new(),
             proposal_room,
             leaving: AtomicBool::new(false),
@@ -186,6 +195,7 @@ impl Consensus {
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),
         });
+        inner.start_groups(recovered).await?;
         inner.clone().tend();
         Ok(Consensus(inner))
     }
@@ -221,7 +231,15 @@ impl Consensus {
 
     /// Whether this node has a replica of the group, voting or not.
     pub fn holds(&self, group: GroupId) -> bool {
-        self.0.groups.contains_key(&group)
+        self.0.group(group).is_some()
+    }
+
+    /// Returns once this node's own replica of the group has everything that was acknowledged before the call.
+    ///
+    /// # Errors
+    /// When there is no replica here, or it could not be brought up to date within the time given.
+    pub async fn catch_up(&self, group: GroupId, within: Duration) -> Result<(), ProposeError> {
+        self.0.catch_up(group, within).await
     }
 
     /// Whether this node leads the group and has heard from a majority within the lease. Not a licence to read: use
@@ -232,7 +250,8 @@ impl Consensus {
 
     /// The groups that this node leads.
     pub fn led_groups(&self) -> Vec<GroupId> {
-        self.0.groups.keys().copied().filter(|group| self.leads(*group)).collect()
+        let lease = self.0.config.lease();
+        self.0.groups().into_iter().filter(|group| group.leads(lease)).map(|group| group.id).collect()
     }
 
     /// Who leads the group, as far as this node knows.
@@ -245,22 +264,45 @@ impl Consensus {
         self.0.leads.subscribe()
     }
 
-    /// Where every group of the cluster is placed, by configuration.
-    pub fn placements(&self) -> &BTreeMap<GroupId, Placement> {
-        &self.0.placements
+    /// Where every group is to be, by the last plan that this node has made; that of the founding before it made one.
+    pub fn placements(&self) -> BTreeMap<GroupId, Placement> {
+        self.0.planned.lock().placements().unwrap_or_else(|| self.0.founding.clone())
+    }
+
+    /// Takes up another topology, if it is newer than the one in use; answers whether it is. It is told to all nodes, and
+    /// the memberships of the groups are changed to it, step by step, while all goes on.
+    ///
+    /// # Errors
+    /// A topology that cannot be, or another one of the same generation.
+    pub fn reconfigure(&self, topology: Topology) -> Result<bool, TopologyError> {
+        self.0.adopt(topology)
+    }
+
+    /// The topology in use, and every later one. Whoever starts the node should keep it and give it to the next start.
+    pub fn watch_topology(&self) -> watch::Receiver<Arc<Topology>> {
+        self.0.topology.subscribe()
+    }
+
+    /// How far the cluster is on its way to the topology. Only known to the node that plans it, which leads the directory.
+    pub fn progress(&self) -> Option<Progress> {
+        self.0.planned.lock().progress()
     }
 
     /// All groups held here.
     pub fn status(&self) -> Vec<GroupStatus> {
-        self.0.groups.values().map(|group| self.0.status_of(group)).collect()
+        self.0.groups().iter().map(|group| self.0.status_of(group)).collect()
     }
 
-    /// Whether every group held here has a leader and is applied up to what is committed; else why not.
+    /// Whether this node holds the directory, and every group held here has a leader and is applied up to what is
+    /// committed; else why not. Replicas that are being made while the node runs do not count yet.
     ///
     /// # Errors
     /// The first group that is not ready, in words.
     pub fn ready(&self) -> Result<(), String> {
-        self.0.groups.values().try_for_each(|group| {
+        if self.0.group(GroupId(0)).is_none() {
+            return Err("this node has not been taken into the cluster yet".into());
+        }
+        self.0.groups().iter().filter(|group| !group.is_joining()).try_for_each(|group| {
             let metrics = group.raft.metrics();
             let metrics = metrics.borrow_watched();
             if group.leader.borrow().node.is_none() {
@@ -310,6 +352,7 @@ impl Consensus {
         self.0.stop.cancel();
         self.0.tasks.close();
         self.0.tasks.wait().await;
+        let groups = self.0.groups();
         let stop = |group: &Arc<Group>| {
             let raft = group.raft.clone();
             async move {
@@ -318,7 +361,7 @@ impl Consensus {
                 }
             }
         };
-        futures::future::join_all(self.0.groups.values().map(stop)).await;
+        futures::future::join_all(groups.iter().map(stop)).await;
         let (written, on_disk) = tokio::sync::oneshot::channel();
         self.0.journal.append(Vec::new(), move || {
             // The receiver waits below, unless the caller has given up waiting for us.
@@ -339,7 +382,7 @@ impl Consensus {
         let mut metrics = self.0.counters.snapshot();
         let free = self.0.proposal_room.available_permits();
         metrics.pending_proposal_bytes = self.0.config.proposal_bytes.saturating_sub(free) as u64;
-        for group in self.0.groups.values() {
+        for group in &self.0.groups() {
             metrics.log_disk_reads += group.log.disk_reads();
             metrics.groups.insert(group.id, self.0.metrics_of(group));
         }
@@ -348,12 +391,42 @@ impl Consensus {
 }
 
 impl Inner {
-    pub(crate) fn group(&self, group: GroupId) -> Option<&Arc<Group>> {
-        self.groups.get(&group)
+    pub(crate) fn group(&self, group: GroupId) -> Option<Arc<Group>> {
+        self.groups.read().get(&group).cloned()
     }
 
-    pub(crate) fn groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.groups.values()
+    /// All groups held here, in order.
+    pub(crate) fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().values().cloned().collect()
+    }
+
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        self.topology.borrow().clone()
+    }
+
+    /// Takes up a topology that is newer; answers whether it is.
+    pub(crate) fn adopt(&self, mut topology: Topology) -> Result<bool, TopologyError> {
+        topology.check()?;
+        let mut outcome = Ok(true);
+        self.topology.send_if_modified(|known| {
+            if topology.founders.is_empty() {
+                topology.founders.clone_from(&known.founders);
+            }
+            if topology.generation <= known.generation {
+                let reason = "another topology of this generation is in use already".to_owned();
+                let differs = topology.generation == known.generation && **known != topology;
+                outcome = match differs {
+                    true => Err(TopologyError { generation: topology.generation, reason }),
+                    false => Ok(false),
+                };
+                return false;
+            }
+            tracing::info!(generation = topology.generation, nodes = ?topology.ids(), "another topology");
+            self.links.set(self.config.node, &topology.nodes);
+            *known = Arc::new(topology.clone());
+            true
+        });
+        outcome
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
@@ -374,11 +447,13 @@ impl Inner {
     }
 
     pub(crate) fn initialised(&self) -> Vec<u32> {
-        self.groups.values().filter(|group| group.log.is_initialised()).map(|group| group.id.0).collect()
+        let groups = self.groups();
+        let held = groups.iter().filter(|group| group.log.is_initialised()).map(|group| group.id.0);
+        held.chain(self.forgotten.lock().keys().map(|group| group.0)).collect()
     }
 
     pub(crate) fn leader_of(&self, group: GroupId) -> Option<NodeId> {
-        match self.groups.get(&group) {
+        match self.group(group) {
             Some(group) => group.leader.borrow().node,
             None => self.hints.lock().get(&group).copied(),
         }
@@ -386,7 +461,7 @@ impl Inner {
 
     /// Remembers the leader of a group that is not held here.
     pub(crate) fn note_leader(&self, group: GroupId, leader: Option<NodeId>) {
-        if self.groups.contains_key(&group) {
+        if self.group(group).is_some() {
             return;
         }
         let mut hints = self.hints.lock();
@@ -396,14 +471,38 @@ impl Inner {
         };
     }
 
-    /// Asks a node who it is. None when it does not answer, or belongs to another cluster.
+    pub(crate) fn hints_forget(&self, group: GroupId) {
+        self.hints.lock().remove(&group);
+    }
+
+    /// Asks a node who it is, and tells it of the topology, or is told, whichever is newer. None when it does not answer, or belongs to another cluster.
     pub(crate) async fn hello(&self, node: NodeId) -> Option<quorumail_proto::peer::HelloReply> {
+        let reply = self.say_hello(node, None).await?;
+        let mine = self.topology();
+        if let Some(newer) = reply.topology.clone() {
+            let adopted = topology::from_wire(newer).and_then(|newer| self.adopt(newer));
+            if let Err(error) = adopted {
+                tracing::warn!(node, %error, "a node told a topology that cannot be taken");
+            }
+        } else if reply.generation < mine.generation {
+            return self.say_hello(node, Some(&mine)).await;
+        }
+        Some(reply)
+    }
+
+    async fn say_hello(
+        &self,
+        node: NodeId,
+        tell: Option<&Topology>,
+    ) -> Option<quorumail_proto::peer::HelloReply> {
         let link = self.links.get(node)?;
         let mut client = link.client().ok()?;
         let request = HelloRequest {
             node: self.config.node,
             version: self.config.version.clone(),
             cluster: self.config.cluster.clone(),
+            generation: self.topology().generation,
+            topology: tell.map(topology::to_wire),
         };
         match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
             Ok(Ok(reply)) => {
@@ -429,8 +528,9 @@ impl Inner {
         let mut voters: Vec<NodeId> = membership.voter_ids().collect();
         let mut learners: Vec<NodeId> = membership.learner_ids().collect();
         voters.sort_unstable();
-        if voters.is_empty() {
-            (voters, learners) = (group.placement.voters.clone(), group.placement.learners.clone());
+        if voters.is_empty() && self.topology().is_original() {
+            let founding = &self.founding[&group.id];
+            (voters, learners) = (founding.voters.clone(), founding.learners.clone());
         }
         let last_log_index = metrics.last_log_index;
         GroupStatus {
@@ -488,6 +588,13 @@ impl Inner {
     }
 }
 
+/// The placement that a new cluster begins with. It depends on nothing that may be told differently later, zones for
+/// example, so that all nodes at all times agree on who founds which group.
+fn founders_placement(config: &Config) -> BTreeMap<GroupId, Placement> {
+    let founders = config.topology.founders.iter().map(|id| Peer::new(*id, "")).collect::<Vec<_>>();
+    founding(&Topology::from(founders), config.partitions, config.replicas)
+}
+
 fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
     let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let engine = openraft::Config {
@@ -509,67 +616,4 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         ..openraft::Config::default()
     };
     engine.validate().map_err(|error| StartError::Config(error.to_string()))
-}
-
-/// What is needed to start a group.
-struct Starter<'a> {
-    config: &'a Config,
-    journal: &'a Journal,
-    machine: &'a Arc<dyn StateMachine>,
-    engine: Arc<openraft::Config>,
-    links: &'a Arc<Links>,
-    counters: &'a Arc<Counters>,
-    fatal: &'a Fatal,
-}
-
-impl Starter<'_> {
-    /// A group is held when it is placed here, or when its log is here: it was placed here once, and its members may
-    /// still count on this node.
-    async fn start_all(
-        &self,
-        placements: &BTreeMap<GroupId, Placement>,
-        mut recovered: RecoveredLog,
-    ) -> Result<BTreeMap<GroupId, Arc<Group>>, StartError> {
-        let mut held: Vec<(GroupId, Placement, Contents)> = Vec::new();
-        for (group, placed) in placements {
-            let contents = recovered.groups.remove(group);
-            if placed.holds(self.config.node) || contents.is_some() {
-                held.push((*group, placed.clone(), contents.unwrap_or_default()));
-            }
-        }
-        for group in recovered.groups.keys() {
-            tracing::warn!(
-                group = group.0,
-                "the journal has a group that is not configured; it is left alone"
-            );
-        }
-        let cache = self.config.cache_bytes / held.len().max(1) as u64;
-        let starts =
-            held.into_iter().map(|(id, placed, contents)| self.start_one(id, placed, contents, cache));
-        futures::stream::iter(starts).buffer_unordered(STARTS_AT_ONCE).try_collect().await
-    }
-
-    async fn start_one(
-        &self,
-        id: GroupId,
-        placement: Placement,
-        contents: Contents,
-        cache: u64,
-    ) -> Result<(GroupId, Arc<Group>), StartError> {
-        let failed = |reason: String| StartError::Group { group: id.0, reason };
-        let log = GroupLog::new(id, self.journal.clone(), cache, contents);
-        let (machine, adapter_log) = (self.machine.clone(), log.clone());
-        let (fatal, counters) = (self.fatal.clone(), self.counters.clone());
-        let opening = offload(move || Adapter::open(id, machine, adapter_log, fatal, counters));
-        let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
-        let applied = adapter.progress();
-        let factory = Factory { group: id, links: self.links.clone() };
-        let raft = Raft::new(self.config.node, self.engine.clone(), factory, log.clone(), adapter)
-            .await
-            .map_err(|error| failed(error.to_string()))?;
-        if !log.is_proven() {
-            raft.runtime_config().elect(false);
-        }
-        Ok((id, Arc::new(Group::new(id, raft, log, placement, applied))))
-    }
 }

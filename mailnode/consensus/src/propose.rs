@@ -29,6 +29,8 @@ pub const MAX_COMMAND_BYTES: usize = MAX_MESSAGE_BYTES - (1 << 20);
 /// First and longest pause before the next attempt. The pause ends early when the group has a new leader.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How often a node with a replica asks others than the leader that it knows of, when that one does not answer.
+const ASK_OTHERS_EVERY: usize = 4;
 /// Longest wait for one answer from another node: a node that hangs must not use up the whole time. A repeated
 /// command is harmless.
 const FORWARD_PATIENCE: Duration = Duration::from_secs(5);
@@ -124,20 +126,29 @@ impl Inner {
     where
         Trying: Future<Output = Attempt<Bytes>>,
     {
-        let placement = self.placements.get(&group).ok_or(ProposeError::NoSuchGroup)?;
+        if group.0 > self.config.partitions {
+            return Err(ProposeError::NoSuchGroup);
+        }
         let mut hint = None;
         let mut pause = FIRST_PAUSE;
+        let mut turn = 0;
         for tried in 0usize.. {
             if self.stop.is_cancelled() {
                 return Err(ProposeError::Stopping);
             }
-            let leader = match hint.take() {
-                Some(leader) => Some(leader),
-                None => self.leader_of(group),
+            let known = hint.take().or_else(|| self.leader_of(group));
+            // Without any idea whom to ask, a node without a replica asks all in turn. So does one with a replica from
+            // time to time: its group may have gone elsewhere without it.
+            let ask_others = match self.group(group) {
+                Some(_) => tried % ASK_OTHERS_EVERY == ASK_OTHERS_EVERY - 1,
+                None => known.is_none(),
             };
-            // Without any idea whom to ask, a node without a replica asks the voters in turn.
-            let voter = || placement.voters[tried % placement.voters.len()];
-            let leader = leader.or_else(|| self.group(group).is_none().then(voter));
+            let leader = if ask_others {
+                turn += 1;
+                self.any_node(turn).or(known)
+            } else {
+                known
+            };
             if let Some(leader) = leader {
                 match timeout_at(deadline, attempt(leader)).await {
                     Ok(Attempt::Done(answer)) => {
@@ -166,6 +177,36 @@ impl Inner {
             }
         }
         Err(ProposeError::TimedOut)
+    }
+
+    /// Each of the other nodes in turn.
+    fn any_node(&self, turn: usize) -> Option<NodeId> {
+        let topology = self.topology();
+        let others: Vec<NodeId> =
+            topology.ids().into_iter().filter(|node| *node != self.config.node).collect();
+        others.get(turn.checked_rem(others.len())?).copied()
+    }
+
+    /// Brings this node's own replica up to what was acknowledged before the call.
+    pub(crate) async fn catch_up(&self, group: GroupId, within: Duration) -> Result<(), ProposeError> {
+        let deadline = Instant::now() + within;
+        let attempt = |leader: NodeId| async move {
+            let within = deadline.saturating_duration_since(Instant::now());
+            let Some(held) = self.group(group) else {
+                return Attempt::Failed("there is no replica here".into());
+            };
+            let index = match leader == self.config.node {
+                true => self.read_index_here(&held, within).await,
+                false => self.ask_read_index(group, leader, within).await,
+            };
+            match index {
+                Attempt::Done(index) if held.wait_applied(index).await => Attempt::Done(Bytes::new()),
+                Attempt::Done(_) => Attempt::Failed("the replica is being stopped".into()),
+                Attempt::NotLeader(leader) => Attempt::NotLeader(leader),
+                Attempt::Failed(reason) => Attempt::Failed(reason),
+            }
+        };
+        self.until_done(group, deadline, attempt).await.map(drop)
     }
 
     /// Waits, but not longer than until the group has another leader.
@@ -199,7 +240,7 @@ impl Inner {
     ) -> Attempt<Bytes> {
         let within = deadline.saturating_duration_since(Instant::now());
         match self.group(group) {
-            Some(held) if leader == self.config.node => self.propose_here(held, command, within).await,
+            Some(held) if leader == self.config.node => self.propose_here(&held, command, within).await,
             _ => self.forward(group, leader, Kind::Propose, command, within).await,
         }
     }
@@ -213,13 +254,14 @@ impl Inner {
     ) -> Attempt<Bytes> {
         let within = deadline.saturating_duration_since(Instant::now());
         match self.group(group) {
-            Some(held) if leader == self.config.node => self.query_here(held, query, within).await,
-            Some(held) => match self.ask_read_index(group, leader, within).await {
-                Attempt::Done(index) => self.query_at(held, query, index).await,
+            Some(held) if leader == self.config.node => self.query_here(&held, query, within).await,
+            // A replica that is being filled may need long to have what is asked for.
+            Some(held) if !held.is_joining() => match self.ask_read_index(group, leader, within).await {
+                Attempt::Done(index) => self.query_at(&held, query, index).await,
                 Attempt::NotLeader(leader) => Attempt::NotLeader(leader),
                 Attempt::Failed(reason) => Attempt::Failed(reason),
             },
-            None => self.forward(group, leader, Kind::Query, query, within).await,
+            _ => self.forward(group, leader, Kind::Query, query, within).await,
         }
     }
 

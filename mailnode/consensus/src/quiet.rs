@@ -237,14 +237,17 @@ impl Inner {
 
     /// What this node offers to a peer.
     pub(crate) fn offers(&self, peer: NodeId) -> Vec<QuietGroup> {
-        let offered = self.groups().filter_map(|group| Some(listed(group.id, group.quiet.offer(peer)?)));
+        let offered =
+            self.groups().into_iter().filter_map(|group| Some(listed(group.id, group.quiet.offer(peer)?)));
         offered.collect()
     }
 
     /// What this node has accepted of a peer's offers.
     pub(crate) fn acceptances(&self, peer: NodeId) -> Vec<QuietGroup> {
-        let accepted =
-            self.groups().filter_map(|group| Some(listed(group.id, group.quiet.acceptance(peer)?)));
+        let accepted = self
+            .groups()
+            .into_iter()
+            .filter_map(|group| Some(listed(group.id, group.quiet.acceptance(peer)?)));
         accepted.collect()
     }
 
@@ -276,7 +279,7 @@ pub(crate) async fn tend(node: Arc<Inner>) {
     loop {
         tokio::time::sleep(LOOK).await;
         for group in node.groups() {
-            look(&node, group, &mut rests).await;
+            look(&node, &group, &mut rests).await;
         }
     }
 }

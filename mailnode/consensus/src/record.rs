@@ -1,6 +1,7 @@
 //! How the log of a group lies in the journal: one record for every log entry, vote, truncation, purge mark,
-//! commit mark and grant of the right to vote; and, before the journal's floor is moved, one with all that the marks
-//! before it add up to. All but the entries' content lies within the head that the journal tells without reading on.
+//! commit mark, grant of the right to vote and removal of the replica; and, before the journal's floor is moved, one
+//! with all that the marks before it add up to. All but the entries' content lies within the head that the journal tells
+//! without reading on.
 //!
 //! A record starts with its kind and the version of the format. A log entry has a head of fixed length, so the
 //! command starts at [`COMMAND_OFFSET`] in the record's payload and is written as a piece of its own, not copied.
@@ -20,6 +21,7 @@ const KIND_PURGE: u8 = 4;
 const KIND_COMMITTED: u8 = 5;
 const KIND_PROVEN: u8 = 6;
 const KIND_BASE: u8 = 7;
+const KIND_FORGOTTEN: u8 = 8;
 
 const PAYLOAD_BLANK: u8 = 0;
 const PAYLOAD_COMMAND: u8 = 1;
@@ -49,6 +51,8 @@ pub(crate) enum Decoded {
     Proven,
     /// What the marks before it add up to.
     Base(Base),
+    /// The replica was removed: nothing of it is left but its vote.
+    Forgotten,
 }
 
 /// What is known of a group besides its entries.
@@ -58,6 +62,8 @@ pub(crate) struct Base {
     pub(crate) purged: Option<LogId>,
     pub(crate) committed: Option<LogId>,
     pub(crate) proven: bool,
+    /// Whether the replica was removed: then only its vote is left.
+    pub(crate) forgotten: bool,
 }
 
 /// Pieces of the record of a log entry.
@@ -114,6 +120,10 @@ pub(crate) fn encode_base(base: &Base) -> Vec<Bytes> {
     encode(KIND_BASE, base)
 }
 
+pub(crate) fn encode_forgotten() -> Vec<Bytes> {
+    encode(KIND_FORGOTTEN, &())
+}
+
 /// Reads what a record says from its head, of a log entry only its log id.
 pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
     let [kind, format, rest @ ..] = payload else {
@@ -131,6 +141,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
         KIND_COMMITTED => Decoded::Committed(postcard::from_bytes(rest).map_err(wrong)?),
         KIND_PROVEN => Decoded::Proven,
         KIND_BASE => Decoded::Base(postcard::from_bytes(rest).map_err(wrong)?),
+        KIND_FORGOTTEN => Decoded::Forgotten,
         other => return Err(DecodeError(format!("kind {other} is not known"))),
     })
 }
@@ -232,9 +243,11 @@ mod tests {
             purged: Some(far),
             committed: Some(far),
             proven: true,
+            forgotten: false,
         };
         assert!(
             matches!(decode(&joined(encode_base(&base))).unwrap(), Decoded::Base(found) if found == base)
         );
+        assert!(matches!(decode(&joined(encode_forgotten())).unwrap(), Decoded::Forgotten));
     }
 }

@@ -12,8 +12,9 @@ use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
     AppendFrame, AppendReply, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
-    NotLeader, PulseEcho, PulseFrame, ReadIndexReply, ReadIndexRequest, SnapshotChunk, forward_reply,
-    read_index_reply,
+    MembersReply, MembersRequest, NotLeader, PulseEcho, PulseFrame, ReadIndexReply, ReadIndexRequest,
+    ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SurveyReply, SurveyRequest,
+    forward_reply, read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -27,6 +28,7 @@ use crate::machine::{GroupId, SnapshotWriter};
 use crate::node::{Inner, Writes};
 use crate::propose::Attempt;
 use crate::runtime::offload;
+use crate::topology::{self, TopologyError};
 use crate::types::{AppendRequest, AppendResult, Snapshot, TypeConfig, VoteRequest, VoteResponse};
 use crate::wire::{self, FORMAT, SnapshotHead};
 
@@ -47,7 +49,7 @@ pub(crate) const READ_ONLY: &str = "the disk of this node is full: it only reads
 pub struct PeerService(pub(crate) Arc<Inner>);
 
 impl PeerService {
-    fn group(&self, group: u32) -> Result<&Arc<Group>, Status> {
+    fn group(&self, group: u32) -> Result<Arc<Group>, Status> {
         self.0
             .group(GroupId(group))
             .ok_or_else(|| Status::not_found(format!("group {group} is not held here")))
@@ -98,9 +100,9 @@ impl Peer for PeerService {
     async fn vote(&self, request: Request<GroupCall>) -> Result<Response<GroupReply>, Status> {
         let call = request.into_inner();
         let (group, vote) = (self.group(call.group)?, decode::<VoteRequest>(&call)?);
-        self.check_vote(group, &vote)?;
+        self.check_vote(&group, &vote)?;
         if group.quiet.is_asleep() {
-            self.0.wake(group).await;
+            self.0.wake(&group).await;
         }
         let response: VoteResponse = group.raft.vote(vote).await.map_err(refused)?;
         Ok(answer(&response))
@@ -109,7 +111,7 @@ impl Peer for PeerService {
     async fn pre_vote(&self, request: Request<GroupCall>) -> Result<Response<GroupReply>, Status> {
         let call = request.into_inner();
         let (group, vote) = (self.group(call.group)?, decode::<VoteRequest>(&call)?);
-        self.check_vote(group, &vote)?;
+        self.check_vote(&group, &vote)?;
         let lease = self.0.config.lease();
         let pulse_of = |leader: u64| self.0.links.get(leader).and_then(|link| link.pulse.heard());
         let leader = group.leader.borrow().node;
@@ -119,7 +121,7 @@ impl Peer for PeerService {
             return Err(refused("the leader is here"));
         }
         if group.quiet.is_asleep() {
-            self.0.wake(group).await;
+            self.0.wake(&group).await;
         }
         let response: VoteResponse = group.raft.pre_vote(vote).await.map_err(refused)?;
         Ok(answer(&response))
@@ -143,7 +145,7 @@ impl Peer for PeerService {
     ) -> Result<Response<GroupReply>, Status> {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?.ok_or_else(|| Status::invalid_argument("no chunk"))?;
-        let group = self.group(first.group)?.clone();
+        let group = self.group(first.group)?;
         let head: SnapshotHead = wire::decode(first.format, &first.meta)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if self.0.writes() == Writes::Nothing {
@@ -162,7 +164,12 @@ impl Peer for PeerService {
 
     async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardReply>, Status> {
         let request = request.into_inner();
-        let group = self.group(request.group)?;
+        let Some(group) = self.0.group(GroupId(request.group)) else {
+            // The group has gone elsewhere, or was never here: the caller asks another node.
+            let nobody = forward_reply::Outcome::NotLeader(NotLeader { leader: None });
+            return Ok(Response::new(ForwardReply { outcome: Some(nobody) }));
+        };
+        let group = &group;
         let within = Duration::from_millis(request.timeout_ms.into()).min(MAX_FORWARD);
         let attempt = match request.kind() {
             Kind::Propose => self.0.propose_here(group, request.payload, within).await,
@@ -184,7 +191,7 @@ impl Peer for PeerService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let within = Duration::from_millis(request.timeout_ms.into()).min(MAX_FORWARD);
-        let outcome = match self.0.read_index_here(group, within).await {
+        let outcome = match self.0.read_index_here(&group, within).await {
             Attempt::Done(index) => read_index_reply::Outcome::Index(index),
             Attempt::NotLeader(leader) => read_index_reply::Outcome::NotLeader(NotLeader { leader }),
             Attempt::Failed(reason) => read_index_reply::Outcome::Unavailable(reason),
@@ -199,14 +206,51 @@ impl Peer for PeerService {
             tracing::warn!(node = request.node, "a node of another cluster called");
             return Err(Status::failed_precondition("another cluster"));
         }
+        if let Some(told) = request.topology {
+            let invalid = |error: TopologyError| Status::invalid_argument(error.to_string());
+            self.0.adopt(topology::from_wire(told).map_err(invalid)?).map_err(invalid)?;
+        }
+        let topology = self.0.topology();
         Ok(Response::new(HelloReply {
             node: config.node,
             version: config.version.clone(),
             initialised: self.0.initialised(),
+            generation: topology.generation,
+            topology: (topology.generation > request.generation).then(|| topology::to_wire(&topology)),
             cluster: config.cluster.clone(),
             leaving: !self.0.takes_leads(),
-            standings: self.0.groups().map(|group| group.standing()).collect(),
+            standings: self.0.groups().iter().map(|group| group.standing()).collect(),
         }))
+    }
+
+    async fn survey(&self, request: Request<SurveyRequest>) -> Result<Response<SurveyReply>, Status> {
+        if request.get_ref().cluster != self.0.config.cluster {
+            return Err(Status::failed_precondition("another cluster"));
+        }
+        Ok(Response::new(self.0.survey_here()))
+    }
+
+    async fn reshape(&self, request: Request<ReshapeRequest>) -> Result<Response<ReshapeReply>, Status> {
+        let step = self.0.reshape_here(request.into_inner()).await.map_err(refused)?;
+        Ok(Response::new(ReshapeReply { step }))
+    }
+
+    async fn prepare(&self, request: Request<ReplicaRequest>) -> Result<Response<ReplicaReply>, Status> {
+        let request = request.into_inner();
+        self.0.prepare(GroupId(request.group), request.generation).await.map_err(refused)?;
+        Ok(Response::new(ReplicaReply {}))
+    }
+
+    async fn forget(&self, request: Request<ReplicaRequest>) -> Result<Response<ReplicaReply>, Status> {
+        let request = request.into_inner();
+        self.0.forget(GroupId(request.group), request.generation).await.map_err(refused)?;
+        Ok(Response::new(ReplicaReply {}))
+    }
+
+    async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersReply>, Status> {
+        let group = self.group(request.into_inner().group)?;
+        let members = self.0.members_here(&group).await.map_err(refused)?;
+        Ok(Response::new(MembersReply { members }))
     }
 }
 
@@ -280,8 +324,7 @@ impl Receiver {
             return Ok(());
         }
         let group = GroupId(frame.group);
-        let group =
-            self.node.group(group).ok_or_else(|| format!("group {} is not held here", group.0))?.clone();
+        let group = self.node.group(group).ok_or_else(|| format!("group {} is not held here", group.0))?;
         if self.node.writes() == Writes::Nothing && !frame.commands.is_empty() {
             return Err(READ_ONLY.into());
         }

@@ -1,5 +1,5 @@
-//! What goes on by itself on a node: groups are bootstrapped, leaders watched, leads balanced and handed over,
-//! learners added, the state machine checkpointed and old log purged.
+//! What goes on by itself on a node: groups are bootstrapped, leaders watched, leads balanced and handed over, the
+//! topology told, the state machine checkpointed and old log purged.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,8 +7,11 @@ use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
+use crate::coordinator::coordinate;
 use crate::group::{Group, Leader};
+use crate::log;
 use crate::machine::{GroupId, NodeId};
 use crate::node::Inner;
 use crate::runtime::offload;
@@ -29,6 +32,10 @@ const HAND_OVER_PAUSE: Duration = Duration::from_millis(50);
 /// For the leads to move away from a node that must not write any more, and before the next try.
 const READ_ONLY_HAND_OVER: Duration = Duration::from_secs(10);
 const READ_ONLY_PAUSE: Duration = Duration::from_secs(5);
+/// How often the other nodes are asked for a newer topology.
+const TOPOLOGY_INTERVAL: Duration = Duration::from_secs(3);
+/// The order in which the other voters are asked to take a lead goes round this many.
+const ROUND: u64 = 8;
 /// How long the engine may take to note how far the state machine is, before the purge is left to the next time.
 const MARK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -36,26 +43,41 @@ impl Inner {
     /// Starts the tasks; they end with `stop`.
     pub(crate) fn tend(self: Arc<Self>) {
         for group in self.groups() {
-            self.run(watch_leader(self.clone(), group.clone()));
-            if !group.log.is_proven() {
-                self.run(crate::memory::regain(self.clone(), group.clone()));
-                let group = group.clone();
-                self.run(async move { group.prove_when_caught_up().await });
+            self.tend_group(&group);
+            if self.founding[&group.id].voters[0] == self.config.node && !group.log.is_initialised() {
+                self.run_until(group.stop.clone(), bootstrap(self.clone(), group.clone()));
             }
-            if group.placement.voters[0] == self.config.node && !group.log.is_initialised() {
-                self.run(bootstrap(self.clone(), group.clone()));
-            }
-        }
-        for link in self.links.all() {
-            self.run(crate::pulse::keep(self.clone(), link.clone()));
         }
         self.run(crate::quiet::tend(self.clone()));
         self.run(checkpoints(self.clone()));
         self.run(tend_groups(self.clone()));
+        self.run(tell_topology(self.clone()));
+        self.run(coordinate(self.clone()));
     }
 
+    /// Starts the tasks of a replica; they end with it.
+    pub(crate) fn tend_group(self: &Arc<Self>, group: &Arc<Group>) {
+        self.run_until(group.stop.clone(), watch_leader(self.clone(), group.clone()));
+        if !group.log.is_proven() {
+            self.run_until(group.stop.clone(), crate::memory::regain(self.clone(), group.clone()));
+            let proving = group.clone();
+            self.run_until(group.stop.clone(), async move { proving.prove_when_caught_up().await });
+        }
+    }
+
+    /// Starts to tell all peers that this process lives, those that have been added as well.
+    fn pulse(self: &Arc<Self>) {
+        for link in self.links.all().into_iter().filter(|link| link.begin_pulse()) {
+            self.run_until(link.stop.clone(), crate::pulse::keep(self.clone(), link.clone()));
+        }
+    }
+
+    /// Runs a task until the node stops.
     pub(crate) fn run(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let stop = self.stop.clone();
+        self.run_until(self.stop.clone(), task);
+    }
+
+    fn run_until(&self, stop: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move {
             tokio::select! {
                 biased;
@@ -65,9 +87,9 @@ impl Inner {
         });
     }
 
-    fn publish_leads(&self) {
-        let mine = |group: &&Arc<Group>| group.leader.borrow().node == Some(self.config.node);
-        let led: Vec<GroupId> = self.groups().filter(mine).map(|group| group.id).collect();
+    pub(crate) fn publish_leads(&self) {
+        let mine = |group: &Arc<Group>| group.leader.borrow().node == Some(self.config.node);
+        let led: Vec<GroupId> = self.groups().into_iter().filter(mine).map(|group| group.id).collect();
         self.leads.send_if_modified(|known| {
             let changed = *known != led;
             *known = led;
@@ -117,20 +139,23 @@ async fn watch_leader(node: Arc<Inner>, group: Arc<Group>) {
     }
 }
 
-/// Founds a group, unless it exists somewhere already.
+/// Founds a group, unless it exists somewhere already. There is one node only that may found it.
 ///
-/// The group is founded once so many of its other voters have said that they do not know it that, had it existed, one
-/// of them would: a majority of the voters, this node not counted. It has no say in this because it may have lost its
-/// disk.
+/// The group is founded once so many others have said that they do not know it that, had it existed, one of them would.
+/// As long as the nodes have never been changed that is a majority of its voters, this node not counted: it has no say in
+/// this because it may have lost its disk. After a change the group may be anywhere, so all nodes must have said so.
 async fn bootstrap(node: Arc<Inner>, group: Arc<Group>) {
-    let voters = &group.placement.voters;
-    let others: Vec<NodeId> = voters.iter().copied().filter(|voter| *voter != node.config.node).collect();
-    let needed = (voters.len() / 2 + 1).min(others.len());
+    let voters = &node.founding[&group.id].voters;
     loop {
         if group.log.is_initialised() {
             return;
         }
-        let replies = futures::future::join_all(others.iter().map(|voter| node.hello(*voter))).await;
+        let topology = node.topology();
+        let mut others = if topology.is_original() { voters.clone() } else { topology.ids() };
+        others.retain(|other| *other != node.config.node);
+        let needed =
+            if topology.is_original() { (voters.len() / 2 + 1).min(others.len()) } else { others.len() };
+        let replies = futures::future::join_all(others.iter().map(|other| node.hello(*other))).await;
         let replies: Vec<_> = replies.into_iter().flatten().collect();
         if let Some(reply) = replies.iter().find(|reply| reply.initialised.contains(&group.id.0)) {
             tracing::info!(
@@ -140,7 +165,8 @@ async fn bootstrap(node: Arc<Inner>, group: Arc<Group>) {
             );
             return;
         }
-        if replies.len() >= needed {
+        // One of them may just have told of another topology, with others to ask.
+        if replies.len() >= needed && node.topology().generation == topology.generation {
             break;
         }
         tokio::time::sleep(BOOTSTRAP_PAUSE).await;
@@ -166,7 +192,7 @@ async fn checkpoints(node: Arc<Inner>) {
             let applied = group.applied.borrow().last.map(|id| id.index);
             applied.map(|applied| (group.clone(), applied))
         };
-        let covered: Vec<(Arc<Group>, u64)> = node.groups().filter_map(applied).collect();
+        let covered: Vec<(Arc<Group>, u64)> = node.groups().iter().filter_map(applied).collect();
         let machine = node.machine.clone();
         match offload(move || machine.checkpoint()).await {
             Ok(Ok(())) => node.counters.checkpointed(),
@@ -181,17 +207,24 @@ async fn checkpoints(node: Arc<Inner>) {
 }
 
 /// Moves the journal's floor up to the oldest segment that the log of a group needs, if it has moved at all. Before that
-/// each group writes down what the records below add up to.
+/// each group writes down what the records below add up to, those whose replica was removed here as well.
 async fn move_floor(node: &Arc<Inner>) {
+    // No replica is made or removed meanwhile: one that is in neither of the two maps below would lose its vote.
+    let _turn = node.changing.lock().await;
     let newest = node.journal.last_of_log(0);
-    let oldest = node.groups().filter_map(|group| group.log.oldest_segment()).chain(node.pinned);
+    let groups = node.groups();
+    let oldest = groups.iter().filter_map(|group| group.log.oldest_segment()).chain(node.pinned);
     let floor = oldest.min().unwrap_or(newest).min(newest);
     if floor <= node.journal.stats().floor {
         return;
     }
-    // All at once: they share a sync.
-    let bases = futures::future::join_all(node.groups().map(|group| group.log.write_base())).await;
-    let Some(needed) = bases.into_iter().collect::<Option<Vec<u64>>>() else { return };
+    // All at once: they share a sync. Of replicas that were removed the last vote must be carried on as well.
+    let removed: Vec<_> = node.forgotten.lock().iter().map(|(group, vote)| (*group, *vote)).collect();
+    let removed = removed.into_iter().map(|(group, vote)| log::write_forgotten(&node.journal, group, vote));
+    let held = groups.iter().map(|group| group.log.write_base());
+    let (removed, held) = tokio::join!(futures::future::join_all(removed), futures::future::join_all(held));
+    let bases = removed.into_iter().chain(held);
+    let Some(needed) = bases.collect::<Option<Vec<u64>>>() else { return };
     let floor = needed.into_iter().fold(floor, u64::min);
     let journal = node.journal.clone();
     match offload(move || journal.set_floor(floor)).await {
@@ -236,7 +269,10 @@ async fn tend_groups(node: Arc<Inner>) {
     let mut watched: BTreeMap<GroupId, Watched> = BTreeMap::new();
     loop {
         tokio::time::sleep(TEND_INTERVAL).await;
-        for group in node.groups() {
+        for group in &node.groups() {
+            if group.stop.is_cancelled() {
+                continue;
+            }
             if let Err(fatal) = &group.raft.metrics().borrow_watched().running_state {
                 node.fatal.report(format!("group {} has stopped: {fatal}", group.id.0));
                 return;
@@ -245,7 +281,6 @@ async fn tend_groups(node: Arc<Inner>) {
                 watched.remove(&group.id);
                 continue;
             }
-            add_learners(&node, group).await;
             if node.config.balance && node.takes_leads() {
                 balance(&node, group, watched.entry(group.id).or_default()).await;
             }
@@ -253,28 +288,9 @@ async fn tend_groups(node: Arc<Inner>) {
     }
 }
 
-/// Lets the nodes follow that should, by placement, and do not yet.
-async fn add_learners(node: &Arc<Inner>, group: &Arc<Group>) {
-    let missing: Vec<NodeId> = {
-        let metrics = group.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let known = metrics.membership_config.membership();
-        group.placement.learners.iter().copied().filter(|learner| known.get_node(learner).is_none()).collect()
-    };
-    let Some(learner) = missing.first().copied() else { return };
-    node.wake(group).await;
-    // One at a time; the next one with the next look. Bounded, because without a majority it would wait for ever.
-    let adding = group.raft.add_learner(learner, openraft::EmptyNode {}, false);
-    match tokio::time::timeout(node.config.lease(), adding).await {
-        Ok(Ok(_)) => tracing::info!(group = group.id.0, learner, "added a learner"),
-        Ok(Err(error)) => tracing::warn!(group = group.id.0, learner, %error, "failed to add a learner"),
-        Err(_) => {}
-    }
-}
-
 /// Gives the lead back to the preferred leader once that has been well for a while.
 async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
-    let preferred = group.placement.voters[0];
+    let Some(preferred) = *group.preferred.lock() else { return };
     if preferred == node.config.node {
         return;
     }
@@ -288,7 +304,7 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
         return;
     }
     watched.tried = Some(Instant::now());
-    if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !is_voter(group, preferred) {
+    if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !group.is_voter(preferred) {
         return;
     }
     node.wake(group).await;
@@ -297,12 +313,6 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
     if let Err(error) = group.raft.trigger().transfer_leader(preferred).await {
         tracing::warn!(group = group.id.0, %error, "failed to give the lead away");
     }
-}
-
-fn is_voter(group: &Group, node: NodeId) -> bool {
-    let metrics = group.raft.server_metrics();
-    let metrics = metrics.borrow_watched();
-    metrics.membership_config.voter_ids().any(|voter| voter == node)
 }
 
 /// Moves all leads away; returns how many are left. The caller has seen to it that no lead comes back.
@@ -315,11 +325,12 @@ pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
 
 /// Moves the leads to nodes that take them; returns how many are left.
 async fn move_leads(node: &Arc<Inner>, within: Duration) -> usize {
-    let moves = node.groups().map(|group| hand_over_one(node, group));
+    let groups = node.groups();
+    let moves = groups.iter().map(|group| hand_over_one(node, group));
     // Whatever could be moved in time has been; what has not is counted below.
     let _ = tokio::time::timeout(within, futures::future::join_all(moves)).await;
     let led = |group: &&Arc<Group>| current_leader(&group.raft).node == Some(node.config.node);
-    node.groups().filter(led).count()
+    groups.iter().filter(led).count()
 }
 
 /// Moves leads away for as long as this node may not write, again and again: another replica may get room first.
@@ -338,16 +349,17 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
     let leads = || current_leader(&group.raft).node == Some(node.config.node);
     while leads() {
         let mut able: Vec<NodeId> = node.in_sync(group);
-        able.retain(|other| *other != node.config.node && is_voter(group, *other));
+        able.retain(|other| *other != node.config.node && group.is_voter(*other));
         if able.is_empty() && alone(group) {
             return;
         }
         if able.iter().all(|other| tried.contains(other)) {
             tried.clear();
         }
-        // The preferred leader, if it is able, else by placement.
-        let by_placement = |other: &NodeId| group.placement.voters.iter().position(|voter| voter == other);
-        able.sort_by_key(|other| by_placement(other).unwrap_or(usize::MAX));
+        // The preferred leader, if it is able, else the next one round: not the same for all groups.
+        let preferred = *group.preferred.lock();
+        let round = |other: &NodeId| other.wrapping_sub(node.config.node + u64::from(group.id.0)) % ROUND;
+        able.sort_by_key(|other| (Some(*other) != preferred, round(other)));
         let target = able.into_iter().find(|other| !tried.contains(other));
         let Some(target) = target else {
             tokio::time::sleep(HAND_OVER_PAUSE).await;
@@ -371,7 +383,25 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
 
 /// Whether no other node votes in the group.
 fn alone(group: &Group) -> bool {
-    let metrics = group.raft.server_metrics();
-    let metrics = metrics.borrow_watched();
-    metrics.membership_config.voter_ids().count() <= 1
+    group.membership().voter_ids().count() <= 1
+}
+
+/// Tells the topology to all nodes when it changes, and asks for theirs from time to time: whoever was away learns of
+/// what was changed meanwhile.
+async fn tell_topology(node: Arc<Inner>) {
+    let mut changes = node.topology.subscribe();
+    loop {
+        node.pulse();
+        let topology = changes.borrow_and_update().clone();
+        let others = topology.ids().into_iter().filter(|other| *other != node.config.node);
+        futures::future::join_all(others.map(|other| node.hello(other))).await;
+        tokio::select! {
+            changed = changes.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep(TOPOLOGY_INTERVAL) => {}
+        }
+    }
 }

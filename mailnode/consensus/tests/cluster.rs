@@ -65,7 +65,8 @@ async fn nodes_without_a_replica_forward_and_learners_follow_the_directory() {
     assert_eq!(outsider.count(1).await, 10);
     // Node 5 does not vote on the directory but has it.
     let learner = cluster.node(5);
-    let voters = &learner.consensus.placements()[&GroupId(0)].voters;
+    let directory = learner.consensus.status().into_iter().find(|status| status.group == GroupId(0));
+    let voters = directory.expect("every node holds the directory").voters;
     assert!(!voters.contains(&5) && learner.consensus.holds(GroupId(0)));
     until("the learner to have the directory", || (learner.machine.digest(GroupId(0)).0 == 10).then_some(()))
         .await;

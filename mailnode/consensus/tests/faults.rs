@@ -228,8 +228,9 @@ async fn a_restarted_node_catches_up_from_the_log_and_takes_its_leads_back() {
     let node = cluster.node(1);
     assert_eq!(node.machine.digest(GroupId(1)).0, 150);
     assert_eq!(node.consensus.metrics().snapshots_installed, 0, "the log was enough");
-    let preferred = |group: &GroupId| node.consensus.placements()[group].voters[0] == 1;
-    let mine: Vec<GroupId> = node.consensus.placements().keys().copied().filter(preferred).collect();
+    let placements = node.consensus.placements();
+    let preferred = |group: &GroupId| placements[group].voters[0] == 1;
+    let mine: Vec<GroupId> = placements.keys().copied().filter(preferred).collect();
     assert!(!mine.is_empty());
     until("the leads to return", || (node.consensus.led_groups() == mine).then_some(())).await;
 }

@@ -53,6 +53,9 @@ pub enum ConfigError {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Config {
+    /// The file that it was read from.
+    #[serde(skip)]
+    pub file: PathBuf,
     /// Identifies the cluster; nodes of another one are refused.
     pub cluster: String,
     /// Number of this node; see [`Config::load`] for where it comes from when absent.
@@ -68,6 +71,13 @@ pub struct Config {
     pub listen: Listen,
     /// All nodes, this one included.
     pub peers: Vec<Peer>,
+    /// Counts changes of `peers`. The list with the highest one counts: this one, that which the node has kept, or that
+    /// which another node tells. A newer one in the file is taken up while the node runs.
+    #[serde(default = "first_generation")]
+    pub generation: u64,
+    /// The nodes that founded the cluster; all of them when absent, which only the first generation may leave it.
+    #[serde(default)]
+    pub founders: Vec<u64>,
     /// Number of partitions.
     pub partitions: u32,
     /// Voters of each partition.
@@ -149,6 +159,12 @@ pub struct Peer {
     pub address: String,
     /// `host:port` of its admin service.
     pub admin: String,
+    /// Where it is; replicas are spread over zones where there are enough.
+    #[serde(default)]
+    pub zone: String,
+    /// Whether its replicas are to move to other nodes.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// Certificates.
@@ -295,6 +311,10 @@ fn default_replicas() -> usize {
     3
 }
 
+fn first_generation() -> u64 {
+    1
+}
+
 fn default_relay_port() -> u16 {
     25
 }
@@ -337,6 +357,7 @@ impl Config {
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         let mut config: Self = serde_yaml::from_str(&text)
             .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        config.file = path.to_owned();
         config.node = node.or(config.node).or_else(|| pod_ordinal(&std::env::var(POD_NAME).ok()?));
         config.check()?;
         Ok(config)
@@ -372,6 +393,15 @@ impl Config {
         }
         if !numbers.contains(&node) {
             return invalid("peers", format!("this node ({node}) is not among them"));
+        }
+        if self.generation == 0 {
+            return invalid("generation", "must be at least 1".to_owned());
+        }
+        if self.generation > 1 && self.founders.is_empty() {
+            return invalid("founders", "must name the nodes that founded the cluster".to_owned());
+        }
+        if self.peers.iter().all(|peer| peer.leaving) {
+            return invalid("peers", "all nodes are leaving: none could hold the mail".to_owned());
         }
         for peer in &self.peers {
             for address in [&peer.address, &peer.admin] {
@@ -499,6 +529,8 @@ smtp:
             ("node: 1\n", "node: 1\ndisk: {noNewMailBelow: 5, readOnlyBelow: 6}\n", "disk.readOnlyBelow"),
             ("replicas: 3", "replicas: 3\ncompaction: {deadShare: 0}", "compaction.deadShare"),
             ("replicas: 3", "replicas: 3\ncompaction: {bytesPerSecond: 0}", "compaction.bytesPerSecond"),
+            ("replicas: 3", "generation: 0", "generation"),
+            ("replicas: 3", "generation: 2", "founders"),
         ] {
             let error = load(&GOOD.replacen(from, to, 1), None).unwrap_err().to_string();
             assert!(error.contains(named), "{from} -> {to}: {error}");

@@ -89,7 +89,8 @@ impl Groups {
                 return Ok(());
             }
             let serves = self.barrier.asked.load(Ordering::SeqCst);
-            self.query(DIRECTORY, &Query::Usage(Vec::new()), DIRECTORY_WITHIN).await?;
+            let current = self.consensus.catch_up(DIRECTORY, DIRECTORY_WITHIN).await;
+            current.map_err(|error| QueryFailure(error.to_string()))?;
             *served = serves;
             Ok(())
         };

@@ -25,6 +25,7 @@ pub mod node;
 pub mod smtp_backend;
 pub mod throttle;
 pub mod tls;
+pub mod topology;
 pub mod transport;
 pub mod verify;
 pub mod watch;

@@ -48,6 +48,10 @@ impl StateMachine for Machine {
         Ok(Box::new(Writer(group.0, writer)))
     }
 
+    fn remove(&self, group: GroupId) -> Result<(), MachineError> {
+        self.0.remove(group.0).map_err(failed(group.0))
+    }
+
     fn checkpoint(&self) -> Result<(), MachineError> {
         self.0.checkpoint().map_err(failed(0))
     }

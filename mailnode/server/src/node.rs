@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use quorumail_consensus::{Consensus, Writes, command_index, open_log};
+use quorumail_consensus::{Consensus, Topology, Writes, command_index, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_store::{JournalBodies, Store};
@@ -41,6 +41,7 @@ use crate::{
     metrics::{Metrics, sampled::Sources},
     smtp_backend::SmtpBackend,
     tls::{self, InternalTls, PublicTls},
+    topology,
     transport::{delivery_config, smtp_transport},
     watch::Watchers,
 };
@@ -158,7 +159,6 @@ impl Node {
             groups: Arc::clone(&groups),
             auth: Arc::clone(&auth),
             ready: is_ready,
-            peers: config.peers.clone(),
             node: config.node(),
             tls: Arc::clone(&internal_tls),
             hostname: config.hostname.clone(),
@@ -250,13 +250,17 @@ async fn start_groups(
     let (journal, recovered, store) = opened?;
     let connector = Arc::new(PeerConnector(Arc::clone(tls)));
     let machine = Arc::new(Machine(store.clone()));
+    let topology = topology::at_start(config)?;
     let consensus =
-        Consensus::start(consensus_config(config), journal.clone(), recovered, machine, connector)
+        Consensus::start(consensus_config(config, topology), journal.clone(), recovered, machine, connector)
             .await
             .context("failed to start consensus")?;
     let peers = channels::incoming(peer, Arc::clone(tls), &[Role::Node], rest.clone());
     let service = channels::server().add_service(consensus.peer_service());
     spawn("peer", service.serve_with_incoming_shutdown(peers, rest.clone().cancelled_owned()));
+    tokio::spawn(topology::keep(consensus.clone(), config.data_dir.clone(), rest.clone()));
+    let watched = topology::watch_file(consensus.clone(), config.file.clone(), config.node(), rest.clone());
+    tokio::spawn(watched);
     Ok((journal, Arc::new(Groups::new(consensus, store, config.partitions))))
 }
 
@@ -345,15 +349,11 @@ async fn serve_mail(
     listeners.serve(sockets, stop).await;
 }
 
-fn consensus_config(config: &Config) -> quorumail_consensus::Config {
-    let peers = config
-        .peers
-        .iter()
-        .map(|peer| quorumail_consensus::Peer { id: peer.node, address: peer.address.clone() });
+fn consensus_config(config: &Config, topology: Topology) -> quorumail_consensus::Config {
     quorumail_consensus::Config::new(
         config.node(),
         config.cluster.clone(),
-        peers.collect(),
+        topology,
         config.partitions,
         config.replicas,
     )

@@ -414,7 +414,8 @@ impl Store {
     }
 
     fn point_to(&self, group: u32, old: &[Live], kept: &[BodyRef]) -> Result<(), StoreError> {
-        let group = self.group(group)?;
+        // It may have been removed meanwhile.
+        let Some(group) = self.known_group(group) else { return Ok(()) };
         let space = group.space.lock();
         let view = SnapshotView { snapshot: self.0.index.snapshot(), space: *space };
         let (mut batch, mut changes) = (Batch::default(), Vec::with_capacity(2 * old.len()));

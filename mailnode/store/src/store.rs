@@ -345,6 +345,11 @@ impl Store {
         groups
     }
 
+    /// The group, if there is one.
+    pub(crate) fn known_group(&self, number: u32) -> Option<Arc<Group>> {
+        self.0.groups.read().get(&number).cloned()
+    }
+
     /// The group, made when it is new.
     pub(crate) fn group(&self, number: u32) -> Result<Arc<Group>, StoreError> {
         if let Some(group) = self.0.groups.read().get(&number) {
@@ -362,6 +367,32 @@ impl Store {
             Arc::new(Group { number, space: Mutex::new(space), queue: RwLock::default(), is_counted });
         groups.insert(number, Arc::clone(&group));
         Ok(group)
+    }
+
+    /// Deletes the group's state, durably. There may be none.
+    pub fn remove(&self, number: u32) -> Result<(), StoreError> {
+        let Some(group) = self.0.groups.write().remove(&number) else { return Ok(()) };
+        let space = group.space.lock();
+        let mut batch = Batch::default();
+        batch.remove(keys::in_space(keys::ROOT, &keys::root_group(number)));
+        {
+            let mut queue = group.queue.write();
+            self.0.index.commit(batch)?;
+            *queue = QueueIndex::default();
+        }
+        if number == 0 {
+            self.0.directory.replace(Vec::new());
+        }
+        self.committed();
+        self.checkpoint()?;
+        // Whoever is about to count it finds that done.
+        if group.is_counted.swap(true, Ordering::Relaxed) {
+            let view = SnapshotView { snapshot: self.0.index.snapshot(), space: *space };
+            self.count_live(&view, false)?;
+        }
+        let space = *space;
+        self.announce(vec![Change::Group { group: number }]);
+        self.clear_space(space)
     }
 
     /// A space that was never used since this start.

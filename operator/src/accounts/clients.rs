@@ -76,7 +76,11 @@ impl Clients {
             text(secret, key).ok_or_else(|| ClientError::NoCertificates(secret.name_any()))
         };
         let identity = CertifiedPem { cert: part(&operator, CERT_KEY)?, key: part(&operator, KEY_KEY)? };
-        let admin = AdminClient::new(&addresses(cluster, port::ADMIN), &part(&operator, CA_KEY)?, &identity)?;
+        let admin = AdminClient::new(
+            &addresses(cluster, u64::from(cluster.spec.nodes), port::ADMIN),
+            &part(&operator, CA_KEY)?,
+            &identity,
+        )?;
         let fingerprints = FingerprintKey::derive(&part(&authority, KEY_KEY)?);
         let connection = Arc::new(Connection { admin, fingerprints });
         self.connections.lock().insert(key(cluster), (basis, connection.clone()));

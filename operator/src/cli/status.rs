@@ -36,6 +36,14 @@ struct Node {
     version: String,
     /// Groups that it leads.
     leads: usize,
+    zone: String,
+    /// Whether its replicas are moving to other nodes.
+    leaving: bool,
+    /// Partitions of which it holds a replica.
+    replicas: u32,
+    /// Partitions in which it is to vote, and those of them in which it does.
+    target_replicas: u32,
+    placed_replicas: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,6 +52,10 @@ struct Partitions {
     total: u32,
     leaderless: usize,
     under_replicated: usize,
+    /// Groups whose members are being changed or are to be.
+    moving: u32,
+    /// Why none is begun for now.
+    paused: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -56,6 +68,10 @@ struct Group {
     in_sync: Vec<u64>,
     term: u64,
     last_log_index: u64,
+    /// Who is to vote.
+    target: Vec<u64>,
+    /// What is done or waited for while the members change.
+    step: String,
 }
 
 pub(super) async fn run(target: &Target, format: Format, args: &StatusArgs) -> Result<(), Failure> {
@@ -75,6 +91,8 @@ fn facts(status: ClusterStatus) -> Facts {
             in_sync: group.in_sync,
             term: group.term,
             last_log_index: group.last_log_index,
+            target: group.target,
+            step: group.step,
         })
         .collect();
     let leads = |node| groups.iter().filter(|group| group.leader == Some(node)).count();
@@ -91,6 +109,11 @@ fn facts(status: ClusterStatus) -> Facts {
                 reason: status.reason,
                 version: status.version,
                 leads: leads(report.node),
+                zone: report.zone,
+                leaving: report.leaving,
+                replicas: report.replicas,
+                target_replicas: report.target_replicas,
+                placed_replicas: report.placed_replicas,
             }
         })
         .collect();
@@ -101,24 +124,46 @@ fn facts(status: ClusterStatus) -> Facts {
             .iter()
             .filter(|g| g.leader.is_some() && g.voters.iter().any(|voter| !g.in_sync.contains(voter)))
             .count(),
+        moving: status.moving,
+        paused: status.paused,
     };
     Facts { nodes, partitions, groups }
+}
+
+/// How far a node is that joins or leaves.
+fn change_of(node: &Node) -> String {
+    let percent = |done: u32, all: u32| done * 100 / all.max(1);
+    if node.leaving {
+        // Replicas are the measure; how many there were at the beginning is not kept.
+        return format!(", leaving: {} replicas left", node.replicas);
+    }
+    if node.placed_replicas < node.target_replicas {
+        return format!(", joining: {} %", percent(node.placed_replicas, node.target_replicas));
+    }
+    String::new()
 }
 
 fn table(facts: &Facts, with_partitions: bool) -> String {
     let nodes = facts.nodes.iter().map(|node| {
         let state = match (node.reachable, node.ready) {
             (false, _) => "not reachable".to_owned(),
-            (true, true) => "ready".to_owned(),
-            (true, false) => format!("not ready: {}", node.reason),
+            (true, true) => format!("ready{}", change_of(node)),
+            (true, false) => format!("not ready: {}{}", node.reason, change_of(node)),
         };
-        [node.node.to_string(), node.address.clone(), state, node.leads.to_string(), node.version.clone()]
+        let (leads, replicas) = (node.leads.to_string(), node.replicas.to_string());
+        [node.node.to_string(), node.address.clone(), state, leads, replicas, node.version.clone()]
     });
-    let mut text = output::table(["NODE", "ADDRESS", "STATE", "LEADS", "VERSION"], nodes);
-    let Partitions { total, leaderless, under_replicated } = &facts.partitions;
+    let mut text = output::table(["NODE", "ADDRESS", "STATE", "LEADS", "REPLICAS", "VERSION"], nodes);
+    let Partitions { total, leaderless, under_replicated, moving, paused } = &facts.partitions;
     text += &format!(
         "\n{total} partitions, {leaderless} without a leader, {under_replicated} under-replicated\n"
     );
+    if *moving > 0 {
+        text += &format!("{moving} groups change their members\n");
+    }
+    if !paused.is_empty() {
+        text += &format!("no change is begun for now: {paused}\n");
+    }
     if with_partitions {
         let numbers = |list: &[u64]| list.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
         let rows = facts.groups.iter().map(|group| {
@@ -128,10 +173,12 @@ fn table(facts: &Facts, with_partitions: bool) -> String {
                 numbers(&group.voters),
                 numbers(&group.in_sync),
                 group.last_log_index.to_string(),
+                numbers(&group.target),
+                group.step.clone(),
             ]
         });
         text.push('\n');
-        text += &output::table(["GROUP", "LEADER", "VOTERS", "IN-SYNC", "LOG"], rows);
+        text += &output::table(["GROUP", "LEADER", "VOTERS", "IN-SYNC", "LOG", "TARGET", "STEP"], rows);
     }
     text
 }
@@ -154,11 +201,35 @@ mod tests {
         let up = NodeStatus { ready: true, version: "1".into(), ..NodeStatus::default() };
         let facts = facts(ClusterStatus {
             nodes: vec![
-                NodeReport { node: 0, address: "a:1".into(), reachable: true, status: Some(up) },
-                NodeReport { node: 1, address: "b:1".into(), reachable: false, status: None },
+                NodeReport {
+                    node: 0,
+                    address: "a:1".into(),
+                    reachable: true,
+                    status: Some(up.clone()),
+                    ..NodeReport::default()
+                },
+                NodeReport { node: 1, address: "b:1".into(), ..NodeReport::default() },
+                NodeReport {
+                    node: 2,
+                    reachable: true,
+                    status: Some(up.clone()),
+                    target_replicas: 4,
+                    placed_replicas: 1,
+                    ..NodeReport::default()
+                },
+                NodeReport {
+                    node: 3,
+                    reachable: true,
+                    status: Some(up),
+                    leaving: true,
+                    replicas: 2,
+                    ..NodeReport::default()
+                },
             ],
             groups: vec![group(0, Some(0), &[0]), group(1, None, &[]), group(2, Some(0), &[0, 1])],
             partitions: 2,
+            moving: 3,
+            ..ClusterStatus::default()
         });
         assert_eq!((facts.partitions.leaderless, facts.partitions.under_replicated), (1, 1));
         let text = table(&facts, true);
@@ -166,6 +237,8 @@ mod tests {
             text.contains("not reachable") && text.contains("2 partitions, 1 without a leader"),
             "{text}"
         );
+        assert!(text.contains("joining: 25 %") && text.contains("leaving: 2 replicas left"), "{text}");
+        assert!(text.contains("3 groups change their members"), "{text}");
         assert_eq!(facts.nodes[0].leads, 2);
     }
 }

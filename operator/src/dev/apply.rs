@@ -73,6 +73,16 @@ impl Applier {
         Self { client, key, dir: dir.to_owned(), keep: BTreeMap::new() }
     }
 
+    /// The connection to the mailnodes.
+    pub fn client(&self) -> &AdminClient {
+        &self.client
+    }
+
+    /// Calls other mailnodes of the same cluster from now on.
+    pub fn set_client(&mut self, client: AdminClient) {
+        self.client = client;
+    }
+
     /// Brings the mailnodes to what the resources ask, as far as the resources are right.
     pub async fn apply(&mut self, resources: &Resources) -> Result<Outcome, ApplyError> {
         let mut outcome = Outcome { problems: resources.problems.clone(), ..Outcome::default() };

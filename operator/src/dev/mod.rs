@@ -6,9 +6,11 @@
 
 pub mod apply;
 pub mod check;
+pub mod fleet;
 pub mod layout;
 pub mod nodes;
 pub mod resources;
+pub mod scale;
 pub mod state;
 
 use std::{
@@ -25,12 +27,12 @@ use quorumail_crds::{MailCluster, MailClusterSpec};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    task::JoinSet,
     time::{Instant, sleep, sleep_until, timeout},
 };
 
 use self::{
     apply::{Applier, ApplyError},
+    fleet::Fleet,
     layout::{LayoutError, Place},
     nodes::{Node, say, stopped},
     resources::Resources,
@@ -54,7 +56,7 @@ const SETTLE: Duration = Duration::from_millis(150);
 /// How long nodes may take to show what was applied, before `ready` is said without it.
 const SEEN_WITHIN: Duration = Duration::from_secs(30);
 /// Replicas of each partition, where there are so many nodes.
-const REPLICAS: u64 = 3;
+const REPLICAS: u32 = 3;
 /// Greets mail clients where no MailCluster names another.
 const HOSTNAME: &str = "localhost";
 
@@ -113,14 +115,12 @@ pub async fn run(options: Options) -> Result<(), DevError> {
     let spec = the_cluster(&resources)?;
     let state = State::open(options.data.as_deref())?;
     let nodes = options.nodes.or(spec.map(|c| u64::from(c.spec.nodes)));
+    nodes.map_or(Ok(()), scale::check_nodes)?;
     let mut cluster = state.shape(nodes, spec.map(|c| c.spec.partitions))?;
-    let places = layout::lay_out(cluster.nodes, options.base_port)?;
+    let places = layout::lay_out(cluster.shape.running, options.base_port, 0)?;
     cluster.admin = places.iter().map(|place| place.endpoints().admin).collect();
     state.save_cluster(&cluster)?;
-    let mut names = vec![hostname(spec), HOSTNAME.to_owned()];
-    names.extend(places.iter().map(|place| place.host.to_string()));
-    names.dedup();
-    let certificates = state.certificates(&names, Timestamp::now())?;
+    let certificates = state.certificates(&public_names(spec, &places), Timestamp::now())?;
     let nodes = prepare(&options, &state, &cluster, &places, spec, &resources, &program)?;
 
     let keep = if state.is_temporary() { "; it is removed at the end, --data DIR keeps it" } else { "" };
@@ -137,13 +137,35 @@ pub async fn run(options: Options) -> Result<(), DevError> {
         .iter()
         .map(|address| client(std::slice::from_ref(address)))
         .collect::<Result<Vec<_>, _>>()?;
-    let mut service = Service { options, applier, told: BTreeSet::new(), every_node };
-    service.run(nodes, stop, state.path()).await
+    // A change that the last run did not finish goes on.
+    let scaling = cluster.shape.running != cluster.shape.staying;
+    let told = BTreeSet::new();
+    let mut service =
+        Service { options, program, state, cluster, scaling, scale_problem: None, applier, told, every_node };
+    service.run(nodes, stop).await
+}
+
+/// When to look at the files again although none has changed.
+#[derive(PartialEq, Eq)]
+enum After {
+    /// All is as asked.
+    Resync,
+    /// The nodes are being changed.
+    Scaling,
+    /// The mailnodes did not take something.
+    Retry,
 }
 
 /// The part that runs.
 struct Service {
     options: Options,
+    program: PathBuf,
+    state: State,
+    cluster: Cluster,
+    /// Whether a change of the nodes has been begun and not been told as done.
+    scaling: bool,
+    /// Why the nodes could not be changed, as it was told last.
+    scale_problem: Option<String>,
     applier: Applier,
     /// Problems that were told already.
     told: BTreeSet<String>,
@@ -151,48 +173,36 @@ struct Service {
 }
 
 impl Service {
-    async fn run(
-        &mut self,
-        nodes: Vec<Node>,
-        mut stop: watch::Receiver<bool>,
-        dir: &Path,
-    ) -> Result<(), DevError> {
-        let (end, ending) = watch::channel(false);
+    async fn run(&mut self, nodes: Vec<Node>, mut stop: watch::Receiver<bool>) -> Result<(), DevError> {
         let (is_ready, ready) = watch::channel(false);
-        let mut running = JoinSet::new();
-        for node in &nodes {
-            running.spawn(node.clone().run(ending.clone(), ready.clone()));
-        }
+        let (failed, mut failure) = mpsc::channel(1);
+        let mut fleet = Fleet::new(failed, ready);
+        nodes.into_iter().for_each(|node| fleet.start(node));
         let result = tokio::select! {
             () = stopped(&mut stop) => Ok(()),
-            Some(ended) = running.join_next() => ended.map_err(io::Error::other).and_then(|result| result),
-            () = self.serve(&nodes, is_ready, dir) => Ok(()),
+            Some(error) = failure.recv() => Err(error),
+            () = self.serve(&mut fleet, is_ready) => Ok(()),
         };
-        // A receiver lives as long as its node runs; with none left there is nobody to tell.
-        let _ = end.send(true);
-        while let Some(ended) = running.join_next().await {
-            if let Ok(Err(error)) = ended {
-                eprintln!("{error}");
-            }
-        }
+        fleet.stop(|_| true).await;
         result.map_err(DevError::Node)
     }
 
     /// Applies what the files say, now and whenever they change. Does not end by itself.
-    async fn serve(&mut self, nodes: &[Node], is_ready: watch::Sender<bool>, dir: &Path) {
+    async fn serve(&mut self, fleet: &mut Fleet, is_ready: watch::Sender<bool>) {
         let (tell, mut changed) = mpsc::channel(1);
-        let _watcher = watch_files(&self.options.files, dir, tell);
-        for node in nodes {
+        let _watcher = watch_files(&self.options.files, self.state.path(), tell);
+        let staying = self.cluster.shape.staying;
+        for node in fleet.nodes().filter(|node| node.place.node < staying) {
             node.wait_until_ready().await;
         }
-        while !self.apply_once().await {
+        while self.apply_once(fleet).await == After::Retry {
             sleep(RETRY).await;
         }
         self.wait_until_seen().await;
         // All receivers gone means that all nodes have ended, which is told elsewhere.
         let _ = is_ready.send(true);
         say("ready");
-        let mut next = Instant::now() + RESYNC;
+        let mut next = Instant::now() + RETRY;
         loop {
             tokio::select! {
                 Some(()) = changed.recv() => {
@@ -202,17 +212,33 @@ impl Service {
                 }
                 () = sleep_until(next) => {}
             }
-            next = Instant::now() + if self.apply_once().await { RESYNC } else { RETRY };
+            let pause = match self.apply_once(fleet).await {
+                After::Resync => RESYNC,
+                After::Scaling | After::Retry => RETRY,
+            };
+            next = Instant::now() + pause;
+        }
+    }
+
+    /// Brings accounts and nodes on; answers when to look again.
+    async fn apply_once(&mut self, fleet: &mut Fleet) -> After {
+        let files = self.options.files.clone();
+        let Ok(resources) = tokio::task::spawn_blocking(move || Resources::load(&files)).await else {
+            return After::Retry;
+        };
+        if !self.apply_accounts(&resources).await {
+            return After::Retry;
+        }
+        let wanted = self.wanted_nodes(&resources);
+        match self.scale(wanted, &resources, fleet).await {
+            true => After::Resync,
+            false => After::Scaling,
         }
     }
 
     /// Answers whether the mailnodes took all that is right.
-    async fn apply_once(&mut self) -> bool {
-        let files = self.options.files.clone();
-        let Ok(resources) = tokio::task::spawn_blocking(move || Resources::load(&files)).await else {
-            return false;
-        };
-        match self.applier.apply(&resources).await {
+    async fn apply_accounts(&mut self, resources: &Resources) -> bool {
+        match self.applier.apply(resources).await {
             Ok(outcome) => {
                 for (address, password) in outcome.new_passwords {
                     eprintln!("password made for {address}: {password} (kept in {})", state::CREDENTIALS);
@@ -226,7 +252,7 @@ impl Service {
                 true
             }
             Err(error) => {
-                let mut problems = resources.problems;
+                let mut problems = resources.problems.clone();
                 problems.push(error.to_string());
                 self.tell(problems);
                 matches!(error, ApplyError::State(_) | ApplyError::Hash(_))
@@ -302,6 +328,14 @@ fn hostname(cluster: Option<&MailCluster>) -> String {
     cluster.and_then(|cluster| cluster.spec.hostname.clone()).unwrap_or_else(|| HOSTNAME.to_owned())
 }
 
+/// What the certificate for mail clients is good for.
+fn public_names(cluster: Option<&MailCluster>, places: &[Place]) -> Vec<String> {
+    let mut names = vec![hostname(cluster), HOSTNAME.to_owned()];
+    names.extend(places.iter().map(|place| place.host.to_string()));
+    names.dedup();
+    names
+}
+
 /// Writes the configurations.
 fn prepare(
     options: &Options,
@@ -318,7 +352,13 @@ fn prepare(
         .iter()
         .map(|place| {
             let endpoints = place.endpoints();
-            Peer { node: place.node, address: endpoints.peer, admin: endpoints.admin }
+            Peer {
+                node: place.node,
+                address: endpoints.peer,
+                admin: endpoints.admin,
+                zone: String::new(),
+                leaving: cluster.shape.is_leaving(place.node),
+            }
         })
         .collect();
     let mut nodes = Vec::new();
@@ -331,8 +371,10 @@ fn prepare(
             data_dir: dir.join("data").display().to_string(),
             listen: Listen { host: place.host.to_string(), port_offset: place.offset },
             peers: peers.clone(),
+            generation: cluster.shape.generation,
+            founders: (0..cluster.shape.founders).collect(),
             partitions: cluster.partitions,
-            replicas: u32::try_from(REPLICAS.min(cluster.nodes)).unwrap_or(u32::MAX),
+            replicas: REPLICAS,
             tls: TlsFiles {
                 internal: InternalTls {
                     ca: file("node", CA_KEY),

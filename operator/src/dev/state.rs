@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     mailcluster::certificates::{CA_KEY, CERT_KEY, KEY_KEY},
     pki::{self, CertifiedPem, PkiError, Role},
+    shape::Shape,
 };
 
 /// Passwords by address. Mode 0600 from its beginning.
@@ -81,8 +82,9 @@ pub enum StateError {
 pub struct Cluster {
     /// Unique; nodes of another cluster are refused as peers.
     pub id: String,
-    /// Number of nodes.
-    pub nodes: u64,
+    /// Its nodes.
+    #[serde(flatten)]
+    pub shape: Shape,
     /// Number of partitions.
     pub partitions: u32,
     /// `host:port` of each node's admin service, by its number.
@@ -154,24 +156,26 @@ impl State {
         Ok(dir)
     }
 
-    /// Decides on the number of nodes and partitions: what is asked, else what was kept, else 3 and 16. What was kept
-    /// stays as it is.
+    /// Decides on the number of nodes and partitions of a new cluster: what is asked, else 3 and 16. One that was kept is
+    /// begun as it was: its nodes can be changed once they run, its partitions cannot.
     pub fn shape(&self, nodes: Option<u64>, partitions: Option<u32>) -> Result<Cluster, StateError> {
         let Some(kept) = cluster(&self.dir)? else {
             let (nodes, partitions) = (nodes.unwrap_or(3), partitions.unwrap_or(16));
             let id = format!("dev-{:016x}", rand::random::<u64>());
-            return Ok(Cluster { id, nodes, partitions, admin: Vec::new() });
+            let shape = Shape::founded(nodes);
+            return Ok(Cluster { id, shape, partitions, admin: Vec::new() });
         };
-        for (kept, asked, what) in [
-            (kept.nodes, nodes, "nodes"),
-            (u64::from(kept.partitions), partitions.map(u64::from), "partitions"),
-        ] {
-            if let Some(asked) = asked.filter(|asked| *asked != kept) {
-                let (kept, asked) = (format!("{kept} {what}"), asked.to_string());
-                return Err(StateError::OtherShape { path: self.dir.clone(), kept, asked });
-            }
+        if let Some(asked) = partitions.filter(|asked| *asked != kept.partitions) {
+            let (kept, asked) = (format!("{} partitions", kept.partitions), asked.to_string());
+            return Err(StateError::OtherShape { path: self.dir.clone(), kept, asked });
         }
         Ok(kept)
+    }
+
+    /// Removes the data of a node that is no part of the cluster any more.
+    pub fn remove_node(&self, node: u64) -> Result<(), StateError> {
+        let dir = self.dir.join(format!("node-{node}"));
+        fs::remove_dir_all(&dir).map_err(failed("remove", &dir))
     }
 
     /// Keeps it.
@@ -322,16 +326,17 @@ mod tests {
     }
 
     #[test]
-    fn the_shape_of_a_kept_directory_cannot_change() {
+    fn the_partitions_of_a_kept_directory_cannot_change_and_its_nodes_are_begun_as_they_were() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(Some(dir.path())).unwrap();
         let fresh = state.shape(None, Some(8)).unwrap();
-        assert_eq!((fresh.nodes, fresh.partitions), (3, 8));
+        assert_eq!((fresh.shape.running, fresh.partitions), (3, 8));
         state.save_cluster(&fresh).unwrap();
         assert_eq!(state.shape(None, None).unwrap(), fresh);
         assert_eq!(state.shape(Some(3), Some(8)).unwrap(), fresh);
-        let error = state.shape(Some(5), None).unwrap_err().to_string();
-        assert!(error.contains("holds 3 nodes, not the 5"), "{error}");
+        assert_eq!(state.shape(Some(5), None).unwrap(), fresh);
+        let error = state.shape(None, Some(16)).unwrap_err().to_string();
+        assert!(error.contains("holds 8 partitions, not the 16"), "{error}");
     }
 
     #[test]

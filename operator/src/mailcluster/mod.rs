@@ -29,19 +29,22 @@ use quorumail_crds::{
     condition::{Observed, kind, reason},
     is_paused,
 };
+use quorumail_proto::admin::ClusterStatus;
 use serde::Serialize;
 
 use self::{
     certificates::Stored,
-    objects::{CLUSTER_LABEL, Names, Objects, Surroundings},
+    objects::{CLUSTER_LABEL, CONFIG_FILE, Names, Objects, Surroundings},
     status::Observation,
 };
 use crate::{
-    accounts::clients::Clients,
+    accounts::clients::{Clients, Connection},
     events::Events,
+    mailnode_config::MailnodeConfig,
     metrics::Metrics,
     pki::PkiError,
     settings::{FIELD_MANAGER, Settings},
+    shape::Shape,
     status::{Ours, write},
     stores::{Stores, api},
 };
@@ -154,7 +157,13 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     let certificates =
         certificates::current(&stored, &cluster.name_any(), &objects::public_names(cluster), now)?;
     let (relay_username, problem) = references(cluster, context).await?;
+    let (client, told) = ask(cluster, context).await;
+    let kept = kept_shape(cluster, context).await?;
+    let told_status = told.as_ref().ok();
+    let known = newest(kept, told_status).unwrap_or_else(|| Shape::founded(u64::from(cluster.spec.nodes)));
+    let shape = known.next(u64::from(cluster.spec.nodes), told_status);
     let surroundings = Surroundings {
+        shape,
         image: context.settings.mailnode_image.clone(),
         pull_policy: context.settings.image_pull_policy.clone(),
         relay_username,
@@ -165,7 +174,13 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         Some(problem) => Observation { problem: Some(problem), ..Observation::default() },
         None => apply(cluster, context, &objects, stored.authority.is_none()).await?,
     };
-    observe(cluster, context, &mut seen).await?;
+    if seen.problem.is_none()
+        && let Some(client) = &client
+    {
+        tell_shape(cluster, &shape, client, told_status).await;
+    }
+    seen.shape = Some(shape);
+    observe(cluster, context, told, &mut seen).await?;
     let status = status::status(cluster, &seen, now);
     let ready = status.conditions.iter().any(|c| c.type_ == kind::READY && c.status == "True");
     report(cluster, context, &status).await?;
@@ -285,16 +300,66 @@ async fn remove_orphans(cluster: &MailCluster, context: &Context, wanted: &[Secr
     Ok(())
 }
 
-async fn observe(cluster: &MailCluster, context: &Context, seen: &mut Observation) -> Result<(), Error> {
+/// Asks the mailnodes how they are.
+async fn ask(
+    cluster: &MailCluster,
+    context: &Context,
+) -> (Option<Arc<Connection>>, Result<ClusterStatus, String>) {
+    match context.clients.get(cluster).await {
+        Ok(client) => {
+            let told = client.admin.cluster_status().await.map_err(|e| e.to_string());
+            (Some(client), told)
+        }
+        Err(error) => (None, Err(error.to_string())),
+    }
+}
+
+/// The nodes that the configuration lists which the mailnodes have now.
+async fn kept_shape(cluster: &MailCluster, context: &Context) -> Result<Option<Shape>, Error> {
+    let name = Names::new(&cluster.name_any()).config;
+    let maps: Api<ConfigMap> =
+        Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let map = maps.get_opt(&name).await.map_err(failed("read ConfigMap", &name))?;
+    let text = map.and_then(|map| map.data?.remove(CONFIG_FILE));
+    // One that cannot be read is written anew; the mailnodes know their nodes themselves.
+    let config = text.and_then(|text| serde_yaml::from_str::<MailnodeConfig>(&text).ok());
+    Ok(config.as_ref().map(objects::shape_of))
+}
+
+/// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts.
+fn newest(kept: Option<Shape>, told: Option<&ClusterStatus>) -> Option<Shape> {
+    let count = |nodes: usize| u64::try_from(nodes).unwrap_or(u64::MAX);
+    let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| Shape {
+        generation: topology.generation,
+        founders: count(topology.founders.len()),
+        staying: count(topology.nodes.iter().filter(|node| !node.leaving).count()),
+        running: count(topology.nodes.len()),
+    });
+    [followed, kept].into_iter().flatten().max_by_key(|shape| shape.generation)
+}
+
+/// Tells the mailnodes of their nodes: the file that they have it in follows only after a while.
+async fn tell_shape(cluster: &MailCluster, shape: &Shape, client: &Connection, told: Option<&ClusterStatus>) {
+    let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| topology.generation);
+    if followed.is_none_or(|generation| generation >= shape.generation) {
+        return;
+    }
+    if let Err(error) = client.admin.reconfigure(objects::topology(cluster, shape)).await {
+        tracing::warn!(%error, cluster = cluster.name_any(), "the mailnodes could not be told of a change of nodes");
+    }
+}
+
+async fn observe(
+    cluster: &MailCluster,
+    context: &Context,
+    told: Result<ClusterStatus, String>,
+    seen: &mut Observation,
+) -> Result<(), Error> {
     let namespace = cluster.namespace().unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let params = ListParams::default().labels(&format!("{CLUSTER_LABEL}={}", cluster.name_any()));
     seen.pods = pods.list(&params).await.map_err(failed("list pods of", cluster.name_any()))?.items;
-    let asked = match context.clients.get(cluster).await {
-        Ok(client) => client.admin.cluster_status().await.map_err(|e| e.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    seen.told = Some(asked);
+    seen.told = Some(told);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use quorumail_crds::{
     condition::{Observed, kind, reason},
     mailcluster::{ServiceType, TrafficPolicy},
 };
+use quorumail_proto::admin::{Topology, TopologyNode};
 
 use super::{
     certificates::{self, Certificates},
@@ -27,11 +28,12 @@ use crate::{
         InternalTls, Listen, MailnodeConfig, Peer, PublicTls, RelayConfig, SmtpConfig, TlsFiles, port,
     },
     settings::FIELD_MANAGER,
+    shape::Shape,
 };
 
 /// Label with the name of the MailCluster, on everything that belongs to one.
 pub const CLUSTER_LABEL: &str = "quorumail.io/cluster";
-/// Replicas of each partition; fewer where there are fewer nodes.
+/// Replicas of each partition; the mailnodes make fewer where there are fewer nodes.
 const REPLICAS: u32 = 3;
 
 /// Key of the configuration in its ConfigMap.
@@ -89,6 +91,8 @@ pub struct Surroundings {
     pub pull_policy: String,
     /// User name for the relay, from its Secret.
     pub relay_username: Option<String>,
+    /// Its nodes, as far as they have come.
+    pub shape: Shape,
 }
 
 /// Everything that is applied for a MailCluster.
@@ -110,11 +114,11 @@ pub struct Objects {
 
 /// Builds them.
 pub fn build(cluster: &MailCluster, certificates: &Certificates, surroundings: &Surroundings) -> Objects {
-    let config = config(cluster, surroundings.relay_username.as_deref()).to_yaml();
+    let config = config(cluster, &surroundings.shape, surroundings.relay_username.as_deref());
     let nodes = pod::stateful_set(cluster, &config, surroundings);
     Objects {
         secrets: secrets(cluster, certificates),
-        config: config_map(cluster, config),
+        config: config_map(cluster, config.to_yaml()),
         account: service_account(cluster),
         services: vec![nodes_service(cluster), service(cluster)],
         budget: budget(cluster),
@@ -168,20 +172,42 @@ pub fn public_names(cluster: &MailCluster) -> Vec<String> {
     names
 }
 
-/// `host:port` of a port of each node, in the order of the nodes.
-pub fn addresses(cluster: &MailCluster, port: u16) -> Vec<String> {
+/// `host:port` of a port of each of so many nodes, in the order of the nodes.
+pub fn addresses(cluster: &MailCluster, nodes: u64, port: u16) -> Vec<String> {
     let names = Names::new(&cluster.name_any());
     let namespace = cluster.namespace().unwrap_or_default();
-    (0..cluster.spec.nodes)
-        .map(|n| format!("{}-{n}.{}.{namespace}.svc:{port}", names.main, names.nodes))
-        .collect()
+    (0..nodes).map(|n| format!("{}-{n}.{}.{namespace}.svc:{port}", names.main, names.nodes)).collect()
+}
+
+/// The nodes that a configuration lists.
+pub fn shape_of(config: &MailnodeConfig) -> Shape {
+    let count = |peers: usize| u64::try_from(peers).unwrap_or(u64::MAX);
+    let running = count(config.peers.len());
+    Shape {
+        generation: config.generation,
+        founders: if config.founders.is_empty() { running } else { count(config.founders.len()) },
+        staying: count(config.peers.iter().filter(|peer| !peer.leaving).count()),
+        running,
+    }
+}
+
+/// The nodes as the mailnodes are to be told of them.
+pub fn topology(cluster: &MailCluster, shape: &Shape) -> Topology {
+    let of = |port| addresses(cluster, shape.running, port).into_iter();
+    shape.topology(of(port::PEER).zip(of(port::ADMIN)))
 }
 
 /// The configuration of the mailnodes.
-pub fn config(cluster: &MailCluster, relay_username: Option<&str>) -> MailnodeConfig {
+pub fn config(cluster: &MailCluster, shape: &Shape, relay_username: Option<&str>) -> MailnodeConfig {
     let spec = &cluster.spec;
-    let (peers, admins) = (addresses(cluster, port::PEER), addresses(cluster, port::ADMIN));
-    let peers = (0u64..).zip(peers.into_iter().zip(admins));
+    let topology = topology(cluster, shape);
+    let peer = |node: TopologyNode| Peer {
+        node: node.node,
+        address: node.address,
+        admin: node.admin,
+        zone: node.zone,
+        leaving: node.leaving,
+    };
     let file = |directory: &str, name: &str| format!("{directory}/{name}");
     let relay = spec.smtp.relay.as_ref().map(|relay| RelayConfig {
         host: relay.host.clone(),
@@ -197,9 +223,11 @@ pub fn config(cluster: &MailCluster, relay_username: Option<&str>) -> MailnodeCo
         hostname: hostname(cluster),
         data_dir: crate::mailnode_config::DATA_DIR.to_owned(),
         listen: Listen { host: "0.0.0.0".to_owned(), port_offset: 0 },
-        peers: peers.map(|(node, (address, admin))| Peer { node, address, admin }).collect(),
+        peers: topology.nodes.into_iter().map(peer).collect(),
+        generation: topology.generation,
+        founders: topology.founders,
         partitions: spec.partitions,
-        replicas: REPLICAS.min(spec.nodes),
+        replicas: REPLICAS,
         tls: TlsFiles {
             internal: InternalTls {
                 ca: file(INTERNAL_TLS_DIR, certificates::CA_KEY),

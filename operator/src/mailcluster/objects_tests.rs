@@ -14,6 +14,7 @@ fn objects(spec: &str) -> Objects {
     let cluster = cluster(spec);
     let certificates = current(&Stored::default(), "mc", &public_names(&cluster), Timestamp::now()).unwrap();
     let surroundings = Surroundings {
+        shape: Shape::founded(u64::from(cluster.spec.nodes)),
         image: "mailnode:1".into(),
         pull_policy: "Never".into(),
         relay_username: spec.contains("secretRef").then(|| "user".to_owned()),
@@ -59,12 +60,13 @@ fn everything_is_owned_by_the_cluster_and_found_by_its_label() {
 
 #[test]
 fn the_configuration_names_every_node() {
-    let config = config(&cluster("{nodes: 5, partitions: 8, hostname: mail.example.org}"), None);
+    let config =
+        config(&cluster("{nodes: 5, partitions: 8, hostname: mail.example.org}"), &Shape::founded(5), None);
     assert_eq!((config.peers.len(), config.partitions, config.replicas), (5, 8, 3));
     assert_eq!(config.peers[4].address, "mc-4.mc-nodes.ns.svc:9444");
     assert_eq!(config.peers[4].admin, "mc-4.mc-nodes.ns.svc:9443");
     assert_eq!(config.hostname, "mail.example.org");
-    assert_eq!(super::config(&cluster("{nodes: 1}"), None).replicas, 1);
+    assert_eq!(shape_of(&config), Shape::founded(5));
 }
 
 #[test]
@@ -72,6 +74,26 @@ fn a_changed_configuration_replaces_the_pods_and_a_renewed_certificate_does_not(
     let hash = |o: &Objects| o.nodes.spec.clone().unwrap().template.metadata.unwrap().annotations.unwrap();
     assert_eq!(hash(&objects("{}")), hash(&objects("{}")), "the certificates differ, the pods do not");
     assert_ne!(hash(&objects("{}")), hash(&objects("{smtp: {maxMessageSize: 1Mi}}")));
+    assert_eq!(
+        hash(&objects("{nodes: 1}")),
+        hash(&objects("{nodes: 5}")),
+        "nodes take that up while they run"
+    );
+}
+
+#[test]
+fn nodes_that_leave_run_until_they_are_empty() {
+    let cluster = cluster("{nodes: 3}");
+    let shape = Shape { generation: 4, founders: 1, staying: 3, running: 5 };
+    let config = config(&cluster, &shape, None);
+    let leaving: Vec<bool> = config.peers.iter().map(|peer| peer.leaving).collect();
+    assert_eq!(leaving, [false, false, false, true, true]);
+    assert_eq!((config.founders.clone(), config.generation), (vec![0], 4));
+    assert_eq!(shape_of(&config), shape, "read back as it was written");
+    let certificates = current(&Stored::default(), "mc", &public_names(&cluster), Timestamp::now()).unwrap();
+    let surroundings =
+        Surroundings { shape, image: "mailnode:1".into(), pull_policy: "Never".into(), relay_username: None };
+    assert_eq!(build(&cluster, &certificates, &surroundings).nodes.spec.unwrap().replicas, Some(5));
 }
 
 #[test]

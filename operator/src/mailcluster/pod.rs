@@ -25,7 +25,7 @@ use super::objects::{
     CONFIG_DIR, CONFIG_FILE, INTERNAL_TLS_DIR, Names, PUBLIC_TLS_DIR, RELAY_DIR, Surroundings, metadata,
     selector,
 };
-use crate::mailnode_config::{DATA_DIR, port};
+use crate::mailnode_config::{DATA_DIR, MailnodeConfig, port};
 
 /// Annotation of pods with a hash of the configuration: a changed configuration replaces them.
 pub const CONFIG_HASH: &str = "quorumail.io/config-hash";
@@ -36,8 +36,18 @@ const TERMINATION_SECONDS: i64 = 60;
 /// Secrets are readable for the group only.
 const SECRET_MODE: i32 = 0o440;
 
-/// Builds it. `config` is the text of the configuration file.
-pub fn stateful_set(cluster: &MailCluster, config: &str, surroundings: &Surroundings) -> StatefulSet {
+/// What of the configuration a mailnode reads only when it starts: all but the list of nodes.
+fn hash(config: &MailnodeConfig) -> String {
+    let fixed = MailnodeConfig { peers: Vec::new(), founders: Vec::new(), generation: 0, ..config.clone() };
+    blake3::hash(fixed.to_yaml().as_bytes()).to_hex().to_string()
+}
+
+/// Builds it.
+pub fn stateful_set(
+    cluster: &MailCluster,
+    config: &MailnodeConfig,
+    surroundings: &Surroundings,
+) -> StatefulSet {
     let names = Names::new(&cluster.name_any());
     let when_deleted = match cluster.spec.storage.deletion_policy {
         DeletionPolicy::Retain => "Retain",
@@ -47,7 +57,7 @@ pub fn stateful_set(cluster: &MailCluster, config: &str, surroundings: &Surround
     StatefulSet {
         metadata: metadata(cluster, &names.main),
         spec: Some(StatefulSetSpec {
-            replicas: i32::try_from(cluster.spec.nodes).ok(),
+            replicas: i32::try_from(surroundings.shape.running).ok(),
             service_name: Some(names.nodes),
             // All at once: a node becomes ready only when a majority of them is there.
             pod_management_policy: Some("Parallel".to_owned()),
@@ -57,16 +67,13 @@ pub fn stateful_set(cluster: &MailCluster, config: &str, surroundings: &Surround
             }),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
                 when_deleted: Some(when_deleted.to_owned()),
-                when_scaled: Some("Retain".to_owned()),
+                when_scaled: Some(when_deleted.to_owned()),
             }),
             selector: LabelSelector { match_labels: Some(selector(cluster)), ..LabelSelector::default() },
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
                     labels: labels.clone(),
-                    annotations: Some(
-                        [(CONFIG_HASH.to_owned(), blake3::hash(config.as_bytes()).to_hex().to_string())]
-                            .into(),
-                    ),
+                    annotations: Some([(CONFIG_HASH.to_owned(), hash(config))].into()),
                     ..ObjectMeta::default()
                 }),
                 spec: Some(pod(cluster, surroundings)),

@@ -18,6 +18,8 @@ use quorumail_crds::{
 };
 use quorumail_proto::admin::{ClusterStatus, GroupStatus};
 
+use crate::shape::{Shape, Stage};
+
 /// What was observed.
 #[derive(Debug, Default)]
 pub struct Observation {
@@ -29,6 +31,8 @@ pub struct Observation {
     pub nodes: Option<StatefulSet>,
     /// The Service after it was applied.
     pub service: Option<Service>,
+    /// The nodes that it has and is to have.
+    pub shape: Option<Shape>,
     /// What keeps the cluster from being brought about; a condition of type Ready.
     pub problem: Option<Observed>,
 }
@@ -81,10 +85,14 @@ fn nodes(cluster: &MailCluster, seen: &Observation, told: Option<&ClusterStatus>
             ready: status.is_some_and(|s| s.ready),
             version: status.map(|s| s.version.clone()).filter(|v| !v.is_empty()),
             node: pods.get(&name).and_then(|pod| pod.spec.as_ref()?.node_name.clone()),
+            leaving: report.is_some_and(|r| r.leaving),
+            replicas: report.map_or(0, |r| r.replicas),
+            target_replicas: report.map_or(0, |r| r.target_replicas),
             name,
         }
     };
-    (0..cluster.spec.nodes).map(node).collect()
+    let running = seen.shape.map_or(0, |shape| u32::try_from(shape.running).unwrap_or(u32::MAX));
+    (0..cluster.spec.nodes.max(running)).map(node).collect()
 }
 
 /// Of several reports on one group, that of its leader knows most.
@@ -114,7 +122,13 @@ fn partitions(cluster: &MailCluster, told: &ClusterStatus) -> PartitionsStatus {
             Some(_) => {}
         }
     }
-    PartitionsStatus { total, available: total - leaderless, under_replicated, leaderless }
+    PartitionsStatus {
+        total,
+        available: total - leaderless,
+        under_replicated,
+        leaderless,
+        moving: told.moving,
+    }
 }
 
 fn ready(
@@ -134,12 +148,16 @@ fn ready(
         };
         return no(reason::NOT_REACHABLE, format!("no mailnode could be asked{why}"));
     };
-    let answering = told.nodes.iter().filter(|n| n.reachable).count();
-    let all = cluster.spec.nodes as usize;
+    // Nodes that are still being taken in do not count yet.
+    let groups = groups(told);
+    let voters = groups.get(&DIRECTORY_GROUP).map(|group| group.voters.clone()).unwrap_or_default();
+    let counts = |node: u64| voters.is_empty() || voters.contains(&node);
+    let answering = told.nodes.iter().filter(|n| n.reachable && counts(n.node)).count();
+    let all = if voters.is_empty() { cluster.spec.nodes as usize } else { voters.len() };
     if answering * 2 <= all {
         return no(reason::NO_QUORUM, format!("{answering} of {all} mailnodes answer; a majority is needed"));
     }
-    let directory = groups(told).get(&DIRECTORY_GROUP).is_some_and(|g| g.leader.is_some());
+    let directory = groups.get(&DIRECTORY_GROUP).is_some_and(|g| g.leader.is_some());
     if !directory || partitions.leaderless > 0 {
         let directory = if directory { "" } else { "; the directory has none either" };
         let text =
@@ -166,6 +184,21 @@ fn progressing(cluster: &MailCluster, seen: &Observation) -> Observed {
     let current = status.observed_generation >= set.metadata.generation
         && (status.update_revision.is_none() || status.update_revision == status.current_revision);
     let ready = status.ready_replicas.unwrap_or(0);
+    let told = seen.told.as_ref().and_then(|told| told.as_ref().ok());
+    if let (Some(shape), Some(told)) = (seen.shape, told)
+        && current
+        && ready >= wanted
+        && (shape.stage(told) == Stage::Moving || shape.running != shape.staying)
+        && shape.generation > 1
+    {
+        let paused =
+            if told.paused.is_empty() { String::new() } else { format!("; paused: {}", told.paused) };
+        let text = format!(
+            "{} groups change their members for {} nodes, of {} that there are{paused}",
+            told.moving, shape.staying, shape.running
+        );
+        return Observed::yes(kind::PROGRESSING, reason::MOVING, text);
+    }
     if current && ready >= wanted {
         return Observed::no(kind::PROGRESSING, reason::SETTLED, "all pods are ready and as asked");
     }

@@ -1,3 +1,4 @@
+use k8s_openapi::api::apps::v1::StatefulSetStatus;
 use quorumail_crds::condition::find;
 use quorumail_proto::admin::{NodeReport, NodeStatus as Told};
 
@@ -13,7 +14,7 @@ fn cluster(spec: &str) -> MailCluster {
 fn node(number: u64, reachable: bool) -> NodeReport {
     let status =
         reachable.then(|| Told { node: number, version: "1.0".into(), ready: true, ..Told::default() });
-    NodeReport { node: number, address: String::new(), reachable, status }
+    NodeReport { node: number, reachable, status, ..NodeReport::default() }
 }
 
 fn group(number: u32, leader: Option<u64>, in_sync: u64) -> GroupStatus {
@@ -29,7 +30,10 @@ fn group(number: u32, leader: Option<u64>, in_sync: u64) -> GroupStatus {
 
 fn told(reachable: [bool; 3], groups: Vec<GroupStatus>) -> Observation {
     let nodes = (0..).zip(reachable).map(|(n, r)| node(n, r)).collect();
-    Observation { told: Some(Ok(ClusterStatus { nodes, groups, partitions: 2 })), ..Observation::default() }
+    Observation {
+        told: Some(Ok(ClusterStatus { nodes, groups, partitions: 2, ..ClusterStatus::default() })),
+        ..Observation::default()
+    }
 }
 
 fn healthy() -> Vec<GroupStatus> {
@@ -54,7 +58,7 @@ fn a_healthy_cluster_is_ready_and_not_degraded() {
     assert_eq!(condition(&seen, kind::DEGRADED), pair("False", reason::ALL_HEALTHY));
     let status = status(&cluster("{partitions: 2}"), &seen, Timestamp::now());
     assert_eq!((status.ready_nodes, status.version.as_deref()), (3, Some("1.0")));
-    let counts = PartitionsStatus { total: 2, available: 2, under_replicated: 0, leaderless: 0 };
+    let counts = PartitionsStatus { total: 2, available: 2, ..PartitionsStatus::default() };
     assert_eq!(status.partitions, Some(counts));
 }
 
@@ -104,4 +108,19 @@ fn pausing_keeps_what_was_observed() {
     assert_eq!(find(&paused.conditions, kind::PAUSED).unwrap().status, "True");
     assert_eq!(find(&paused.conditions, kind::READY).unwrap().status, "True");
     assert_eq!(paused.ready_nodes, 3);
+}
+
+#[test]
+fn a_cluster_that_grows_is_ready_and_progressing_while_replicas_move() {
+    let mut seen = told([true; 3], (0..=2).map(|g| group(g, Some(0), 1)).collect());
+    let shape = Shape { generation: 2, founders: 1, staying: 3, running: 3 };
+    let status = StatefulSetStatus { ready_replicas: Some(3), ..StatefulSetStatus::default() };
+    seen.nodes = Some(StatefulSet { status: Some(status), ..StatefulSet::default() });
+    seen.shape = Some(shape);
+    if let Some(Ok(told)) = &mut seen.told {
+        told.moving = 2;
+        told.groups.iter_mut().for_each(|group| group.voters = vec![0]);
+    }
+    assert_eq!(condition(&seen, kind::READY), pair("True", reason::QUORUM));
+    assert_eq!(condition(&seen, kind::PROGRESSING), pair("True", reason::MOVING));
 }

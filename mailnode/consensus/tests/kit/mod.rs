@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorumail_consensus::{
-    Config, ConnectError, Connector, Consensus, GroupId, LogRetention, NodeId, Peer, ProposeError, endpoint,
-    open_log, server,
+    Config, ConnectError, Connector, Consensus, GroupId, LogRetention, NodeId, Peer, ProposeError, Topology,
+    endpoint, open_log, server,
 };
 use quorumail_journal::Options;
 use tokio::runtime::Runtime;
@@ -25,8 +25,21 @@ use wires::{Cuts, Dial};
 /// Longest wait for anything in these tests.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// No test has more nodes.
+const MAX_NODE: NodeId = 16;
+
 /// One test at a time: they measure time and share two cores.
 pub static ONE_AT_A_TIME: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+/// Nodes at free ports: reserved by binding all of them at once, then let go for the nodes to take.
+pub fn peers(ids: std::ops::Range<NodeId>) -> Vec<Peer> {
+    let reserved: Vec<_> =
+        ids.map(|id| (id, std::net::TcpListener::bind("127.0.0.1:0").expect("a port"))).collect();
+    let peer = |(id, listener): &(NodeId, std::net::TcpListener)| {
+        Peer::new(*id, listener.local_addr().expect("an address").to_string())
+    };
+    reserved.iter().map(peer).collect()
+}
 
 /// How a node reaches its peers: over sockets that can be cut.
 struct Wires {
@@ -83,7 +96,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Ways between nodes that are cut.
     pub cuts: Cuts,
-    peers: Vec<Peer>,
+    /// What the next node to start is told.
+    pub topology: Topology,
     dir: tempfile::TempDir,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
     partitions: u32,
@@ -102,20 +116,12 @@ impl Cluster {
         // RUST_LOG tells what to show of a failed run; the first test of the process sets it up.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
-        // Reserved by binding all of them at once, then let go for the nodes to take.
-        let reserved: Vec<_> =
-            (0..nodes).map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port")).collect();
-        let peer = |(id, listener): (usize, &std::net::TcpListener)| Peer {
-            id: id as NodeId,
-            address: listener.local_addr().expect("an address").to_string(),
-        };
-        let peers = reserved.iter().enumerate().map(peer).collect();
-        drop(reserved);
+        let topology = Topology::from(peers(0..nodes));
         let dir = tempfile::tempdir().expect("a directory");
         let mut cluster = Cluster {
             nodes: BTreeMap::new(),
             cuts: Cuts::default(),
-            peers,
+            topology,
             dir,
             change: Box::new(change),
             partitions,
@@ -132,7 +138,7 @@ impl Cluster {
 
     /// Starts a node, with whatever its disk holds.
     pub async fn up(&mut self, id: NodeId) {
-        let mut config = Config::new(id, "test", self.peers.clone(), self.partitions, 3);
+        let mut config = Config::new(id, "test", self.topology.clone(), self.partitions, 3);
         config.heartbeat = Duration::from_millis(100);
         config.election_timeout = Duration::from_millis(400)..Duration::from_millis(600);
         config.log_retention = LogRetention { entries: 100_000, bytes: 1 << 30 };
@@ -144,7 +150,8 @@ impl Cluster {
             .enable_all()
             .build()
             .expect("a runtime");
-        let (dir, address) = (self.dir(id), self.peers[id as usize].address.clone());
+        let (dir, address) =
+            (self.dir(id), self.topology.node(id).expect("the node is known").address.clone());
         let wires = Wires { node: id, cuts: self.cuts.clone() };
         let started = runtime.spawn(async move { start_node(config, dir, &address, wires).await });
         let (consensus, machine) = started.await.expect("the node starts");
@@ -208,6 +215,43 @@ impl Cluster {
         self.nodes.iter().map(describe).collect()
     }
 
+    /// Changes the topology, starts the nodes that it adds, and tells one node of it.
+    pub async fn change(&mut self, tell: NodeId, change: impl FnOnce(&mut Topology)) {
+        self.topology.generation += 1;
+        change(&mut self.topology);
+        for id in self.topology.ids() {
+            if !self.nodes.contains_key(&id) && !self.dir(id).exists() {
+                self.up(id).await;
+            }
+        }
+        self.node(tell).consensus.reconfigure(self.topology.clone()).expect("the topology is taken");
+    }
+
+    /// Waits until every group is where it should be, and no node holds what it should not.
+    pub async fn moved(&self) {
+        let staying = self.topology.staying();
+        let done = || {
+            let progress = self.nodes.values().find_map(|node| node.consensus.progress())?;
+            let planned = progress.generation == self.topology.generation;
+            let done = planned && progress.groups.iter().all(|group| group.done);
+            let clean = self.nodes.iter().all(|(id, node)| {
+                let partitions = node.consensus.status().iter().filter(|group| group.group.0 > 0).count();
+                staying.contains(id) || partitions == 0
+            });
+            (done && clean).then_some(())
+        };
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while done().is_none() {
+            if Instant::now() > deadline {
+                let progress: Vec<_> =
+                    self.nodes.iter().map(|(id, node)| (id, node.consensus.progress())).collect();
+                let groups: Vec<String> = (0..=self.partitions).map(|group| self.explain(group)).collect();
+                panic!("waited too long for the change: {progress:#?}\n{}", groups.join("\n"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     pub async fn ready(&self) {
         until("all nodes to be ready", || {
             self.nodes.values().all(|node| node.consensus.ready().is_ok()).then_some(())
@@ -221,8 +265,7 @@ impl Drop for Cluster {
         // A journal whose directory goes away under it ends the process, so all must be closed before that. Runtimes
         // may only be waited for outside of the test's own.
         let nodes = std::mem::take(&mut self.nodes);
-        let journals: Vec<PathBuf> =
-            (0..self.peers.len()).map(|id| self.dir(id as NodeId).join("journal")).collect();
+        let journals: Vec<PathBuf> = (0..MAX_NODE).map(|id| self.dir(id).join("journal")).collect();
         let close = move || {
             for mut node in nodes.into_values() {
                 node.runtime.take().expect("the node runs").shutdown_timeout(PATIENCE);

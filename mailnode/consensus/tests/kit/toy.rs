@@ -34,6 +34,8 @@ pub struct Toy {
     file: PathBuf,
     journal: Journal,
     groups: std::sync::Arc<Mutex<BTreeMap<GroupId, State>>>,
+    /// One at a time writes the file.
+    saving: Mutex<()>,
     /// Repeated commands met.
     pub repeated: AtomicU64,
     /// Fails all further batches when set.
@@ -49,7 +51,14 @@ impl Toy {
             Err(_) => BTreeMap::new(),
         };
         let groups = std::sync::Arc::new(Mutex::new(groups));
-        Toy { file, journal, groups, repeated: AtomicU64::new(0), broken: false.into() }
+        Toy {
+            file,
+            journal,
+            groups,
+            saving: Mutex::new(()),
+            repeated: AtomicU64::new(0),
+            broken: false.into(),
+        }
     }
 
     pub fn journal(&self) -> &Journal {
@@ -124,7 +133,13 @@ impl StateMachine for Toy {
         Ok(Box::new(Writer { group, groups: self.groups.clone(), bytes: Vec::new() }))
     }
 
+    fn remove(&self, group: GroupId) -> Result<(), MachineError> {
+        self.groups.lock().remove(&group);
+        self.checkpoint()
+    }
+
     fn checkpoint(&self) -> Result<(), MachineError> {
+        let _turn = self.saving.lock();
         let bytes = postcard::to_stdvec(&*self.groups.lock()).expect("the state can be encoded");
         let wrong = |error: std::io::Error| MachineError { group: 0, reason: error.to_string() };
         let new = self.file.with_extension("new");

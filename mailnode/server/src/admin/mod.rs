@@ -14,6 +14,7 @@ use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
     DirectoryEntry, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse,
     HandOverRequest, HandOverResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
+    ReconfigureRequest, ReconfigureResponse,
     admin_server::{Admin, AdminServer},
 };
 use tokio::sync::watch;
@@ -21,10 +22,10 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     auth::Authenticator,
-    config::Peer,
     groups::{CommandFailure, Groups, QueryFailure},
     http::Readiness,
     tls::InternalTls,
+    topology,
 };
 
 /// Largest request: a batch of directory changes.
@@ -44,8 +45,6 @@ pub struct AdminService {
     pub auth: Arc<Authenticator>,
     /// Whether the node is ready.
     pub ready: watch::Receiver<Readiness>,
-    /// All nodes.
-    pub peers: Vec<Peer>,
     /// This node.
     pub node: u64,
     /// For channels to peers.
@@ -141,5 +140,20 @@ impl Admin for AdminService {
         };
         let remaining = self.groups.consensus.hand_over(within).await;
         Ok(Response::new(HandOverResponse { remaining: u32::try_from(remaining).unwrap_or(u32::MAX) }))
+    }
+
+    async fn reconfigure(
+        &self,
+        request: Request<ReconfigureRequest>,
+    ) -> Result<Response<ReconfigureResponse>, Status> {
+        let topology = request.into_inner().topology;
+        let topology = topology.ok_or_else(|| Status::invalid_argument("the topology is missing"))?;
+        let changed = self
+            .groups
+            .consensus
+            .reconfigure(topology::from_admin(topology))
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let generation = self.groups.consensus.watch_topology().borrow().generation;
+        Ok(Response::new(ReconfigureResponse { changed, generation }))
     }
 }

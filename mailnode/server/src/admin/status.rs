@@ -3,12 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _};
+use quorumail_consensus::{GroupProgress, Peer, Progress};
 use quorumail_proto::admin::{
-    ClusterStatus, GetNodeStatusRequest, GroupStatus, NodeReport, NodeStatus, admin_client::AdminClient,
+    ClusterStatus, GetNodeStatusRequest, GroupPlan, GroupStatus, NodeReport, NodeStatus, Plan,
+    admin_client::AdminClient,
 };
 
 use super::AdminService;
-use crate::{channels, config::Peer};
+use crate::{channels, groups::DIRECTORY, topology};
 
 /// For a peer to tell its status.
 const PEER_WITHIN: Duration = Duration::from_secs(2);
@@ -21,7 +23,8 @@ pub(super) fn of_node(service: &AdminService) -> NodeStatus {
         Ok(()) => (true, String::new()),
         Err(reason) => (false, reason.clone()),
     };
-    let groups = service.groups.consensus.status().into_iter().map(|status| GroupStatus {
+    let consensus = &service.groups.consensus;
+    let groups = consensus.status().into_iter().map(|status| GroupStatus {
         group: status.group.0,
         voters: status.voters,
         learners: status.learners,
@@ -30,27 +33,91 @@ pub(super) fn of_node(service: &AdminService) -> NodeStatus {
         last_log_index: status.last_log_index.unwrap_or(0),
         applied_index: status.applied_index.unwrap_or(0),
         in_sync: status.in_sync.unwrap_or_default(),
+        ..GroupStatus::default()
     });
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    NodeStatus { node: service.node, version, ready, reason, groups: groups.collect() }
+    NodeStatus {
+        node: service.node,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ready,
+        reason,
+        groups: groups.collect(),
+        generation: consensus.watch_topology().borrow().generation,
+        plan: consensus.progress().map(plan),
+    }
+}
+
+fn plan(progress: Progress) -> Plan {
+    let group = |group: GroupProgress| GroupPlan {
+        group: group.group.0,
+        target: group.target,
+        done: group.done,
+        step: group.step,
+    };
+    Plan {
+        generation: progress.generation,
+        groups: progress.groups.into_iter().map(group).collect(),
+        paused: progress.paused.unwrap_or_default(),
+    }
 }
 
 /// What all nodes see that answer in time.
 pub(super) async fn of_cluster(service: &AdminService) -> ClusterStatus {
-    let reports = service.peers.iter().map(|peer| report(service, peer).boxed());
+    let topology = service.groups.consensus.watch_topology().borrow().clone();
+    let reports = topology.nodes.iter().map(|peer| report(service, peer).boxed());
     let reports = futures::stream::iter(reports.collect::<Vec<_>>()).buffered(PEERS_AT_ONCE);
     let nodes: Vec<NodeReport> = reports.collect().await;
     let groups = merge(nodes.iter().filter_map(|report| report.status.as_ref()));
-    ClusterStatus { nodes, groups, partitions: service.groups.partitions }
+    let topology = Some(topology::to_admin(&topology));
+    let partitions = service.groups.partitions;
+    let mut status = ClusterStatus { nodes, groups, partitions, topology, ..ClusterStatus::default() };
+    add_plan(&mut status);
+    status
+}
+
+/// Adds what the node says that plans where replicas move to: of several that believe to, the one with the newest topology.
+fn add_plan(status: &mut ClusterStatus) {
+    let plans = status.nodes.iter().filter_map(|report| report.status.as_ref()?.plan.clone());
+    let Some(plan) = plans.max_by_key(|plan| plan.generation) else { return };
+    for group in &mut status.groups {
+        let Some(planned) = plan.groups.iter().find(|planned| planned.group == group.group) else { continue };
+        group.target.clone_from(&planned.target);
+        group.moving = !planned.done;
+        group.step.clone_from(&planned.step);
+    }
+    let partitions = || status.groups.iter().filter(|group| group.group != DIRECTORY.0);
+    for report in &mut status.nodes {
+        let node = report.node;
+        let count = |holds: &dyn Fn(&GroupStatus) -> bool| {
+            u32::try_from(partitions().filter(|group| holds(group)).count()).unwrap_or(u32::MAX)
+        };
+        report.replicas = count(&|group| group.voters.contains(&node) || group.learners.contains(&node));
+        report.target_replicas = count(&|group| group.target.contains(&node));
+        report.placed_replicas = count(&|group| group.target.contains(&node) && group.voters.contains(&node));
+    }
+    // A topology that the planning node has not seen yet has everything before it.
+    let known = status.topology.as_ref().map_or(0, |topology| topology.generation);
+    status.moving = match plan.generation < known {
+        true => u32::try_from(plan.groups.len()).unwrap_or(u32::MAX),
+        false => u32::try_from(plan.groups.iter().filter(|group| !group.done).count()).unwrap_or(u32::MAX),
+    };
+    status.paused = plan.paused;
 }
 
 async fn report(service: &AdminService, peer: &Peer) -> NodeReport {
-    let status = if peer.node == service.node {
+    let status = if peer.id == service.node {
         Some(of_node(service))
     } else {
         tokio::time::timeout(PEER_WITHIN, ask(service, peer)).await.ok().flatten()
     };
-    NodeReport { node: peer.node, address: peer.admin.clone(), reachable: status.is_some(), status }
+    NodeReport {
+        node: peer.id,
+        address: peer.admin.clone(),
+        reachable: status.is_some(),
+        status,
+        zone: peer.zone.clone(),
+        leaving: peer.leaving,
+        ..NodeReport::default()
+    }
 }
 
 async fn ask(service: &AdminService, peer: &Peer) -> Option<NodeStatus> {
@@ -95,5 +162,23 @@ mod tests {
     fn of_two_that_believe_to_lead_the_later_term_counts() {
         let nodes = [node(0, Some(0), 3, 9), node(1, Some(1), 4, 8)];
         assert_eq!(merge(nodes.iter())[0].leader, Some(1));
+    }
+
+    #[test]
+    fn progress_is_told_for_every_node_and_group() {
+        let mut told = node(0, Some(0), 3, 9);
+        told.groups[0].voters = vec![0];
+        told.groups[0].learners = vec![1];
+        let group = GroupPlan { group: 1, target: vec![0, 1], done: false, step: "catching up".to_owned() };
+        told.plan = Some(Plan { generation: 2, groups: vec![group], paused: String::new() });
+        let report = |node, status| NodeReport { node, status, ..NodeReport::default() };
+        let groups = merge([&told].into_iter());
+        let nodes = vec![report(0, Some(told)), report(1, None)];
+        let mut status = ClusterStatus { nodes, groups, ..ClusterStatus::default() };
+        add_plan(&mut status);
+        let counts = |report: &NodeReport| (report.replicas, report.target_replicas, report.placed_replicas);
+        assert_eq!(status.nodes.iter().map(counts).collect::<Vec<_>>(), [(1, 1, 1), (1, 1, 0)]);
+        assert_eq!((status.moving, status.groups[0].moving), (1, true));
+        assert_eq!(status.groups[0].step, "catching up");
     }
 }

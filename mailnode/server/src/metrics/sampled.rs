@@ -191,6 +191,18 @@ impl Sources {
             let voters = in_sync.iter().filter(|node| group.voters.contains(node)).count();
             family.labelled("group", group.group.0, voters);
         }
+        let progress = self.groups.consensus.progress();
+        let moving = progress
+            .as_ref()
+            .map_or(0, |progress| progress.groups.iter().filter(|group| !group.done).count());
+        text.gauge("groups_moving", "Groups whose members are to change, told by the node that plans it.")
+            .value(moving);
+        let paused = progress.is_some_and(|progress| progress.paused.is_some());
+        text.gauge("groups_moving_paused", "Whether no change is begun because a group lacks a replica.")
+            .value(u8::from(paused));
+        let generation = self.groups.consensus.watch_topology().borrow().generation;
+        text.gauge("topology_generation", "Generation of the topology that this node follows.")
+            .value(generation);
         let mut family = text.gauge("group_applied_index", "Log index applied here.");
         for (group, metrics) in &node.groups {
             family.labelled("group", group.0, metrics.applied_index);

@@ -75,6 +75,27 @@ fn all_bodies(store: &Store) -> BTreeMap<(MailboxId, FolderId, Uid), Bytes> {
 }
 
 #[test]
+fn a_removed_group_gives_its_space_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("index");
+    let mut node = Node::open(&path);
+    for n in 0..50u8 {
+        node.append("INBOX", &[n; 1000]);
+    }
+    node.bodies.set_floor(NO_LOG);
+    let mut compactor = compactor(&node, EVERYTHING);
+    compact_all(&mut compactor);
+    assert!(compactor.space().live_bytes >= 50_000, "{:?}", compactor.space());
+    let before = node.bodies.bytes();
+    node.store.remove(GROUP).unwrap();
+    node.store.remove(GROUP).unwrap();
+    assert_eq!(compactor.space().live_bytes, 0);
+    compact_all(&mut compactor);
+    assert!(node.bodies.bytes() < before / 3, "{before} -> {}", node.bodies.bytes());
+    assert_eq!(node.store.position(GROUP).unwrap(), None);
+}
+
+#[test]
 fn deleted_mail_gives_its_space_back_and_the_rest_stays_readable() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("index");
