@@ -173,6 +173,8 @@ class Cluster:
         for peer in config["peers"]:
             peer["address"] = f"{at[peer['node']]}:{PORTS['peer']}"
             peer["admin"] = f"{at[peer['node']]}:{PORTS['admin']}"
+        # The nodes have kept the list with the addresses that they had before.
+        config["generation"] += 1
         # All clients come from one address here.
         config["limits"] = {"smtpConnectionsPerAddress": 500, "imapConnectionsPerAddress": 500}
         node.config.write_text(yaml.safe_dump(config))
