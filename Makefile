@@ -55,6 +55,21 @@ bench: bench-packages ## Figures, side by side with Postfix and Dovecot
 	$(MAKE) build PROFILE=release
 	QUORUMAIL_BIN=$(CURDIR)/target/release $(PYTHON) tests/bench/bench.py
 
+# Histories to simulate, or one of them again.
+SEEDS ?= 2000
+SEED  ?=
+SIM   := RUSTFLAGS="--cfg tokio_unstable" cargo
+
+.PHONY: sim
+sim: ## Simulated clusters with faults: SEEDS=n histories, or SEED=k one of them again
+	$(call say,Simulation)
+ifeq ($(SEED),)
+	$(SIM) test --profile sim -p quorumail-sim -- --nocapture
+	$(SIM) run -q --profile sim -p quorumail-sim --bin simulate -- --seeds $(SEEDS)
+else
+	$(SIM) run -q --profile sim -p quorumail-sim --bin simulate -- --seed $(SEED)
+endif
+
 # ---- parts -----------------------------------------------------------------------------------------------------
 
 .PHONY: build

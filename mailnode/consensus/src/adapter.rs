@@ -7,6 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+#[cfg(feature = "simulation")]
+use quorumail_journal::mutation::{self, Mutation};
 use tokio::sync::watch;
 
 use crate::fatal::Fatal;
@@ -97,7 +99,13 @@ impl Adapter {
     async fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         // The state machine will point at our journal's records: they must be there after a crash.
-        self.log.wait_durable(last.log_id.index).await;
+        #[cfg(feature = "simulation")]
+        let waits = !mutation::is(Mutation::ApplyBeforeDurable);
+        #[cfg(not(feature = "simulation"))]
+        let waits = true;
+        if waits {
+            self.log.wait_durable(last.log_id.index).await;
+        }
         let mut commands = Vec::with_capacity(batch.len());
         let mut responders: Vec<(bool, Option<ApplyResponder<TypeConfig>>)> = Vec::with_capacity(batch.len());
         for (entry, responder) in batch {

@@ -25,10 +25,14 @@ impl Fatal {
     /// The first reason, once there is one.
     pub(crate) async fn reported(&self) -> String {
         let mut reason = self.0.subscribe();
-        match reason.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            // The sender lives in self.
-            Err(_) => std::future::pending().await,
+        loop {
+            if let Some(reason) = reason.borrow_and_update().clone() {
+                return reason;
+            }
+            if reason.changed().await.is_err() {
+                // Cannot be: the sender lives in self.
+                std::future::pending::<()>().await;
+            }
         }
     }
 }

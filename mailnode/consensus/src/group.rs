@@ -7,6 +7,8 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, ServerState};
 use parking_lot::Mutex;
+#[cfg(feature = "simulation")]
+use quorumail_journal::mutation::{self, Mutation};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +95,10 @@ impl Group {
     /// the very first leader of a new group, whose log is the initial membership and nothing else, until it has
     /// applied everything that was committed when a leader first wrote to it. That is remembered on disk.
     pub(crate) fn may_vote_for(&self, request: &VoteRequest) -> bool {
+        #[cfg(feature = "simulation")]
+        if mutation::is(Mutation::VoteOnEmptyDisk) {
+            return true;
+        }
         self.log.is_proven() || request.last_log_id.is_none_or(|last| last.index == 0)
     }
 

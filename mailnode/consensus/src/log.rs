@@ -17,6 +17,8 @@ use bytes::Bytes;
 use futures::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
+#[cfg(feature = "simulation")]
+use quorumail_journal::mutation::{self, Mutation};
 use quorumail_journal::{Journal, Position, Record, StreamId};
 
 use crate::machine::GroupId;
@@ -103,6 +105,14 @@ impl Contents {
         }
         self.slots.push_back(Slot { term: term_of(&id), position });
         Ok(())
+    }
+
+    /// Forgets the last entry: a deliberate fault.
+    #[cfg(feature = "simulation")]
+    pub(crate) fn forget_last(&mut self) {
+        if let Some(slot) = self.slots.pop_back() {
+            self.bytes -= u64::from(slot.position.len);
+        }
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) {
@@ -529,6 +539,11 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
             let mut contents = self.0.contents.lock();
             assert!(contents.vote.is_none_or(|known| *vote >= known), "a vote is never taken back");
             contents.vote = Some(*vote);
+            #[cfg(feature = "simulation")]
+            if mutation::is(Mutation::VoteBeforeSync) {
+                self.0.journal.append_unsynced(vec![self.record(record::encode_vote(vote))]);
+                return Ok(());
+            }
             self.append_now(record::encode_vote(vote)).1
         };
         // The journal either calls back or stops the process, except when it is closed under us at shutdown.
@@ -590,7 +605,13 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         // Without a sync of its own: whatever is appended later is synced after it, in order.
         let mut contents = self.0.contents.lock();
-        self.0.journal.append_unsynced(vec![self.record(record::encode_truncate(&last))]);
+        #[cfg(feature = "simulation")]
+        let forgotten = mutation::is(Mutation::ForgetTruncation);
+        #[cfg(not(feature = "simulation"))]
+        let forgotten = false;
+        if !forgotten {
+            self.0.journal.append_unsynced(vec![self.record(record::encode_truncate(&last))]);
+        }
         self.0.truncations.fetch_add(1, Ordering::AcqRel);
         contents.truncate_after(last);
         let next = contents.next();

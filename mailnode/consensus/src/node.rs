@@ -377,6 +377,23 @@ impl Consensus {
         }
     }
 
+    /// Ends all groups without any goodbye, for a simulated crash: the caller has cut the node off from its disk and
+    /// from the network, so nothing that still happens in here can be seen.
+    #[cfg(feature = "simulation")]
+    pub fn abandon(&self) {
+        self.0.stop.cancel();
+        for group in self.0.groups() {
+            let raft = group.raft.clone();
+            tokio::spawn(async move { raft.shutdown().await });
+        }
+    }
+
+    /// Whether every replica held here knows all that it had helped to commit.
+    #[cfg(feature = "simulation")]
+    pub fn may_vote_everywhere(&self) -> bool {
+        self.0.groups().iter().all(|group| group.log.is_proven())
+    }
+
     /// Counters and the state of the groups.
     pub fn metrics(&self) -> Metrics {
         let mut metrics = self.0.counters.snapshot();
@@ -606,7 +623,7 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         // A leader sends entries before its own disk has them, and keeps no word of what was committed last. Back after
         // a crash in its old term it would give the log indices of lost entries to others, which followers cannot tell
         // from the first ones, and would answer reads from a state that lies behind. It must be elected anew.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(leads_again_after_crash()),
         // A replica whose disk was lost comes back empty under its old number: its log goes back.
         allow_log_reversion: Some(true),
         max_payload_entries: MAX_APPEND_ENTRIES,
@@ -616,4 +633,12 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         ..openraft::Config::default()
     };
     engine.validate().map_err(|error| StartError::Config(error.to_string()))
+}
+
+/// Never, but for the simulation's deliberate fault.
+fn leads_again_after_crash() -> bool {
+    #[cfg(feature = "simulation")]
+    return quorumail_journal::mutation::is(quorumail_journal::mutation::Mutation::LeadAgainAfterCrash);
+    #[cfg(not(feature = "simulation"))]
+    false
 }

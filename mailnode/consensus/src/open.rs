@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+#[cfg(feature = "simulation")]
+use quorumail_journal::mutation::{self, Mutation};
 use quorumail_journal::{Disk, Journal, Options, Position, Pump, StreamId};
 
 use crate::log::Contents;
@@ -89,6 +91,10 @@ fn rebuild<J>(
     })?;
     if let Some(error) = damage {
         return Err(error);
+    }
+    #[cfg(feature = "simulation")]
+    if mutation::is(Mutation::ForgetLastEntryAtStart) {
+        recovered.groups.values_mut().for_each(Contents::forget_last);
     }
     match recovered.groups.iter().find(|(_, contents)| !contents.is_whole()) {
         Some((group, contents)) => Err(OpenError::Log {

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
+#[cfg(feature = "simulation")]
+use quorumail_journal::mutation::{self, Mutation};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -193,6 +195,13 @@ async fn checkpoints(node: Arc<Inner>) {
             applied.map(|applied| (group.clone(), applied))
         };
         let covered: Vec<(Arc<Group>, u64)> = node.groups().iter().filter_map(applied).collect();
+        #[cfg(feature = "simulation")]
+        if mutation::is(Mutation::PurgeBeforeCheckpoint) {
+            for (group, applied) in covered {
+                purge(&node, &group, applied).await;
+            }
+            continue;
+        }
         let machine = node.machine.clone();
         match offload(move || machine.checkpoint()).await {
             Ok(Ok(())) => node.counters.checkpointed(),

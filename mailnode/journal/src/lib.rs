@@ -27,6 +27,8 @@ mod fs_disk;
 mod index;
 mod journal;
 mod kept;
+#[cfg(feature = "simulation")]
+pub mod mutation;
 mod pump;
 mod queue;
 mod record;

@@ -8,6 +8,8 @@ use std::{io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
+#[cfg(feature = "simulation")]
+use crate::mutation::{self, Mutation};
 use crate::{
     catalog::Catalog,
     disk::DirLock,
@@ -104,7 +106,13 @@ impl Pump {
             return Err(failure);
         }
         let Some(Written { records, done }) = self.written.take() else { return Ok(()) };
-        self.run("sync journal segment", Self::sync_file)?;
+        #[cfg(feature = "simulation")]
+        let synced_first = !mutation::is(Mutation::AcknowledgeBeforeSync);
+        #[cfg(not(feature = "simulation"))]
+        let synced_first = true;
+        if synced_first {
+            self.run("sync journal segment", Self::sync_file)?;
+        }
         self.queue.written(&records);
         drop(records);
         done.into_iter().for_each(|done| done());

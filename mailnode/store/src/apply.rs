@@ -1,6 +1,8 @@
 //! Applying one command: once, however often it is proposed, and wholly or not at all.
 
 use bytes::Bytes;
+#[cfg(feature = "simulation")]
+use quorumail_journal::mutation::{self, Mutation};
 
 use crate::{
     Applied, BodyId, Command, CommandError, CommandId, Op, Outcome, Refusal, StoreError, Timestamp, UploadId,
@@ -66,6 +68,10 @@ fn discard(txn: &mut Txn<'_>, upload: Option<UploadId>) -> Result<(), StoreError
 
 /// The outcome of a command that was applied within the window.
 fn remembered(txn: &Txn<'_>, id: CommandId, index: u64) -> Result<Option<Bytes>, StoreError> {
+    #[cfg(feature = "simulation")]
+    if mutation::is(Mutation::ForgetCommandIds) {
+        return Ok(None);
+    }
     let Some(value) = txn.get(&keys::remembered(id))? else { return Ok(None) };
     let (applied_at, outcome) = split_index(&value)?;
     let within = applied_at.saturating_add(REMEMBERED_COMMANDS) > index;

@@ -1,0 +1,309 @@
+//! One run's cluster: nodes, their disks, the network between them, and what is known of all of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use quorumail_consensus::{Config, GroupId, LogRetention, NodeId, Peer};
+use quorumail_store::Timestamp;
+
+use crate::check::Checker;
+use crate::network::{Network, Weather};
+use crate::node::{self, Disks, Node};
+use crate::random::Random;
+use crate::trace::Trace;
+
+/// The clients' clocks begin here.
+const EPOCH_MS: i64 = 1_700_000_000_000;
+/// How often who leads is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(25);
+/// How often replicas that happen to be equally far are compared.
+const COMPARE_INTERVAL: Duration = Duration::from_millis(400);
+
+/// Weather without faults.
+pub(crate) const CALM: Weather = Weather { delay_ms: 1, stalls: 0, stall_ms: 0, repeats: 0 };
+
+/// What a run is made of, drawn from its seed.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    pub(crate) nodes: u64,
+    pub(crate) partitions: u32,
+    pub(crate) clients: u64,
+    /// How long faults and new work go on.
+    pub(crate) faults_for: Duration,
+    retention: LogRetention,
+    checkpoint_interval: Duration,
+    cache_bytes: u64,
+    balance: bool,
+}
+
+impl Shape {
+    fn draw(random: &mut Random) -> Shape {
+        Shape {
+            nodes: if random.chance(200) { 5 } else { 3 },
+            partitions: 2,
+            clients: random.within(2..5),
+            faults_for: Duration::from_millis(random.within(3_000..9_000)),
+            retention: LogRetention { entries: random.within(5..60), bytes: 64 << 10 },
+            checkpoint_interval: Duration::from_millis(random.within(200..2_000)),
+            cache_bytes: random.within(1..64) << 10,
+            balance: random.chance(700),
+        }
+    }
+}
+
+/// A node's place in the world.
+#[derive(Default)]
+struct Place {
+    node: Option<Arc<Node>>,
+    disks: Option<Disks>,
+    /// Its syncs take up to so many milliseconds.
+    sync_ms: u64,
+    /// Bits of its disk were flipped: it may refuse to start, or to read.
+    damaged: bool,
+    /// Its disk is full or fails just now.
+    failing: bool,
+}
+
+/// How the start of a node ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Started {
+    Up,
+    /// Its disk is full or fails; later, perhaps.
+    Failing,
+    /// What its disk holds is damaged, and it says so.
+    Damaged,
+    /// It refuses for no good reason.
+    Wrong,
+}
+
+/// Everything of one run.
+pub(crate) struct World {
+    pub(crate) seed: u64,
+    pub(crate) shape: Shape,
+    pub(crate) trace: Arc<Trace>,
+    pub(crate) checker: Checker,
+    pub(crate) network: Network,
+    places: Mutex<BTreeMap<NodeId, Place>>,
+    random: Mutex<Random>,
+    clock_offset_ms: AtomicI64,
+    /// No new work is begun any more.
+    pub(crate) closing: AtomicBool,
+    /// Commands and queries that were answered.
+    pub(crate) answered: AtomicU64,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Arc<World> {
+        let mut random = Random::of(seed, 1);
+        let shape = Shape::draw(&mut random);
+        let trace = Arc::new(Trace::new());
+        let network = Network::new(Random::of(seed, 2), CALM);
+        let places = (0..shape.nodes).map(|id| {
+            let disks = Some(Disks::new(seed ^ (id + 1).wrapping_mul(0x5851_f42d_4c95_7f2d)));
+            (id, Place { disks, sync_ms: 2, ..Place::default() })
+        });
+        let places = Mutex::new(places.collect());
+        let checker = Checker::new(trace.clone());
+        trace.event(format!("{shape:?}"));
+        Arc::new(World {
+            seed,
+            shape,
+            checker,
+            trace,
+            network,
+            places,
+            random: Mutex::new(random),
+            clock_offset_ms: AtomicI64::new(0),
+            closing: AtomicBool::new(false),
+            answered: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn groups(&self) -> impl Iterator<Item = GroupId> + use<> {
+        (0..=self.shape.partitions).map(GroupId)
+    }
+
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
+        (0..self.shape.nodes).collect()
+    }
+
+    /// The node, if it runs.
+    pub(crate) fn node(&self, id: NodeId) -> Option<Arc<Node>> {
+        self.places.lock().get(&id).and_then(|place| place.node.clone())
+    }
+
+    /// All nodes that run.
+    pub(crate) fn running(&self) -> Vec<Arc<Node>> {
+        self.places.lock().values().filter_map(|place| place.node.clone()).collect()
+    }
+
+    /// What a client's clock says: it may jump, ahead and back.
+    pub(crate) fn clock(&self) -> Timestamp {
+        let elapsed = i64::try_from(self.trace.elapsed().as_millis()).unwrap_or(i64::MAX);
+        Timestamp(EPOCH_MS + elapsed + self.clock_offset_ms.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn jump_clock(&self, to_offset_ms: i64) {
+        self.clock_offset_ms.store(to_offset_ms, Ordering::Relaxed);
+    }
+
+    /// How long the node's next sync takes.
+    pub(crate) fn sync_time(&self, id: NodeId) -> Duration {
+        let most = self.places.lock().get(&id).map_or(0, |place| place.sync_ms);
+        Duration::from_millis(self.random.lock().within(0..most + 1))
+    }
+
+    pub(crate) fn set_sync_time(&self, id: NodeId, most_ms: u64) {
+        if let Some(place) = self.places.lock().get_mut(&id) {
+            place.sync_ms = most_ms;
+        }
+    }
+
+    /// Does something to a node's disks.
+    pub(crate) fn with_disks<T>(&self, id: NodeId, run: impl FnOnce(&mut Disks) -> T) -> Option<T> {
+        self.places.lock().get_mut(&id)?.disks.as_mut().map(run)
+    }
+
+    /// Notes that a node's disk was damaged on purpose.
+    pub(crate) fn note_damage(&self, id: NodeId) {
+        if let Some(place) = self.places.lock().get_mut(&id) {
+            place.damaged = true;
+        }
+    }
+
+    fn config(&self, id: NodeId) -> Config {
+        let peers = self.ids().into_iter().map(|id| Peer { id, address: format!("node-{id}") }).collect();
+        let mut config = Config::new(id, "simulated", peers, self.shape.partitions, 3);
+        config.log_retention = self.shape.retention;
+        config.checkpoint_interval = self.shape.checkpoint_interval;
+        config.cache_bytes = self.shape.cache_bytes;
+        config.balance = self.shape.balance;
+        config
+    }
+
+    /// Notes whether a node's disk fails or is full just now.
+    pub(crate) fn note_failing(&self, id: NodeId, failing: bool) {
+        if let Some(place) = self.places.lock().get_mut(&id) {
+            place.failing = failing;
+        }
+    }
+
+    /// Whether some disk was damaged and not replaced since.
+    pub(crate) fn has_damage(&self) -> bool {
+        self.places.lock().values().any(|place| place.damaged)
+    }
+
+    /// Starts a node that is down.
+    pub(crate) async fn start(self: &Arc<World>, id: NodeId) -> Started {
+        // The disks are out of their place while the node starts: nothing else can start it meanwhile.
+        let Some(mut disks) = self.places.lock().get_mut(&id).and_then(|place| place.disks.take()) else {
+            return Started::Up;
+        };
+        let started = node::start(self, self.config(id), &mut disks).await;
+        let mut places = self.places.lock();
+        let place = places.entry(id).or_default();
+        place.disks = Some(disks);
+        match started {
+            Ok(node) => {
+                let dead = node.is_dead();
+                place.node = Some(Arc::new(node));
+                drop(places);
+                self.trace.event(format!("node {id} is up"));
+                if dead {
+                    self.died(id, "its disk failed while it started");
+                }
+                Started::Up
+            }
+            Err(reason) => {
+                let (damaged, failing) = (place.damaged, place.failing);
+                drop(places);
+                self.trace.event(format!("node {id} refuses to start: {reason}"));
+                match (failing, damaged) {
+                    (true, _) => Started::Failing,
+                    (false, true) => Started::Damaged,
+                    (false, false) => {
+                        self.trace.violation(format!("node {id} refuses to start on a good disk: {reason}"));
+                        Started::Wrong
+                    }
+                }
+            }
+        }
+    }
+
+    /// A node loses its power.
+    pub(crate) fn crash(&self, id: NodeId, silent: bool) {
+        let Some(node) = self.places.lock().get_mut(&id).and_then(|place| place.node.take()) else { return };
+        self.network.crash(id, silent);
+        node.kill();
+        let mut random = self.random.lock();
+        self.with_disks(id, |disks| disks.crash(&mut random));
+        drop(random);
+        self.trace.event(format!("node {id} crashes{}", if silent { " and answers nobody" } else { "" }));
+    }
+
+    /// A node ends itself because its disk failed.
+    pub(crate) fn died(&self, id: NodeId, reason: &str) {
+        self.trace.event(format!("node {id} stops: {reason}"));
+        self.crash(id, false);
+    }
+
+    /// A node that is down gets an empty disk.
+    pub(crate) fn wipe(&self, id: NodeId) {
+        let seed = self.random.lock().any();
+        if let Some(place) = self.places.lock().get_mut(&id) {
+            let life = place.disks.as_ref().map_or(0, |disks| disks.life);
+            place.disks = Some(Disks { life, ..Disks::new(seed) });
+            place.damaged = false;
+        }
+        self.trace.event(format!("node {id} has an empty disk"));
+    }
+
+    /// Whether every node runs and every replica has caught up so far that it may vote.
+    pub(crate) fn is_whole(&self) -> bool {
+        let running = self.running();
+        running.len() as u64 == self.shape.nodes
+            && running.iter().all(|node| node.consensus.may_vote_everywhere())
+    }
+
+    /// Looks at who leads, and at replicas that are equally far, until the run ends.
+    pub(crate) async fn watch(self: Arc<World>) {
+        let mut compared = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            for node in self.running() {
+                for status in node.consensus.status() {
+                    if let Some(leader) = status.leader {
+                        self.checker.leads(status.group, status.term, leader);
+                    }
+                }
+            }
+            if compared.elapsed() >= COMPARE_INTERVAL {
+                compared = tokio::time::Instant::now();
+                for group in self.groups() {
+                    self.compare(group);
+                }
+            }
+        }
+    }
+
+    /// Compares the replicas of a group that have applied equally much; whether all that run have.
+    pub(crate) fn compare(&self, group: GroupId) -> bool {
+        let mut at: BTreeMap<Vec<u8>, (NodeId, [u8; 32])> = BTreeMap::new();
+        for node in self.running().iter().filter(|node| node.consensus.holds(group)) {
+            let read = node.store.position(group.0);
+            let Ok(position) = read else { continue };
+            let Ok(print) = node.store.fingerprint(group.0) else { continue };
+            let (other, known) = *at.entry(position.unwrap_or_default()).or_insert((node.id, print));
+            if known != print {
+                self.trace.violation(format!(
+                    "nodes {other} and {} have applied the same of group {} and differ",
+                    node.id, group.0
+                ));
+            }
+        }
+        at.len() <= 1
+    }
+}
