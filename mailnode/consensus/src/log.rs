@@ -110,9 +110,7 @@ impl Contents {
     /// Forgets the last entry: a deliberate fault.
     #[cfg(feature = "simulation")]
     pub(crate) fn forget_last(&mut self) {
-        if let Some(slot) = self.slots.pop_back() {
-            self.bytes -= u64::from(slot.position.len);
-        }
+        self.slots.pop_back();
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) {

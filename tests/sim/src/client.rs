@@ -9,9 +9,9 @@ use bytes::Bytes;
 use quorumail_consensus::{GroupId, ProposeError};
 use quorumail_message::{Address, Domain};
 use quorumail_store::{
-    Applied, Command, CommandId, DomainRecord, FolderId, MailboxId, MailboxRecord, Op, Outcome, PartitionId,
-    Permissions, Query, QueueClass, QueueEntry, QueueId, QueueRecipient, Quota, Refusal, Reply, StoreFlags,
-    Uid, decode_outcome,
+    Applied, Command, CommandId, DomainRecord, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta,
+    ModSeq, Octets, Op, Outcome, PartitionId, Permissions, Query, QueueClass, QueueEntry, QueueId,
+    QueueRecipient, Quota, Refusal, Reply, StoreFlags, Uid, decode_outcome,
 };
 use tokio::time::sleep;
 
@@ -354,13 +354,53 @@ impl Client {
         }
     }
 
+    /// A known folder and all its messages.
+    async fn contents(&mut self, folder: FolderId) -> Result<(FolderInfo, Vec<MessageMeta>), String> {
+        let query = Query::Changes {
+            mailbox: self.mailbox,
+            folder,
+            since: ModSeq(0),
+            after: (ModSeq(0), Uid(0)),
+            uids_from: Uid(0),
+            limit: 10_000,
+        };
+        let Reply::Changes(Some(changes)) = self.ask(&query).await? else {
+            return Err("an acknowledged folder is lost".to_owned());
+        };
+        let told = changes.uids.ranges().map_err(|error| error.to_string())?;
+        let used = changes.changed.iter().map(|message| message.uid);
+        if !used.eq(told.iter().flat_map(|(first, last)| (first.0..=last.0).map(Uid))) {
+            return Err(format!("UIDs in use are told as {told:?}, the messages are {:?}", changes.changed));
+        }
+        Ok((changes.folder, changes.changed))
+    }
+
+    /// The octets of messages, asked for until all are told; none for one that is gone.
+    async fn bodies(&mut self, folder: FolderId, uids: Vec<Uid>) -> Result<Vec<Option<Bytes>>, String> {
+        let mut bodies = Vec::with_capacity(uids.len());
+        while bodies.len() < uids.len() {
+            let query = Query::Messages {
+                mailbox: self.mailbox,
+                folder,
+                uids: uids[bodies.len()..].to_vec(),
+                octets: Octets::Whole,
+                digests: Vec::new(),
+                max_bytes: 64 << 10,
+            };
+            match self.ask(&query).await? {
+                Reply::Messages(found) if !found.is_empty() => {
+                    bodies.extend(found.into_iter().map(|found| found.map(|found| found.octets)));
+                }
+                _ => return Err("messages are answered with something else, or not at all".to_owned()),
+            }
+        }
+        Ok(bodies)
+    }
+
     /// A read through any node sees exactly what was acknowledged before it.
     async fn look(&mut self, archive: bool) -> Result<(), String> {
         let Some(known) = self.folder(archive).clone() else { return Ok(()) };
-        let reply = self.ask(&Query::Messages { mailbox: self.mailbox, folder: known.id }).await?;
-        let Reply::Messages(Some((info, found))) = reply else {
-            return Err(format!("a known folder is answered with {reply:?}"));
-        };
+        let (info, found) = self.contents(known.id).await?;
         match self.folder(archive) {
             Some(known) => known.compare(&info, &found),
             None => Ok(()),
@@ -370,16 +410,7 @@ impl Client {
     async fn read_bodies(&mut self, archive: bool) -> Result<(), String> {
         let Some(known) = self.folder(archive).clone() else { return Ok(()) };
         let uids: Vec<Uid> = known.messages.keys().copied().collect();
-        let query = Query::Bodies {
-            mailbox: self.mailbox,
-            folder: known.id,
-            uids: uids.clone(),
-            prefix: 0,
-            max_bytes: 1 << 20,
-        };
-        let Reply::Bodies(bodies) = self.ask(&query).await? else {
-            return Err("bodies are answered with something else".to_owned());
-        };
+        let bodies = self.bodies(known.id, uids.clone()).await?;
         for (uid, found) in uids.iter().zip(&bodies) {
             let tag = known.messages[uid].tag;
             if found.as_ref() != Some(&body(tag)) {
@@ -441,16 +472,9 @@ impl Client {
         let Reply::Folder(Some(folder)) = self.ask(&query).await? else {
             return Err("an acknowledged folder is lost".to_owned());
         };
-        let query = Query::Messages { mailbox: self.mailbox, folder: folder.id };
-        let Reply::Messages(Some((_, found))) = self.ask(&query).await? else {
-            return Err("an acknowledged folder is lost".to_owned());
-        };
+        let (_, found) = self.contents(folder.id).await?;
         let uids: Vec<Uid> = found.iter().map(|message| message.uid).collect();
-        let query =
-            Query::Bodies { mailbox: self.mailbox, folder: folder.id, uids, prefix: 0, max_bytes: 4 << 20 };
-        let Reply::Bodies(bodies) = self.ask(&query).await? else {
-            return Err("bodies are answered with something else".to_owned());
-        };
+        let bodies = self.bodies(folder.id, uids).await?;
         let mut tags: Vec<Option<u64>> =
             bodies.iter().map(|body| body.as_ref().and_then(|body| tag_of(body))).collect();
         tags.sort_unstable();
