@@ -305,6 +305,11 @@ impl SimDisk {
         self.state.lock().until_power_fails = Some(operations);
     }
 
+    /// Whether the power has failed as [`SimDisk::fail_power_after`] asked for, and the node has not crashed yet.
+    pub fn has_lost_power(&self) -> bool {
+        self.state.lock().until_power_fails == Some(0)
+    }
+
     /// The simulated time that calls took since this was last asked.
     pub fn take_latency(&self) -> Duration {
         std::mem::take(&mut self.state.lock().owed)

@@ -69,6 +69,10 @@ impl StateMachine for Machine {
         Ok(Box::new(Writer(group.0, writer)))
     }
 
+    fn remove(&self, group: GroupId) -> Result<(), MachineError> {
+        self.store.remove(group.0).map_err(failed(group.0))
+    }
+
     fn checkpoint(&self) -> Result<(), MachineError> {
         self.store.checkpoint().map_err(failed(0))
     }

@@ -69,6 +69,8 @@ pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks)
     let options = Options {
         segment_bytes: SEGMENT_BYTES,
         max_record_bytes: RECORD_BYTES,
+        // As the server does: a disk that failed is read back before it is used again.
+        verify_after_failure: true,
         salt_seed: Some(world.seed.wrapping_mul(31).wrapping_add(id << 32).wrapping_add(disks.life)),
         ..Options::new("")
     };

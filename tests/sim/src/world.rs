@@ -71,7 +71,7 @@ struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Started {
     Up,
-    /// Its disk is full or fails; later, perhaps.
+    /// Its disk is full or fails, or its power does; later, perhaps.
     Failing,
     /// What its disk holds is damaged, and it says so.
     Damaged,
@@ -175,7 +175,7 @@ impl World {
     }
 
     fn config(&self, id: NodeId) -> Config {
-        let peers = self.ids().into_iter().map(|id| Peer { id, address: format!("node-{id}") }).collect();
+        let peers: Vec<_> = self.ids().into_iter().map(|id| Peer::new(id, format!("node-{id}"))).collect();
         let mut config = Config::new(id, "simulated", peers, self.shape.partitions, 3);
         config.log_retention = self.shape.retention;
         config.checkpoint_interval = self.shape.checkpoint_interval;
@@ -203,6 +203,10 @@ impl World {
             return Started::Up;
         };
         let started = node::start(self, self.config(id), &mut disks).await;
+        let lost_power = started.is_err() && disks.disk.has_lost_power();
+        if lost_power {
+            disks.crash(&mut self.random.lock());
+        }
         let mut places = self.places.lock();
         let place = places.entry(id).or_default();
         place.disks = Some(disks);
@@ -216,6 +220,11 @@ impl World {
                     self.died(id, "its disk failed while it started");
                 }
                 Started::Up
+            }
+            Err(_) if lost_power => {
+                drop(places);
+                self.trace.event(format!("node {id} loses power while it starts"));
+                Started::Failing
             }
             Err(reason) => {
                 let (damaged, failing) = (place.damaged, place.failing);
