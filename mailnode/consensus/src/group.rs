@@ -36,7 +36,7 @@ pub(crate) struct Group {
     pub(crate) applied: watch::Receiver<Applied>,
     pub(crate) leader: watch::Sender<Leader>,
     /// What must have been applied before this replica may vote; see [`Group::may_vote_for`].
-    proof: Mutex<Option<LogId>>,
+    proof: watch::Sender<Option<LogId>>,
     /// The lowest term whose leader may be followed by a replica that may not vote yet; see [`crate::memory`].
     follows_from: Mutex<Option<u64>>,
     /// Cancelled when the replica is removed or the node stops.
@@ -78,7 +78,7 @@ impl Group {
             joining: AtomicBool::new(false),
             applied,
             leader: watch::Sender::new(Leader::default()),
-            proof: Mutex::new(None),
+            proof: watch::Sender::new(None),
             follows_from: Mutex::new(None),
             installing: Arc::new(tokio::sync::Semaphore::new(1)),
             heard: AtomicU64::new(0),
@@ -104,6 +104,10 @@ impl Group {
 
     /// Whether this replica may take anything from a leader of the term.
     pub(crate) fn may_follow(&self, term: u64) -> bool {
+        #[cfg(feature = "simulation")]
+        if mutation::is(Mutation::FollowOnEmptyDisk) {
+            return true;
+        }
         self.log.is_proven() || self.follows_from.lock().is_some_and(|lowest| term >= lowest)
     }
 
@@ -150,23 +154,34 @@ impl Group {
         let Some(commit) = request.leader_commit else { return };
         // A leader knows all that was committed before it once an entry of its own term is.
         if request.vote.leader_id.term == term_of(&commit) {
-            self.proof.lock().get_or_insert(commit);
+            self.proof.send_if_modified(|proof| {
+                let first = proof.is_none();
+                proof.get_or_insert(commit);
+                first
+            });
         }
     }
 
     /// Waits until the replica may vote, and remembers it.
     pub(crate) async fn prove_when_caught_up(&self) {
-        let mut applied = self.applied.clone();
+        let (mut applied, mut proof) = (self.applied.clone(), self.proof.subscribe());
         while !self.log.is_proven() {
-            if applied.changed().await.is_err() {
-                return;
-            }
             let last = applied.borrow_and_update().last;
-            let proof = *self.proof.lock();
-            if proof.is_some_and(|proof| last >= Some(proof)) {
+            let proven_by = *proof.borrow_and_update();
+            if proven_by.is_some_and(|proof| last >= Some(proof)) {
                 self.log.prove().await;
                 self.raft.runtime_config().elect(true);
                 tracing::info!(group = self.id.0, ?last, "replica is caught up and may vote");
+                return;
+            }
+            // Either may be the last to come: all may have been applied, from a snapshot, before a leader tells that it
+            // was all, and in an idle group nothing follows.
+            let changed = tokio::select! {
+                changed = applied.changed() => changed,
+                changed = proof.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
             }
         }
     }

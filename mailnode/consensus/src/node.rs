@@ -391,7 +391,13 @@ impl Consensus {
     /// Whether every replica held here knows all that it had helped to commit.
     #[cfg(feature = "simulation")]
     pub fn may_vote_everywhere(&self) -> bool {
-        self.0.groups().iter().all(|group| group.log.is_proven())
+        self.unproven().is_empty()
+    }
+
+    /// The groups whose replica here does not yet know all that it had helped to commit.
+    #[cfg(feature = "simulation")]
+    pub fn unproven(&self) -> Vec<GroupId> {
+        self.0.groups().iter().filter(|group| !group.log.is_proven()).map(|group| group.id).collect()
     }
 
     /// Counters and the state of the groups.

@@ -20,6 +20,8 @@ pub enum Mutation {
     ReadWithoutMajority,
     /// A replica that has lost its disk votes at once.
     VoteOnEmptyDisk,
+    /// A replica that has lost its disk takes entries from any leader, deposed ones as well.
+    FollowOnEmptyDisk,
     /// A command is applied before this node's own disk has it.
     ApplyBeforeDurable,
     /// A leader that crashed goes on in its old term.
@@ -32,13 +34,14 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 10] = [
+    pub const ALL: [Mutation; 11] = [
         Mutation::AcknowledgeBeforeSync,
         Mutation::ForgetLastEntryAtStart,
         Mutation::VoteBeforeSync,
         Mutation::ForgetCommandIds,
         Mutation::ReadWithoutMajority,
         Mutation::VoteOnEmptyDisk,
+        Mutation::FollowOnEmptyDisk,
         Mutation::ApplyBeforeDurable,
         Mutation::LeadAgainAfterCrash,
         Mutation::ForgetTruncation,

@@ -28,13 +28,14 @@ enum Fault {
     IoError,
     FullDisk,
     LostDisk,
+    LostDiskOfTwo,
     BitFlip,
     ClockJump,
     Restart,
 }
 
 /// Each as often as it is listed.
-const MENU: [Fault; 24] = [
+const MENU: [Fault; 25] = [
     Fault::Crash,
     Fault::Crash,
     Fault::Crash,
@@ -56,6 +57,7 @@ const MENU: [Fault; 24] = [
     Fault::IoError,
     Fault::FullDisk,
     Fault::LostDisk,
+    Fault::LostDiskOfTwo,
     Fault::BitFlip,
     Fault::ClockJump,
     Fault::Restart,
@@ -195,14 +197,30 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             });
             mend_later(world, random, victim);
         }
-        // Only while all others have everything: a second loss before the first is refilled may lose what was
-        // acknowledged, and no system with three replicas promises otherwise.
-        Fault::LostDisk if world.is_whole() => {
+        Fault::LostDisk if world.can_lose_disk(victim) => {
             world.crash(victim, silent);
             world.wipe(victim);
-            wait_until_whole(world).await;
         }
-        Fault::BitFlip if world.is_whole() => {
+        // The leader is cut off while the others go on; then one of these loses its disk and the rest is down for a while.
+        Fault::LostDiskOfTwo => {
+            let Some(leader) = world.leads_most() else { return };
+            world.trace.event(format!("node {leader} is cut off"));
+            for other in ids.iter().filter(|other| **other != leader) {
+                world.network.cut(leader, *other);
+                world.network.cut(*other, leader);
+            }
+            sleep(Duration::from_millis(random.within(300..4_000))).await;
+            let others: Vec<NodeId> = ids.iter().copied().filter(|id| *id != leader).collect();
+            let loser = random.pick(&others).unwrap_or(leader);
+            if world.can_lose_disk(loser) {
+                world.crash(loser, silent);
+                world.wipe(loser);
+                others.iter().for_each(|id| world.crash(*id, silent));
+            }
+            world.trace.event("the network is whole".to_owned());
+            world.network.heal();
+        }
+        Fault::BitFlip if world.can_lose_disk(victim) => {
             let bits = random.within(1..4);
             world.trace.event(format!("{bits} bits flip on node {victim}'s disk"));
             for _ in 0..bits {
@@ -210,7 +228,6 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             }
             world.note_damage(victim);
             world.crash(victim, silent);
-            wait_until_whole(world).await;
         }
         Fault::LostDisk | Fault::BitFlip => {}
         Fault::ClockJump => {
@@ -226,22 +243,6 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             }
         }
     }
-}
-
-/// While a disk is being refilled nothing else may take a node's data away; other faults wait as well, which is more
-/// than needed, but short.
-async fn wait_until_whole(world: &World) {
-    world.network.heal();
-    for id in world.ids() {
-        mend(world, id);
-    }
-    for _ in 0..2_000 {
-        if world.is_whole() {
-            return;
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    world.trace.violation("a node with an empty disk is not refilled".to_owned());
 }
 
 fn heal_later(world: &Arc<World>, random: &mut Random) {

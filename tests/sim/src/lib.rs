@@ -132,6 +132,7 @@ async fn history(world: &Arc<World>) {
     world.closing.store(true, Ordering::Relaxed);
     for (number, client) in clients.into_iter().enumerate() {
         if timeout(RECOVERY, client).await.is_err() {
+            world.tell();
             return world.trace.violation(format!("client {number} is not served after the faults are over"));
         }
     }
@@ -144,6 +145,7 @@ async fn history(world: &Arc<World>) {
         }
     };
     if timeout(RECOVERY, settled).await.is_err() {
+        world.tell();
         return world
             .trace
             .violation("the replicas do not become equal after the faults are over".to_owned());

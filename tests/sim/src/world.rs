@@ -63,6 +63,8 @@ struct Place {
     sync_ms: u64,
     /// Bits of its disk were flipped: it may refuse to start, or to read.
     damaged: bool,
+    /// Its disk was lost or damaged, and it has not caught up since: what it had is on the other disks only.
+    lacking: bool,
     /// Its disk is full or fails just now.
     failing: bool,
 }
@@ -171,6 +173,28 @@ impl World {
     pub(crate) fn note_damage(&self, id: NodeId) {
         if let Some(place) = self.places.lock().get_mut(&id) {
             place.damaged = true;
+            place.lacking = true;
+        }
+    }
+
+    /// Whether a node's disk may be lost: all others have what it has, or had it when they were cut off. A second loss
+    /// before the first is refilled may lose what was acknowledged, and no system with three replicas promises
+    /// otherwise.
+    pub(crate) fn can_lose_disk(&self, id: NodeId) -> bool {
+        self.places.lock().iter().all(|(other, place)| *other == id || !place.lacking)
+    }
+
+    /// Notes which nodes have caught up since their disk was lost.
+    fn note_refilled(&self) {
+        let mut refilled = Vec::new();
+        for (id, place) in self.places.lock().iter_mut().filter(|(_, place)| place.lacking) {
+            if place.node.as_ref().is_some_and(|node| node.consensus.may_vote_everywhere()) {
+                place.lacking = false;
+                refilled.push(*id);
+            }
+        }
+        for id in refilled {
+            self.trace.event(format!("node {id} has caught up"));
         }
     }
 
@@ -266,8 +290,20 @@ impl World {
             let life = place.disks.as_ref().map_or(0, |disks| disks.life);
             place.disks = Some(Disks { life, ..Disks::new(seed) });
             place.damaged = false;
+            place.lacking = true;
         }
         self.trace.event(format!("node {id} has an empty disk"));
+    }
+
+    /// The node that leads most groups, as the nodes that run believe.
+    pub(crate) fn leads_most(&self) -> Option<NodeId> {
+        let mut leads: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for status in self.running().iter().flat_map(|node| node.consensus.status()) {
+            if let Some(leader) = status.leader {
+                *leads.entry(leader).or_default() += 1;
+            }
+        }
+        leads.into_iter().max_by_key(|(_, groups)| *groups).map(|(id, _)| id)
     }
 
     /// Whether every node runs and every replica has caught up so far that it may vote.
@@ -277,11 +313,32 @@ impl World {
             && running.iter().all(|node| node.consensus.may_vote_everywhere())
     }
 
+    /// Tells for every node how far its replicas are.
+    pub(crate) fn tell(&self) {
+        for node in self.running() {
+            let unproven = node.consensus.unproven();
+            for status in node.consensus.status() {
+                let may_vote = if unproven.contains(&status.group) { ", may not vote" } else { "" };
+                self.trace.event(format!(
+                    "node {}, group {}: term {}, leader {:?}, log to {:?}, applied to {:?}, voters {:?}{may_vote}",
+                    node.id,
+                    status.group.0,
+                    status.term,
+                    status.leader,
+                    status.last_log_index,
+                    status.applied_index,
+                    status.voters,
+                ));
+            }
+        }
+    }
+
     /// Looks at who leads, and at replicas that are equally far, until the run ends.
     pub(crate) async fn watch(self: Arc<World>) {
         let mut compared = tokio::time::Instant::now();
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
+            self.note_refilled();
             for node in self.running() {
                 for status in node.consensus.status() {
                     if let Some(leader) = status.leader {

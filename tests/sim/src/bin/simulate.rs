@@ -69,9 +69,10 @@ fn main() -> ExitCode {
         workers.into_iter().flat_map(|worker| worker.join().expect("a worker collects its panics")).collect()
     });
     println!(
-        "{} seeds from {}: {} failed; {} commands and queries answered, {} terms led, {:.1} h simulated, in {:.1?}",
+        "{} seeds from {}: {} passed, {} failed; {} commands and queries answered, {} terms led, {:.1} h simulated, in {:.1?}",
         arguments.seeds,
         arguments.from,
+        arguments.seeds - failed.len() as u64,
         failed.len(),
         answered.into_inner(),
         terms.into_inner(),
