@@ -42,7 +42,7 @@ down: ## Ends the local cluster with everything it started
 .PHONY: test
 test: export PROPTEST_RNG_SEED ?= $(or $(SEED),101)
 test: packages lint unit ## Every test, the end-to-end tests on the local Kubernetes included
-	$(MAKE) sim SEED=
+	$(MAKE) sim-check
 	$(MAKE) $(SIDE_BY_SIDE) e2e chaos SEED=$(or $(SEED),101)
 
 # Chaos and Kubernetes wait a lot: with four cores or more they run at the same time.
@@ -61,11 +61,15 @@ bench: bench-packages ## Figures, side by side with Postfix and Dovecot
 SEEDS ?= 2000
 SIM   := RUSTFLAGS="--cfg tokio_unstable" cargo
 
+.PHONY: sim-check
+sim-check: ## The simulation's own tests: it repeats, a sample of histories passes, deliberate faults are found
+	$(call say,Simulation: its own tests)
+	$(SIM) test --profile sim -p quorumail-sim -- --nocapture
+
 .PHONY: sim
-sim: ## Simulated clusters under faults: SEEDS=n histories and the deliberate faults, or SEED=k one history again
+sim: $(if $(SEED),,sim-check) ## Simulated clusters under faults: SEEDS=n histories and the deliberate faults, or SEED=k one history again
 	$(call say,Simulation)
 ifeq ($(SEED),)
-	$(SIM) test --profile sim -p quorumail-sim -- --nocapture
 	$(SIM) run -q --profile sim -p quorumail-sim --bin simulate -- --seeds $(SEEDS)
 else
 	$(SIM) run -q --profile sim -p quorumail-sim --bin simulate -- --seed $(SEED)
