@@ -1,7 +1,7 @@
-//! One ordered stream of append requests to one peer, shared by all groups that replicate to it.
+//! One ordered stream of requests to one peer, shared by all groups.
 //!
-//! Every peer has two lanes: the log's, bounded by a window of bytes in flight, and one for heartbeats, so that they
-//! do not queue behind large bodies. Requests of one session stay in order; sessions do not wait for each other
+//! Every peer has three lanes: the log's and the one for forwarded commands, each bounded by a window of bytes in
+//! flight, and one for heartbeats, so that they do not queue behind large bodies. Requests of one session stay in order; sessions do not wait for each other
 //! except for room in the window. A lane that breaks ends all its sessions at once; the next session reconnects.
 
 use std::collections::BTreeMap;
@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use futures::StreamExt;
 use parking_lot::Mutex;
 use quorumail_proto::peer::peer_client::PeerClient;
-use quorumail_proto::peer::{AppendFrame, AppendReply, append_frame};
+use quorumail_proto::peer::{EndOfSession, LaneFrame, LaneFrames, LaneReply, lane_frame, lane_reply};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
+use crate::batches::Batches;
 use crate::config::{Connector, Peer};
 use crate::metrics::Counters;
 use crate::wire::MAX_MESSAGE_BYTES;
@@ -27,8 +27,8 @@ use crate::wire::MAX_MESSAGE_BYTES;
 const WINDOW_BYTES: usize = 32 << 20;
 /// Requests of one session sent and not yet answered; the receiver holds room for as many.
 pub(crate) const SESSION_REQUESTS: usize = 32;
-/// Frames handed to the transport and not yet taken by it.
-const QUEUED_FRAMES: usize = 16;
+/// Frames that wait for the transport to take the next batch.
+const QUEUED_FRAMES: usize = 64;
 /// How long opening a stream may take, the connection included.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// After a failure, other sessions that want to connect are told of it for this long instead of trying themselves.
@@ -41,15 +41,15 @@ pub(crate) fn client(channel: Channel) -> PeerClient<Channel> {
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// What comes back in a session: an encoded answer with its format, or why there will be none.
-pub(crate) type SessionReply = Result<(u32, Bytes), String>;
+/// What comes back in a session: an answer, or why there will be none.
+pub(crate) type SessionReply = Result<lane_reply::Answer, String>;
 
 type Sessions = Mutex<Option<BTreeMap<u64, mpsc::Sender<SessionReply>>>>;
 
 /// A stream that is up, or was.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    frames: mpsc::Sender<AppendFrame>,
+    frames: mpsc::Sender<LaneFrame>,
     /// None once the stream is broken.
     sessions: Sessions,
     next_session: AtomicU64,
@@ -63,11 +63,15 @@ impl Stream {
         self.sessions.lock().take();
     }
 
-    fn dispatch(&self, reply: AppendReply) {
+    fn dispatch(&self, reply: LaneReply) {
         let mut sessions = self.sessions.lock();
         let Some(sessions) = sessions.as_mut() else { return };
-        let closed = !reply.closed.is_empty();
-        let message = if closed { Err(reply.closed) } else { Ok((reply.format, reply.payload)) };
+        let message = match reply.answer {
+            Some(lane_reply::Answer::Closed(reason)) => Err(reason),
+            Some(answer) => Ok(answer),
+            None => Err("an answer without content".to_owned()),
+        };
+        let closed = message.is_err();
         let Some(session) = sessions.get(&reply.session) else { return };
         // A session never has more unanswered requests than its channel has room for; a peer that answers more
         // often than it was asked loses the session.
@@ -141,10 +145,11 @@ impl Lane {
     async fn open(&self) -> Result<Arc<Stream>, String> {
         let channel = self.connector.channel(&self.peer).map_err(|error| error.to_string())?;
         let (frames, queue) = mpsc::channel(QUEUED_FRAMES);
-        let replies = client(channel).append(ReceiverStream::new(queue)).await;
+        let batches = Batches::new(queue).map(|frames| LaneFrames { frames });
+        let replies = client(channel).lane(batches).await;
         let mut replies = replies.map_err(|status| status_text(&status))?.into_inner();
         self.counters.connected();
-        tracing::debug!(peer = self.peer.id, "append stream is up");
+        tracing::debug!(peer = self.peer.id, "stream is up");
         let stream = Arc::new(Stream {
             frames,
             sessions: Mutex::new(Some(BTreeMap::new())),
@@ -164,13 +169,13 @@ impl Lane {
                 };
                 let Some(stream) = weak.upgrade() else { return };
                 match reply {
-                    Ok(Some(reply)) => stream.dispatch(reply),
+                    Ok(Some(batch)) => batch.replies.into_iter().for_each(|reply| stream.dispatch(reply)),
                     Ok(None) => break "closed by the peer".to_owned(),
                     Err(status) => break status_text(&status),
                 }
             };
             counters.peer_failed();
-            tracing::debug!(peer, %end, "append stream is down");
+            tracing::debug!(peer, %end, "stream is down");
             if let Some(stream) = weak.upgrade() {
                 stream.break_off();
             }
@@ -187,7 +192,7 @@ pub(crate) fn status_text(status: &tonic::Status) -> String {
     }
 }
 
-/// A leader's replication of one group to the peer, or one heartbeat. Ended by dropping it.
+/// A leader's replication of one group to the peer, one heartbeat, or one forwarded command. Ended by dropping it.
 pub(crate) struct Session {
     stream: Arc<Stream>,
     pub(crate) id: u64,
@@ -207,7 +212,7 @@ impl Session {
     }
 
     /// Where its frames go. Sending fails once the stream is broken.
-    pub(crate) fn frames(&self) -> mpsc::Sender<AppendFrame> {
+    pub(crate) fn frames(&self) -> mpsc::Sender<LaneFrame> {
         self.stream.frames.clone()
     }
 }
@@ -221,8 +226,8 @@ impl Drop for Session {
         if !self.kept {
             return;
         }
-        let end =
-            AppendFrame { session: self.id, mode: append_frame::Mode::End.into(), ..AppendFrame::default() };
+        let end = lane_frame::Request::End(EndOfSession {});
+        let end = LaneFrame { session: self.id, request: Some(end) };
         if let Err(mpsc::error::TrySendError::Full(end)) = self.stream.frames.try_send(end) {
             let frames = self.stream.frames.clone();
             if let Ok(runtime) = tokio::runtime::Handle::try_current() {

@@ -12,6 +12,7 @@
 //! [`Consensus::query`] reads what is certain to contain everything acknowledged before.
 
 mod adapter;
+mod batches;
 mod config;
 mod coordinator;
 mod failover;

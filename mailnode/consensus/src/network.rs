@@ -15,9 +15,10 @@ use openraft::network::{
 };
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
 use parking_lot::{Mutex, RwLock};
-use quorumail_proto::peer::append_frame::Mode;
 use quorumail_proto::peer::peer_client::PeerClient;
-use quorumail_proto::peer::{AppendFrame, GroupCall, SnapshotChunk};
+use quorumail_proto::peer::{
+    ForwardReply, ForwardRequest, GroupCall, LaneFrame, SnapshotChunk, lane_frame, lane_reply,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -54,6 +55,7 @@ pub(crate) struct Link {
     counters: Arc<Counters>,
     log: Lane,
     heartbeats: Lane,
+    commands: Lane,
     channel: Mutex<Option<Channel>>,
     /// Whether the peer's process lives.
     pub(crate) pulse: PeerPulse,
@@ -73,6 +75,7 @@ impl Link {
         Link {
             log: Lane::new(peer.clone(), connector.clone(), counters.clone()),
             heartbeats: Lane::new(peer.clone(), connector.clone(), counters.clone()),
+            commands: Lane::new(peer.clone(), connector.clone(), counters.clone()),
             channel: Mutex::new(None),
             pulse: PeerPulse::default(),
             pulsing: AtomicBool::new(false),
@@ -90,6 +93,20 @@ impl Link {
             *channel = Some(self.connector.channel(&self.peer).map_err(|error| error.to_string())?);
         }
         Ok(client(channel.clone().expect("was just set")))
+    }
+
+    /// Has the peer propose a command or answer a query.
+    pub(crate) async fn forward(&self, request: ForwardRequest) -> Result<ForwardReply, String> {
+        let _room = self.commands.room(request.payload.len()).await;
+        let mut session = self.commands.session(false).await?;
+        let request = lane_frame::Request::Forward(request);
+        let frame = LaneFrame { session: session.id, request: Some(request) };
+        let broke = || "the stream broke".to_owned();
+        session.frames().send(frame).await.map_err(|_| broke())?;
+        match session.replies.recv().await.ok_or_else(broke)?? {
+            lane_reply::Answer::Forward(reply) => Ok(reply),
+            _ => Err("an answer to something else".to_owned()),
+        }
     }
 
     /// Answers true once: whoever gets it starts the pulses.
@@ -295,8 +312,11 @@ impl Answers {
             Ok(None) => Err("the stream broke".to_owned()),
             Err(_) => Err(format!("no answer within {:?}", self.timeout)),
         };
-        let decode = |(format, payload): (u32, bytes::Bytes)| {
-            wire::decode_append_result(format, &payload).map_err(|error| error.to_string())
+        let decode = |answer| match answer {
+            lane_reply::Answer::Append(answer) => {
+                wire::decode_append_result(answer.format, &answer.payload).map_err(|error| error.to_string())
+            }
+            _ => Err("an answer to something else".to_owned()),
         };
         let answer = reply.and_then(decode);
         if let Err(reason) = &answer {
@@ -309,7 +329,7 @@ impl Answers {
 /// Sends what the engine produces, as fast as the window allows, until it has no more or the stream breaks.
 async fn pump<S>(
     mut input: S,
-    (session, frames): (u64, mpsc::Sender<AppendFrame>),
+    (session, frames): (u64, mpsc::Sender<LaneFrame>),
     group: GroupId,
     link: Arc<Link>,
     heartbeat: bool,
@@ -317,16 +337,16 @@ async fn pump<S>(
 ) where
     S: Stream<Item = AppendRequest> + Send + Unpin + 'static,
 {
-    let mode = if heartbeat { Mode::Single } else { Mode::Stream };
+    let kind = if heartbeat { lane_frame::Request::Heartbeat } else { lane_frame::Request::Append };
     while let Some(request) = input.next().await {
-        let (frame, bytes) = wire::encode_append(group.0, session, mode, request);
+        let (append, bytes) = wire::encode_append(group.0, request);
         let room = if heartbeat { None } else { Some(link.log.room(bytes).await) };
         // Queued before it is sent: its answer, or the news that there will be none, finds it there.
         if in_flight.send(InFlight { _room: room }).await.is_err() {
             return;
         }
         link.counters.append_sent(bytes);
-        if frames.send(frame).await.is_err() {
+        if frames.send(LaneFrame { session, request: Some(kind(append)) }).await.is_err() {
             return;
         }
     }

@@ -377,17 +377,13 @@ impl Inner {
         let Some(link) = self.links.get(leader) else {
             return Attempt::Failed(format!("node {leader} is not configured"));
         };
-        let mut client = match link.client() {
-            Ok(client) => client,
-            Err(reason) => return Attempt::Failed(reason),
-        };
         self.counters.forwarded();
         let within = within.min(FORWARD_PATIENCE);
         let request =
             ForwardRequest { group: group.0, kind: kind.into(), payload, timeout_ms: milliseconds(within) };
-        let reply = match self.while_leading(group, leader, timeout(within, client.forward(request))).await {
-            Some(Ok(Ok(reply))) => reply.into_inner(),
-            Some(Ok(Err(status))) => return Attempt::Failed(link.failed(&status)),
+        let reply = match self.while_leading(group, leader, timeout(within, link.forward(request))).await {
+            Some(Ok(Ok(reply))) => reply,
+            Some(Ok(Err(reason))) => return Attempt::Failed(reason),
             Some(Err(_)) => return Attempt::Failed(format!("no answer from node {leader}")),
             None => return Attempt::NotLeader(None),
         };

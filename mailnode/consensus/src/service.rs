@@ -6,15 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use futures::stream::BoxStream;
 use openraft::raft::TransferLeaderRequest;
-use quorumail_proto::peer::append_frame::Mode;
 use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
-    AppendFrame, AppendReply, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
-    MembersReply, MembersRequest, NotLeader, PulseEcho, PulseFrame, ReadIndexReply, ReadIndexRequest,
-    ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SurveyReply, SurveyRequest,
-    forward_reply, read_index_reply,
+    Append, AppendAnswer, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
+    LaneFrame, LaneFrames, LaneReplies, LaneReply, MembersReply, MembersRequest, NotLeader, PulseEcho,
+    PulseFrame, ReadIndexReply, ReadIndexRequest, ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest,
+    SnapshotChunk, SurveyReply, SurveyRequest, forward_reply, lane_frame, lane_reply, read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -22,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::adapter::SnapshotData;
+use crate::batches::Batches;
 use crate::group::Group;
 use crate::lane::SESSION_REQUESTS;
 use crate::machine::{GroupId, SnapshotWriter};
@@ -36,6 +37,9 @@ use crate::wire::{self, FORMAT, SnapshotHead};
 const QUEUED_REPLIES: usize = 256;
 /// Heartbeats of one peer being answered at once.
 const HEARTBEATS_AT_ONCE: usize = 256;
+/// Commands and queries of one peer being worked on at once. Those beyond it are refused, not held up: one group that
+/// cannot go on must not stop the others.
+const FORWARDED_AT_ONCE: usize = 4096;
 /// Sessions of one stream: one a group and a few that are about to end.
 const MAX_SESSIONS: usize = 4096;
 /// A snapshot of which no chunk has come for so long is given up.
@@ -70,22 +74,24 @@ fn decode<T: serde::de::DeserializeOwned>(call: &GroupCall) -> Result<T, Status>
 
 #[tonic::async_trait]
 impl Peer for PeerService {
-    type AppendStream = ReceiverStream<Result<AppendReply, Status>>;
+    type LaneStream = BoxStream<'static, Result<LaneReplies, Status>>;
     type PulseStream = ReceiverStream<Result<PulseEcho, Status>>;
 
-    async fn append(
+    async fn lane(
         &self,
-        request: Request<Streaming<AppendFrame>>,
-    ) -> Result<Response<Self::AppendStream>, Status> {
+        request: Request<Streaming<LaneFrames>>,
+    ) -> Result<Response<Self::LaneStream>, Status> {
         let (replies, queue) = mpsc::channel(QUEUED_REPLIES);
         let receiver = Receiver {
             node: self.0.clone(),
             replies,
             sessions: BTreeMap::new(),
             heartbeats: Arc::new(Semaphore::new(HEARTBEATS_AT_ONCE)),
+            forwarded: Arc::new(Semaphore::new(FORWARDED_AT_ONCE)),
         };
         tokio::spawn(receiver.run(request.into_inner()));
-        Ok(Response::new(ReceiverStream::new(queue)))
+        let replies = Batches::new(queue).map(|replies| Ok(LaneReplies { replies }));
+        Ok(Response::new(replies.boxed()))
     }
 
     async fn pulse(
@@ -160,28 +166,6 @@ impl Peer for PeerService {
         let snapshot = Snapshot { meta: head.meta, snapshot: SnapshotData::Received(writer) };
         let response = group.raft.install_full_snapshot(head.vote, snapshot).await.map_err(refused)?;
         Ok(answer(&response))
-    }
-
-    async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardReply>, Status> {
-        let request = request.into_inner();
-        let Some(group) = self.0.group(GroupId(request.group)) else {
-            // The group has gone elsewhere, or was never here: the caller asks another node.
-            let nobody = forward_reply::Outcome::NotLeader(NotLeader { leader: None });
-            return Ok(Response::new(ForwardReply { outcome: Some(nobody) }));
-        };
-        let group = &group;
-        let within = Duration::from_millis(request.timeout_ms.into()).min(MAX_FORWARD);
-        let attempt = match request.kind() {
-            Kind::Propose => self.0.propose_here(group, request.payload, within).await,
-            Kind::Query => self.0.query_here(group, request.payload, within).await,
-            Kind::Unspecified => return Err(Status::invalid_argument("neither a command nor a query")),
-        };
-        let outcome = match attempt {
-            Attempt::Done(answer) => forward_reply::Outcome::Answer(answer),
-            Attempt::NotLeader(leader) => forward_reply::Outcome::NotLeader(NotLeader { leader }),
-            Attempt::Failed(reason) => forward_reply::Outcome::Unavailable(reason),
-        };
-        Ok(Response::new(ForwardReply { outcome: Some(outcome) }))
     }
 
     async fn read_index(
@@ -288,48 +272,110 @@ impl Inner {
     }
 }
 
-/// The receiving end of one stream of append requests.
+impl Inner {
+    /// Does what another node could not do itself.
+    async fn serve(&self, request: ForwardRequest) -> forward_reply::Outcome {
+        let Some(group) = self.group(GroupId(request.group)) else {
+            // The group has gone elsewhere, or was never here: the caller asks another node.
+            return forward_reply::Outcome::NotLeader(NotLeader { leader: None });
+        };
+        let within = Duration::from_millis(request.timeout_ms.into()).min(MAX_FORWARD);
+        let attempt = match request.kind() {
+            Kind::Propose => self.propose_here(&group, request.payload, within).await,
+            Kind::Query => self.query_here(&group, request.payload, within).await,
+            Kind::Unspecified => Attempt::Failed("neither a command nor a query".to_owned()),
+        };
+        match attempt {
+            Attempt::Done(answer) => forward_reply::Outcome::Answer(answer),
+            Attempt::NotLeader(leader) => forward_reply::Outcome::NotLeader(NotLeader { leader }),
+            Attempt::Failed(reason) => forward_reply::Outcome::Unavailable(reason),
+        }
+    }
+}
+
+/// The receiving end of one lane.
 struct Receiver {
     node: Arc<Inner>,
-    replies: mpsc::Sender<Result<AppendReply, Status>>,
+    replies: mpsc::Sender<LaneReply>,
     sessions: BTreeMap<u64, mpsc::Sender<AppendRequest>>,
     heartbeats: Arc<Semaphore>,
+    forwarded: Arc<Semaphore>,
 }
 
 impl Receiver {
-    async fn run(mut self, mut frames: Streaming<AppendFrame>) {
+    async fn run(mut self, mut batches: Streaming<LaneFrames>) {
         loop {
-            let frame = tokio::select! {
+            let batch = tokio::select! {
                 biased;
                 () = self.node.stop.cancelled() => return,
                 () = self.replies.closed() => return,
-                frame = frames.message() => frame,
+                batch = batches.message() => batch,
             };
             // The end of the stream drops the sessions, which ends the engine's side of them.
-            let Ok(Some(frame)) = frame else { return };
-            let session = frame.session;
-            if let Err(reason) = self.take(frame).await {
-                self.sessions.remove(&session);
-                if self.replies.send(Ok(closed(session, reason))).await.is_err() {
-                    return;
+            let Ok(Some(batch)) = batch else { return };
+            for LaneFrame { session, request } in batch.frames {
+                if let Err(reason) = self.take(session, request).await {
+                    self.sessions.remove(&session);
+                    if self.replies.send(closed(session, reason)).await.is_err() {
+                        return;
+                    }
                 }
             }
         }
     }
 
-    async fn take(&mut self, frame: AppendFrame) -> Result<(), String> {
-        let (session, mode) = (frame.session, frame.mode());
-        if mode == Mode::End {
-            self.sessions.remove(&session);
-            return Ok(());
+    async fn take(&mut self, session: u64, request: Option<lane_frame::Request>) -> Result<(), String> {
+        match request {
+            Some(lane_frame::Request::Append(append)) => {
+                let (group, request) = self.understand(append).await?;
+                self.append(session, group, request)
+            }
+            Some(lane_frame::Request::Heartbeat(append)) => {
+                let (group, request) = self.understand(append).await?;
+                let turn =
+                    self.heartbeats.clone().acquire_owned().await.map_err(|error| error.to_string())?;
+                let replies = self.replies.clone();
+                tokio::spawn(async move {
+                    let _turn = turn;
+                    // The sender has gone if this fails, and nobody waits for the answer.
+                    let _ = replies.send(single(&group, session, request).await).await;
+                });
+                Ok(())
+            }
+            Some(lane_frame::Request::Forward(request)) => {
+                let turn = self.forwarded.clone().try_acquire_owned();
+                let turn = turn.map_err(|_| "too many commands are under way".to_owned())?;
+                let (node, replies) = (self.node.clone(), self.replies.clone());
+                tokio::spawn(async move {
+                    let _turn = turn;
+                    let outcome = tokio::select! {
+                        biased;
+                        () = replies.closed() => return,
+                        outcome = node.serve(request) => outcome,
+                    };
+                    let reply = lane_reply::Answer::Forward(ForwardReply { outcome: Some(outcome) });
+                    // As above.
+                    let _ = replies.send(LaneReply { session, answer: Some(reply) }).await;
+                });
+                Ok(())
+            }
+            Some(lane_frame::Request::End(_)) => {
+                self.sessions.remove(&session);
+                Ok(())
+            }
+            None => Err("a request of an unknown kind".to_owned()),
         }
-        let group = GroupId(frame.group);
+    }
+
+    /// Checks that the group's replica here may take an append request, and prepares it for one.
+    async fn understand(&self, append: Append) -> Result<(Arc<Group>, AppendRequest), String> {
+        let group = GroupId(append.group);
         let group = self.node.group(group).ok_or_else(|| format!("group {} is not held here", group.0))?;
-        if self.node.writes() == Writes::Nothing && !frame.commands.is_empty() {
+        if self.node.writes() == Writes::Nothing && !append.commands.is_empty() {
             return Err(READ_ONLY.into());
         }
-        self.node.counters.append_received(frame.commands.iter().map(bytes::Bytes::len).sum());
-        let request = wire::decode_append(frame).map_err(|error| error.to_string())?;
+        self.node.counters.append_received(append.commands.iter().map(bytes::Bytes::len).sum());
+        let request = wire::decode_append(append).map_err(|error| error.to_string())?;
         if !group.may_follow(request.vote.leader_id.term) {
             return Err(FORGETFUL.into());
         }
@@ -337,16 +383,10 @@ impl Receiver {
         if group.quiet.is_asleep() {
             group.wake_by_append(!request.entries.is_empty()).await;
         }
-        if mode == Mode::Single {
-            let turn = self.heartbeats.clone().acquire_owned().await.map_err(|error| error.to_string())?;
-            let replies = self.replies.clone();
-            tokio::spawn(async move {
-                let _turn = turn;
-                // The sender has gone if this fails, and nobody waits for the answer.
-                let _ = replies.send(Ok(single(&group, session, request).await)).await;
-            });
-            return Ok(());
-        }
+        Ok((group, request))
+    }
+
+    fn append(&mut self, session: u64, group: Arc<Group>, request: AppendRequest) -> Result<(), String> {
         if !self.sessions.contains_key(&session) {
             if self.sessions.len() >= MAX_SESSIONS {
                 return Err("too many sessions".into());
@@ -361,20 +401,16 @@ impl Receiver {
     }
 }
 
-fn closed(session: u64, reason: String) -> AppendReply {
-    AppendReply { session, format: FORMAT, payload: bytes::Bytes::new(), closed: reason }
+fn closed(session: u64, reason: String) -> LaneReply {
+    LaneReply { session, answer: Some(lane_reply::Answer::Closed(reason)) }
 }
 
-fn reply(session: u64, result: &AppendResult) -> AppendReply {
-    AppendReply {
-        session,
-        format: FORMAT,
-        payload: wire::encode_append_result(result),
-        closed: String::new(),
-    }
+fn reply(session: u64, result: &AppendResult) -> LaneReply {
+    let answer = AppendAnswer { format: FORMAT, payload: wire::encode_append_result(result) };
+    LaneReply { session, answer: Some(lane_reply::Answer::Append(answer)) }
 }
 
-async fn single(group: &Group, session: u64, request: AppendRequest) -> AppendReply {
+async fn single(group: &Group, session: u64, request: AppendRequest) -> LaneReply {
     let previous = request.prev_log_id;
     let last = request.entries.last().map(|entry| entry.log_id).or(previous);
     match group.raft.append_entries(request).await {
@@ -390,7 +426,7 @@ async fn serve_session(
     group: Arc<Group>,
     session: u64,
     input: mpsc::Receiver<AppendRequest>,
-    replies: mpsc::Sender<Result<AppendReply, Status>>,
+    replies: mpsc::Sender<LaneReply>,
 ) {
     let mut results = pin!(group.raft.stream_append(ReceiverStream::new(input)));
     while let Some(result) = results.next().await {
@@ -398,7 +434,7 @@ async fn serve_session(
             Ok(result) => (reply(session, &result), result.is_err()),
             Err(fatal) => (closed(session, fatal.to_string()), true),
         };
-        if replies.send(Ok(reply)).await.is_err() || over {
+        if replies.send(reply).await.is_err() || over {
             return;
         }
     }

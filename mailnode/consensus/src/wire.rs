@@ -1,7 +1,7 @@
 //! How the engine's messages travel in `peer.proto`. Heads are encoded with postcard; commands are separate fields.
 
 use bytes::Bytes;
-use quorumail_proto::peer::{AppendFrame, append_frame};
+use quorumail_proto::peer::Append;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -63,13 +63,8 @@ pub(crate) fn decode<T: DeserializeOwned>(format: u32, bytes: &[u8]) -> Result<T
     postcard::from_bytes(bytes).map_err(|error| WireError(error.to_string()))
 }
 
-/// Returns the frame and the bytes of the commands in it.
-pub(crate) fn encode_append(
-    group: u32,
-    session: u64,
-    mode: append_frame::Mode,
-    request: AppendRequest,
-) -> (AppendFrame, usize) {
+/// Returns the message and the bytes of the commands in it.
+pub(crate) fn encode_append(group: u32, request: AppendRequest) -> (Append, usize) {
     let mut commands = Vec::new();
     let mut bytes = 0;
     let entries = request.entries.into_iter().map(|entry| {
@@ -88,10 +83,10 @@ pub(crate) fn encode_append(
     let head =
         AppendHead { vote: request.vote, prev: request.prev_log_id, commit: request.leader_commit, entries };
     let head = encode(&head);
-    (AppendFrame { group, session, format: FORMAT, head, commands, mode: mode.into() }, bytes)
+    (Append { group, format: FORMAT, head, commands }, bytes)
 }
 
-pub(crate) fn decode_append(frame: AppendFrame) -> Result<AppendRequest, WireError> {
+pub(crate) fn decode_append(frame: Append) -> Result<AppendRequest, WireError> {
     let head: AppendHead = decode(frame.format, &frame.head)?;
     let mut commands = frame.commands.into_iter();
     let mut entries = Vec::with_capacity(head.entries.len());
@@ -134,7 +129,6 @@ pub(crate) fn decode_append_result(format: u32, bytes: &[u8]) -> Result<AppendRe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use append_frame::Mode;
 
     fn request(commands: &[&'static [u8]]) -> AppendRequest {
         let entry = |(index, command): (usize, &&'static [u8])| Entry {
@@ -154,8 +148,8 @@ mod tests {
     #[test]
     fn an_append_request_comes_out_as_it_went_in() {
         let sent = request(&[b"one", b"", b"three"]);
-        let (frame, bytes) = encode_append(4, 9, Mode::Stream, sent.clone());
-        assert_eq!((frame.group, frame.session, bytes), (4, 9, 8));
+        let (frame, bytes) = encode_append(4, sent.clone());
+        assert_eq!((frame.group, bytes), (4, 8));
         let received = decode_append(frame).unwrap();
         assert_eq!(received.entries, sent.entries);
         assert_eq!(
@@ -168,11 +162,11 @@ mod tests {
     fn frames_with_gaps_or_missing_commands_are_refused() {
         let mut gap = request(&[b"one", b"two"]);
         gap.entries.remove(0);
-        assert!(decode_append(encode_append(0, 0, Mode::Stream, gap).0).is_err());
-        let (mut frame, _) = encode_append(0, 0, Mode::Stream, request(&[b"one"]));
+        assert!(decode_append(encode_append(0, gap).0).is_err());
+        let (mut frame, _) = encode_append(0, request(&[b"one"]));
         frame.commands.clear();
         assert!(decode_append(frame).is_err());
-        let (mut frame, _) = encode_append(0, 0, Mode::Stream, request(&[b"one"]));
+        let (mut frame, _) = encode_append(0, request(&[b"one"]));
         frame.commands.push(Bytes::from_static(b"stray"));
         assert!(decode_append(frame).is_err());
     }

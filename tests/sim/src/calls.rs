@@ -16,7 +16,7 @@ use tower::{Layer, Service, ServiceExt};
 use crate::network::Network;
 
 /// Calls of one message and one answer: these can be repeated as a whole.
-const REPEATABLE: [&str; 6] = ["/Vote", "/PreVote", "/TransferLeader", "/Forward", "/ReadIndex", "/Hello"];
+const REPEATABLE: [&str; 5] = ["/Vote", "/PreVote", "/TransferLeader", "/ReadIndex", "/Hello"];
 
 /// Adds repetition to a service.
 #[derive(Clone)]
