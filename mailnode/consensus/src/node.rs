@@ -26,7 +26,7 @@ use crate::network::Links;
 use crate::open::RecoveredLog;
 use crate::placement::{Placement, founding};
 use crate::propose::ProposeError;
-use crate::runtime::offload;
+use crate::runtime::{ShortWork, offload};
 use crate::service::PeerService;
 use crate::topology::{self, Topology, TopologyError};
 use crate::types::Vote;
@@ -119,6 +119,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Arc<openraft::Config>,
     pub(crate) links: Arc<Links>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) short_work: Arc<ShortWork>,
     pub(crate) fatal: Fatal,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
@@ -185,6 +186,7 @@ impl Consensus {
             engine,
             links: Arc::new(links),
             counters,
+            short_work: Arc::new(ShortWork::new()),
             fatal: Fatal::new(),
             stop,
             tasks: TaskTracker::new(),

@@ -57,7 +57,8 @@ impl Inner {
         let log = GroupLog::new(id, self.journal.clone(), self.cache_share(), contents);
         let (machine, adapter_log) = (self.machine.clone(), log.clone());
         let (fatal, counters) = (self.fatal.clone(), self.counters.clone());
-        let opening = offload(move || Adapter::open(id, machine, adapter_log, fatal, counters));
+        let short_work = self.short_work.clone();
+        let opening = offload(move || Adapter::open(id, machine, adapter_log, fatal, counters, short_work));
         let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
         let applied = adapter.progress();
         let factory = Factory { group: id, links: self.links.clone() };
