@@ -22,6 +22,7 @@ use tonic::{
 };
 
 use crate::{
+    buffered::Buffered,
     identity::{self, NODE_NAME, Role},
     tls::InternalTls,
 };
@@ -75,7 +76,7 @@ struct Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<client::TlsStream<TcpStream>>;
+    type Response = TokioIo<client::TlsStream<Buffered>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
@@ -90,7 +91,7 @@ impl Service<Uri> for Connector {
             let stream = TcpStream::connect(&address).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(NODE_NAME).expect("the name of nodes is a DNS name");
-            Ok(TokioIo::new(connector.connect(name, stream).await?))
+            Ok(TokioIo::new(connector.connect(name, Buffered::new(stream)).await?))
         })
     }
 }
@@ -105,7 +106,7 @@ pub fn server() -> tonic::transport::Server {
 }
 
 /// A connection of a client that showed a certificate with an allowed role.
-pub type Accepted = ReceiverStream<io::Result<server::TlsStream<TcpStream>>>;
+pub type Accepted = ReceiverStream<io::Result<server::TlsStream<Buffered>>>;
 
 /// Accepts connections of clients with one of the roles until cancelled.
 pub fn incoming(
@@ -151,9 +152,9 @@ async fn handshake(
     stream: TcpStream,
     tls: &InternalTls,
     allowed: &[Role],
-) -> io::Result<server::TlsStream<TcpStream>> {
+) -> io::Result<server::TlsStream<Buffered>> {
     stream.set_nodelay(true)?;
-    let stream = TlsAcceptor::from(tls.server()).accept(stream).await?;
+    let stream = TlsAcceptor::from(tls.server()).accept(Buffered::new(stream)).await?;
     let role = stream.get_ref().1.peer_certificates().and_then(|chain| identity::role(chain.first()?));
     match role {
         Some(role) if allowed.contains(&role) => Ok(stream),

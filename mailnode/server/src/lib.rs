@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod auth;
+mod buffered;
 pub mod channels;
 pub mod compactor;
 pub mod config;

@@ -13,6 +13,10 @@ use tokio_util::sync::CancellationToken;
 /// Threads at least: consensus must go on while another thread is busy.
 const MIN_THREADS: usize = 4;
 
+/// Small objects of many threads live and die by the ten thousand a second here.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// One node of the Quorumail mail server.
 #[derive(Debug, Parser)]
 #[command(name = "mailnode", version)]
