@@ -162,17 +162,16 @@ impl Group {
         }
     }
 
-    /// Waits until the replica may vote, and remembers it.
-    pub(crate) async fn prove_when_caught_up(&self) {
+    /// Waits until the replica may vote, and remembers it; false when the group ends before.
+    pub(crate) async fn prove_when_caught_up(&self) -> bool {
         let (mut applied, mut proof) = (self.applied.clone(), self.proof.subscribe());
         while !self.log.is_proven() {
             let last = applied.borrow_and_update().last;
             let proven_by = *proof.borrow_and_update();
             if proven_by.is_some_and(|proof| last >= Some(proof)) {
                 self.log.prove().await;
-                self.raft.runtime_config().elect(true);
                 tracing::info!(group = self.id.0, ?last, "replica is caught up and may vote");
-                return;
+                return true;
             }
             // Either may be the last to come: all may have been applied, from a snapshot, before a leader tells that it
             // was all, and in an idle group nothing follows.
@@ -181,8 +180,9 @@ impl Group {
                 changed = proof.changed() => changed,
             };
             if changed.is_err() {
-                return;
+                return false;
             }
+        true
         }
     }
 

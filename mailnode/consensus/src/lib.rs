@@ -14,6 +14,7 @@
 mod adapter;
 mod config;
 mod coordinator;
+mod disk;
 mod failover;
 mod fatal;
 mod group;

@@ -176,6 +176,8 @@ pub struct Metrics {
     /// Repeated attempts, all commands together.
     pub proposal_retries: u64,
     /// Bytes of acknowledged commands.
+            disk_is_slow: false,
+            disk_sync_seconds: 0.0,
     pub proposal_bytes: u64,
     /// Attempts sent to another node because it leads the group.
     pub forwarded: u64,
@@ -245,3 +247,9 @@ pub struct GroupMetrics {
     /// Whether it has nothing to do and is silent.
     pub quiet: bool,
 }
+    /// Whether this node gives its leads away because its disk is slow.
+    pub disk_is_slow: bool,
+    /// Median time of a sync of the journal lately; zero when nothing is known.
+    pub disk_sync_seconds: f64,
+    /// Whether the replica here may vote: it has not lost what it helped to commit, or has got it back.
+    pub may_vote: bool,

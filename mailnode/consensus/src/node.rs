@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Connector, Peer};
 use crate::coordinator::{Planned, Progress};
+use crate::disk::DiskHealth;
 use crate::fatal::Fatal;
 use crate::group::Group;
 use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
@@ -121,6 +122,7 @@ pub(crate) struct Inner {
     pub(crate) counters: Arc<Counters>,
     pub(crate) fatal: Fatal,
     pub(crate) stop: CancellationToken,
+    pub(crate) disk: DiskHealth,
     pub(crate) tasks: TaskTracker,
     pub(crate) proposal_room: Semaphore,
     leaving: AtomicBool,
@@ -188,6 +190,7 @@ impl Consensus {
             fatal: Fatal::new(),
             stop,
             tasks: TaskTracker::new(),
+            disk: DiskHealth::default(),
             proposal_room,
             leaving: AtomicBool::new(false),
             incarnation: rand::random(),
@@ -407,6 +410,8 @@ impl Consensus {
         metrics.pending_proposal_bytes = self.0.config.proposal_bytes.saturating_sub(free) as u64;
         for group in &self.0.groups() {
             metrics.log_disk_reads += group.log.disk_reads();
+        metrics.disk_is_slow = self.0.disk.is_slow();
+        metrics.disk_sync_seconds = self.0.disk.sync_us() as f64 / 1e6;
             metrics.groups.insert(group.id, self.0.metrics_of(group));
         }
         metrics
@@ -609,6 +614,7 @@ impl Inner {
             quiet: group.quiet.is_quiet(),
         }
     }
+            may_vote: group.log.is_proven(),
 }
 
 /// The placement that a new cluster begins with. It depends on nothing that may be told differently later, zones for

@@ -51,6 +51,7 @@ impl Inner {
             }
         }
         self.run(crate::quiet::tend(self.clone()));
+        self.run(crate::disk::watch(self.clone()));
         self.run(checkpoints(self.clone()));
         self.run(tend_groups(self.clone()));
         self.run(tell_topology(self.clone()));
@@ -62,8 +63,21 @@ impl Inner {
         self.run_until(group.stop.clone(), watch_leader(self.clone(), group.clone()));
         if !group.log.is_proven() {
             self.run_until(group.stop.clone(), crate::memory::regain(self.clone(), group.clone()));
-            let proving = group.clone();
-            self.run_until(group.stop.clone(), async move { proving.prove_when_caught_up().await });
+            let (node, proving) = (self.clone(), group.clone());
+            self.run_until(group.stop.clone(), async move {
+                if proving.prove_when_caught_up().await {
+                    node.let_elect(&proving);
+                }
+            });
+        }
+    }
+
+    /// Lets the replica ask for votes, unless the node is about to go.
+    fn let_elect(&self, group: &Group) {
+        group.raft.runtime_config().elect(true);
+        // Looked at afterwards: whoever begins to leave meanwhile forbids it either here or after this.
+        if self.is_leaving() {
+            group.raft.runtime_config().elect(false);
         }
     }
 
@@ -180,7 +194,7 @@ async fn bootstrap(node: Arc<Inner>, group: Arc<Group>) {
         Ok(()) => tracing::info!(group = group.id.0, ?voters, "founded the group"),
         Err(error) => tracing::info!(group = group.id.0, %error, "the group was not founded"),
     }
-    group.raft.runtime_config().elect(!node.is_leaving());
+    node.let_elect(&group);
 }
 
 async fn checkpoints(node: Arc<Inner>) {
@@ -303,7 +317,7 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
     if preferred == node.config.node {
         return;
     }
-    if !node.in_sync(group).contains(&preferred) {
+    if !node.in_sync(group).contains(&preferred) || node.has_slow_disk(preferred) {
         watched.in_sync_since = None;
         return;
     }
@@ -316,10 +330,9 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
     if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !group.is_voter(preferred) {
         return;
     }
-    node.wake(group).await;
     tracing::info!(group = group.id.0, to = preferred, "giving the lead to the preferred leader");
     node.counters.transferred();
-    if let Err(error) = group.raft.trigger().transfer_leader(preferred).await {
+    if let Err(error) = group.raft.trigger().transfer_leader(target).await {
         tracing::warn!(group = group.id.0, %error, "failed to give the lead away");
     }
 }
@@ -336,10 +349,18 @@ pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
 async fn move_leads(node: &Arc<Inner>, within: Duration) -> usize {
     let groups = node.groups();
     let moves = groups.iter().map(|group| hand_over_one(node, group));
+    transfer(node, group, preferred).await;
+}
+
+/// Has the engine hand the lead over, which it does once the other one has all of the log; false when the group has ended.
+pub(crate) async fn transfer(node: &Arc<Inner>, group: &Arc<Group>, target: NodeId) -> bool {
+    node.wake(group).await;
     // Whatever could be moved in time has been; what has not is counted below.
     let _ = tokio::time::timeout(within, futures::future::join_all(moves)).await;
     let led = |group: &&Arc<Group>| current_leader(&group.raft).node == Some(node.config.node);
+        return false;
     groups.iter().filter(led).count()
+    true
 }
 
 /// Moves leads away for as long as this node may not write, again and again: another replica may get room first.
@@ -365,10 +386,11 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
         if able.iter().all(|other| tried.contains(other)) {
             tried.clear();
         }
-        // The preferred leader, if it is able, else the next one round: not the same for all groups.
+        // One whose disk is well, if there is one; of these the preferred leader, if it is able, else the next one round:
+        // not the same for all groups.
         let preferred = *group.preferred.lock();
         let round = |other: &NodeId| other.wrapping_sub(node.config.node + u64::from(group.id.0)) % ROUND;
-        able.sort_by_key(|other| (Some(*other) != preferred, round(other)));
+        able.sort_by_key(|other| (node.has_slow_disk(*other), Some(*other) != preferred, round(other)));
         let target = able.into_iter().find(|other| !tried.contains(other));
         let Some(target) = target else {
             tokio::time::sleep(HAND_OVER_PAUSE).await;
@@ -379,9 +401,7 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
             tokio::time::sleep(HAND_OVER_PAUSE).await;
             continue;
         }
-        node.wake(group).await;
-        node.counters.transferred();
-        if group.raft.trigger().transfer_leader(target).await.is_err() {
+        if !transfer(node, group, target).await {
             return;
         }
         let mut leader = group.leader.subscribe();

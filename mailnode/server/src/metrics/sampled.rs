@@ -169,6 +169,10 @@ impl Sources {
     /// By group: bounded by the number of partitions.
     fn groups(&self, text: &mut Exposition) {
         let node = self.groups.consensus.metrics();
+        text.gauge("disk_slow", "Whether this node gives its leads away because its disk is slow.")
+            .value(u8::from(metrics.disk_is_slow));
+        text.gauge("disk_sync_median_seconds", "Median time of a sync lately, by which disks are compared.")
+            .value(metrics.disk_sync_seconds);
         let status = self.groups.consensus.status();
         let mut family = text.gauge("group_has_leader", "Whether this node knows a leader of the group.");
         for group in &status {
@@ -216,6 +220,10 @@ impl Sources {
             family.labelled("group", group.0, metrics.term);
         }
     }
+        let mut family = text.gauge("group_may_vote", "Whether the replica here remembers enough to vote.");
+        for (group, metrics) in &node.groups {
+            family.labelled("group", group.0, u8::from(metrics.may_vote));
+        }
 
     fn store(&self, text: &mut Exposition) {
         let directory = self.groups.directory();
