@@ -1,6 +1,5 @@
 //! One group on this node: its engine, its log, and what is known of its leader.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::adapter::Applied;
 use crate::log::GroupLog;
 use crate::machine::{GroupId, NodeId};
 use crate::quiet::Quiet;
+use crate::snapshot_in::Incoming;
 use crate::types::{AppendRequest, LogId, Membership, Raft, VoteRequest, term_of};
 
 /// Who leads, as far as this node knows.
@@ -43,8 +43,7 @@ pub(crate) struct Group {
     pub(crate) stop: CancellationToken,
     /// Whether it was made while the node runs, and has not caught up since.
     joining: AtomicBool,
-    /// Serialises snapshots coming in.
-    pub(crate) installing: Arc<tokio::sync::Semaphore>,
+    pub(crate) incoming: Incoming,
     /// When a leader was last heard here, in milliseconds since `started`; zero before the first time.
     heard: AtomicU64,
     /// The last lease that was released before its time.
@@ -80,7 +79,7 @@ impl Group {
             leader: watch::Sender::new(Leader::default()),
             proof: watch::Sender::new(None),
             follows_from: Mutex::new(None),
-            installing: Arc::new(tokio::sync::Semaphore::new(1)),
+            incoming: Incoming::default(),
             heard: AtomicU64::new(0),
             released: Mutex::new(None),
             started: Instant::now(),
@@ -182,8 +181,8 @@ impl Group {
             if changed.is_err() {
                 return false;
             }
-        true
         }
+        true
     }
 
     /// Whether this node leads the group and has heard from a majority within the lease: from the group's replicas, or,

@@ -93,7 +93,7 @@ impl Inner {
         self.run_until(self.stop.clone(), task);
     }
 
-    fn run_until(&self, stop: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn run_until(&self, stop: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move {
             tokio::select! {
                 biased;
@@ -264,7 +264,16 @@ async fn move_floor(node: &Arc<Inner>) {
 async fn purge(node: &Inner, group: &Group, applied: u64) {
     let retention = node.config.log_retention;
     let oldest = node.journal.last_of_log(retention.bytes);
-    let Some(upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
+    let Some(mut upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
+    // Space comes before speed: a receiver of a snapshot that is outrun for it gets another one.
+    if !node.is_read_only()
+        && let Some(not_needed) = not_needed(node, group)
+    {
+        upto = upto.min(not_needed);
+    }
+    if group.raft.metrics().borrow_watched().purged.is_some_and(|purged| purged.index >= upto) {
+        return;
+    }
     // The engine purges only what it knows to be in a snapshot; the state machine is one.
     let marked = async {
         group.raft.trigger().snapshot().await.ok()?;
@@ -279,6 +288,15 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
         Ok(None) => {}
         Err(_) => tracing::warn!(group = group.id.0, upto, "the log could not be purged in time"),
     }
+}
+
+/// Up to where replicas that are filled by a snapshot from here do not need the log; none when there are none.
+fn not_needed(node: &Inner, group: &Group) -> Option<u64> {
+    let metrics = group.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let matched = |node: NodeId| metrics.replication.as_ref()?.get(&node).copied().flatten();
+    let has = |node: NodeId| matched(node).map_or(0, |id| id.index);
+    node.links.sending.not_needed(group.id, metrics.last_log_index.unwrap_or(0), has)
 }
 
 /// What the leader of a group remembers of its preferred leader.
@@ -331,10 +349,18 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
         return;
     }
     tracing::info!(group = group.id.0, to = preferred, "giving the lead to the preferred leader");
+    transfer(node, group, preferred).await;
+}
+
+/// Has the engine hand the lead over, which it does once the other one has all of the log; false when the group has ended.
+pub(crate) async fn transfer(node: &Arc<Inner>, group: &Arc<Group>, target: NodeId) -> bool {
+    node.wake(group).await;
     node.counters.transferred();
     if let Err(error) = group.raft.trigger().transfer_leader(target).await {
         tracing::warn!(group = group.id.0, %error, "failed to give the lead away");
+        return false;
     }
+    true
 }
 
 /// Moves all leads away; returns how many are left. The caller has seen to it that no lead comes back.
@@ -349,18 +375,10 @@ pub(crate) async fn hand_over(node: &Arc<Inner>, within: Duration) -> usize {
 async fn move_leads(node: &Arc<Inner>, within: Duration) -> usize {
     let groups = node.groups();
     let moves = groups.iter().map(|group| hand_over_one(node, group));
-    transfer(node, group, preferred).await;
-}
-
-/// Has the engine hand the lead over, which it does once the other one has all of the log; false when the group has ended.
-pub(crate) async fn transfer(node: &Arc<Inner>, group: &Arc<Group>, target: NodeId) -> bool {
-    node.wake(group).await;
     // Whatever could be moved in time has been; what has not is counted below.
     let _ = tokio::time::timeout(within, futures::future::join_all(moves)).await;
     let led = |group: &&Arc<Group>| current_leader(&group.raft).node == Some(node.config.node);
-        return false;
     groups.iter().filter(led).count()
-    true
 }
 
 /// Moves leads away for as long as this node may not write, again and again: another replica may get room first.
