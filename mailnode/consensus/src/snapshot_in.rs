@@ -99,6 +99,15 @@ enum Cut {
     Stream(Status),
 }
 
+impl Cut {
+    fn status(self) -> Status {
+        match self {
+            Cut::Superseded => Status::unavailable("another stream has taken the place of this one"),
+            Cut::Stream(status) => status,
+        }
+    }
+}
+
 /// A stream, after its first message.
 pub(crate) struct Stream {
     pub(crate) head: SnapshotHead,
@@ -124,7 +133,7 @@ impl Stream {
         let mut part = match std::mem::take(&mut *slot) {
             Slot::Installed(snapshot, answer) if snapshot == self.snapshot => {
                 *slot = Slot::Installed(snapshot, answer.clone());
-                return self.tell(What::Installed(answer)).await;
+                return self.tell(What::Installed(answer), &superseded).await.map_err(Cut::status);
             }
             Slot::Part(part) if part.snapshot == self.snapshot => part,
             other => {
@@ -134,27 +143,24 @@ impl Stream {
                 Part { snapshot: self.snapshot, taken: 0, writer }
             }
         };
-        let told = self.tell(What::Taken(part.taken)).await;
-        let mut cut = told.err().map(Cut::Stream);
-        while cut.is_none() {
+        let cut = loop {
+            if let Err(cut) = self.tell(What::Taken(part.taken), &superseded).await {
+                break cut;
+            }
             let data = match self.next(part.taken, &superseded).await {
                 Ok(data) => data,
-                Err(reason) => {
-                    cut = Some(reason);
-                    break;
-                }
+                Err(cut) => break cut,
             };
             if data.is_empty() {
                 let answer = install(group, &self.head, part.writer).await?;
                 *slot = Slot::Installed(self.snapshot, answer.clone());
-                return self.tell(What::Installed(answer)).await;
+                return self.tell(What::Installed(answer), &superseded).await.map_err(Cut::status);
             }
             let mut writer = part.writer;
             let written = offload(move || writer.write(data).map(|()| writer)).await;
             part.writer = written.map_err(failed)?.map_err(failed)?;
             part.taken += 1;
-            cut = self.tell(What::Taken(part.taken)).await.err().map(Cut::Stream);
-        }
+        };
         let (snapshot, taken) = (part.snapshot, part.taken);
         *slot = Slot::Part(part);
         drop(slot);
@@ -163,10 +169,7 @@ impl Stream {
             tokio::time::sleep(KEPT_FOR).await;
             waits.incoming.forget(snapshot, taken).await;
         });
-        match cut {
-            Some(Cut::Stream(status)) => Err(status),
-            _ => Err(Status::unavailable("another stream has taken the place of this one")),
-        }
+        Err(cut.status())
     }
 
     /// The next chunk's data; empty at the end of the snapshot.
@@ -189,10 +192,15 @@ impl Stream {
         }
     }
 
-    async fn tell(&self, what: What) -> Result<(), Status> {
-        // There is room unless the sender takes no answers, and then it must not keep the next stream from its turn.
+    async fn tell(&self, what: What, superseded: &CancellationToken) -> Result<(), Cut> {
         let reply = SnapshotReply { what: Some(what) };
-        self.replies.try_send(Ok(reply)).map_err(|_| Status::unavailable("the sender takes no answers"))
+        tokio::select! {
+            biased;
+            () = superseded.cancelled() => Err(Cut::Superseded),
+            told = self.replies.send(Ok(reply)) => {
+                told.map_err(|_| Cut::Stream(Status::unavailable("the sender has gone")))
+            }
+        }
     }
 }
 

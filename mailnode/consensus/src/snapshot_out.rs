@@ -200,8 +200,8 @@ struct Outgoing {
     /// Of the last entry in it.
     last_index: u64,
     counters: Arc<Counters>,
-    /// What reads the chunks, before a receiver was there to take them.
-    reader: Option<(Box<dyn SnapshotReader>, mpsc::Sender<Result<Chunk, String>>)>,
+    /// Until there is a receiver to take the chunks.
+    reading: Option<Reading>,
     /// The chunks to come.
     chunks: mpsc::Receiver<Result<Chunk, String>>,
     /// Whether the last one has come.
@@ -227,7 +227,7 @@ impl Outgoing {
             head: wire::encode(&SnapshotHead { vote, meta: applied.meta() }),
             last_index: applied.last.map_or(0, |last| last.index),
             counters: links.counters.clone(),
-            reader: Some((reader, sender)),
+            reading: Some(Reading { reader, chunks: sender, counters: links.counters.clone() }),
             chunks,
             whole: false,
             pending: VecDeque::new(),
@@ -255,9 +255,9 @@ impl Outgoing {
             What::Taken(taken) => {
                 self.acknowledge(taken)?;
                 let (group, to) = (self.group.0, link.peer.id);
-                if let Some((reader, chunks)) = self.reader.take() {
+                if let Some(reading) = self.reading.take() {
                     // Ends with the other end of the channel.
-                    tokio::spawn(read(reader, chunks, self.counters.clone()));
+                    tokio::spawn(reading.run());
                     tracing::info!(group, to, "sending a snapshot");
                 } else if taken > 0 {
                     self.counters.snapshot_resumed();
@@ -355,35 +355,41 @@ fn what(reply: Result<Option<SnapshotReply>, Status>) -> Result<What, Ended> {
     }
 }
 
-/// Reads the chunks, one ahead of who takes them; an empty one ends them, so that a cut stream is not taken for a whole
-/// snapshot.
-async fn read(
-    mut reader: Box<dyn SnapshotReader>,
+/// What reads the chunks, one ahead of who takes them.
+struct Reading {
+    reader: Box<dyn SnapshotReader>,
     chunks: mpsc::Sender<Result<Chunk, String>>,
     counters: Arc<Counters>,
-) {
-    loop {
-        let next = offload(move || reader.next_chunk().map(|chunk| (reader, chunk))).await;
-        let next =
-            next.map_err(|error| error.to_string()).and_then(|next| next.map_err(|error| error.to_string()));
-        let (data, last) = match next {
-            Ok((back, data)) => {
-                reader = back;
-                let last = data.is_none();
-                (data.unwrap_or_default(), last)
+}
+
+impl Reading {
+    /// Reads to the end, or until nobody takes chunks any more. An empty one ends them, so that a cut stream is not taken
+    /// for a whole snapshot.
+    async fn run(self) {
+        let Reading { mut reader, chunks, counters } = self;
+        loop {
+            let next = offload(move || reader.next_chunk().map(|chunk| (reader, chunk))).await;
+            let next = next.map_err(|error| error.to_string());
+            let data = match next.and_then(|next| next.map_err(|error| error.to_string())) {
+                Ok((back, data)) => {
+                    reader = back;
+                    data
+                }
+                Err(reason) => {
+                    // Nobody waits for it if this fails.
+                    let _ = chunks.send(Err(reason)).await;
+                    return;
+                }
+            };
+            let last = data.is_none();
+            let data = data.unwrap_or_default();
+            if data.is_empty() && !last {
+                continue;
             }
-            Err(reason) => {
-                // Nobody waits for it if this fails.
-                let _ = chunks.send(Err(reason)).await;
+            let chunk = Chunk::new(data, counters.clone());
+            if chunks.send(Ok(chunk)).await.is_err() || last {
                 return;
             }
-        };
-        if data.is_empty() && !last {
-            continue;
-        }
-        let chunk = Chunk::new(data, counters.clone());
-        if chunks.send(Ok(chunk)).await.is_err() || last {
-            return;
         }
     }
 }

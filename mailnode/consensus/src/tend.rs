@@ -38,6 +38,8 @@ const READ_ONLY_PAUSE: Duration = Duration::from_secs(5);
 const TOPOLOGY_INTERVAL: Duration = Duration::from_secs(3);
 /// The order in which the other voters are asked to take a lead goes round this many.
 const ROUND: u64 = 8;
+/// Entries of a group that are kept beyond the retention for receivers of snapshots, at most; some 40 MB of memory.
+const KEPT_FOR_RECEIVERS: u64 = 1_000_000;
 /// How long the engine may take to note how far the state machine is, before the purge is left to the next time.
 const MARK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -269,7 +271,7 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
     if !node.is_read_only()
         && let Some(not_needed) = not_needed(node, group)
     {
-        upto = upto.min(not_needed);
+        upto = upto.min(not_needed.max(applied.saturating_sub(KEPT_FOR_RECEIVERS)));
     }
     if group.raft.metrics().borrow_watched().purged.is_some_and(|purged| purged.index >= upto) {
         return;
@@ -290,12 +292,13 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
     }
 }
 
-/// Up to where replicas that are filled by a snapshot from here do not need the log; none when there are none.
+/// Up to where replicas that are filled by a snapshot from here do not need the log; none when there are none. Of another
+/// leader they would get another one.
 fn not_needed(node: &Inner, group: &Group) -> Option<u64> {
     let metrics = group.raft.metrics();
     let metrics = metrics.borrow_watched();
-    let matched = |node: NodeId| metrics.replication.as_ref()?.get(&node).copied().flatten();
-    let has = |node: NodeId| matched(node).map_or(0, |id| id.index);
+    let replication = metrics.replication.as_ref()?;
+    let has = |node: NodeId| replication.get(&node).copied().flatten().map_or(0, |id| id.index);
     node.links.sending.not_needed(group.id, metrics.last_log_index.unwrap_or(0), has)
 }
 
