@@ -73,7 +73,12 @@ pub struct Config {
     pub cache_bytes: u64,
     /// Commands being proposed through this node at once, in bytes. More must wait.
     pub proposal_bytes: usize,
-    /// Whether the preferred leader of a group takes the lead back when it is healthy again.
+    /// Snapshots that this node sends at once; each may take some 8 MiB of memory, more while a body of more than 1 MiB is under way.
+    pub snapshots_at_once: usize,
+    /// Bytes of snapshots that this node sends in a second, all of them together.
+    pub snapshot_bytes_per_second: u64,
+    /// Whether the preferred leader of a group takes the lead back when it is healthy again, and a leader gives its leads
+    /// away while its disk is slow.
     pub balance: bool,
 }
 
@@ -99,6 +104,8 @@ impl Config {
             checkpoint_interval: Duration::from_secs(30),
             cache_bytes: 128 << 20,
             proposal_bytes: 128 << 20,
+            snapshots_at_once: 2,
+            snapshot_bytes_per_second: 64 << 20,
             balance: true,
         }
     }

@@ -82,7 +82,7 @@ fn turn(node: &Inner, group: &Group, lost: Leader) -> Option<u32> {
     let metrics = group.raft.server_metrics();
     let mut voters: Vec<NodeId> = metrics.borrow_watched().membership_config.voter_ids().collect();
     let preferred = *group.preferred.lock();
-    voters.sort_by_key(|voter| (Some(*voter) != preferred, *voter));
+    voters.sort_by_key(|voter| (node.has_slow_disk(*voter), Some(*voter) != preferred, *voter));
     let lives = |voter: &NodeId| {
         let pulse = node.links.get(*voter).map(|link| link.pulse.is_fresh(node.config.lease()));
         *voter == node.config.node || pulse.unwrap_or(false)

@@ -1,6 +1,5 @@
 //! One group on this node: its engine, its log, and what is known of its leader.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::adapter::Applied;
 use crate::log::GroupLog;
 use crate::machine::{GroupId, NodeId};
 use crate::quiet::Quiet;
+use crate::snapshot_in::Incoming;
 use crate::types::{AppendRequest, LogId, Membership, Raft, VoteRequest, term_of};
 
 /// Who leads, as far as this node knows.
@@ -43,8 +43,7 @@ pub(crate) struct Group {
     pub(crate) stop: CancellationToken,
     /// Whether it was made while the node runs, and has not caught up since.
     joining: AtomicBool,
-    /// Serialises snapshots coming in.
-    pub(crate) installing: Arc<tokio::sync::Semaphore>,
+    pub(crate) incoming: Incoming,
     /// When a leader was last heard here, in milliseconds since `started`; zero before the first time.
     heard: AtomicU64,
     /// The last lease that was released before its time.
@@ -80,7 +79,7 @@ impl Group {
             leader: watch::Sender::new(Leader::default()),
             proof: watch::Sender::new(None),
             follows_from: Mutex::new(None),
-            installing: Arc::new(tokio::sync::Semaphore::new(1)),
+            incoming: Incoming::default(),
             heard: AtomicU64::new(0),
             released: Mutex::new(None),
             started: Instant::now(),
@@ -162,17 +161,16 @@ impl Group {
         }
     }
 
-    /// Waits until the replica may vote, and remembers it.
-    pub(crate) async fn prove_when_caught_up(&self) {
+    /// Waits until the replica may vote, and remembers it; false when the group ends before.
+    pub(crate) async fn prove_when_caught_up(&self) -> bool {
         let (mut applied, mut proof) = (self.applied.clone(), self.proof.subscribe());
         while !self.log.is_proven() {
             let last = applied.borrow_and_update().last;
             let proven_by = *proof.borrow_and_update();
             if proven_by.is_some_and(|proof| last >= Some(proof)) {
                 self.log.prove().await;
-                self.raft.runtime_config().elect(true);
                 tracing::info!(group = self.id.0, ?last, "replica is caught up and may vote");
-                return;
+                return true;
             }
             // Either may be the last to come: all may have been applied, from a snapshot, before a leader tells that it
             // was all, and in an idle group nothing follows.
@@ -181,9 +179,10 @@ impl Group {
                 changed = proof.changed() => changed,
             };
             if changed.is_err() {
-                return;
+                return false;
             }
         }
+        true
     }
 
     /// Whether this node leads the group and has heard from a majority within the lease: from the group's replicas, or,

@@ -108,6 +108,11 @@ impl Lane {
         self.window.clone().acquire_many_owned(permits).await.expect("the window is never closed")
     }
 
+    /// Bytes of commands sent and not yet answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        WINDOW_BYTES - self.window.available_permits()
+    }
+
     /// Begins a session, one that the peer keeps for several requests or one for a single request; connects if there
     /// is no stream.
     pub(crate) async fn session(&self, kept: bool) -> Result<Session, String> {

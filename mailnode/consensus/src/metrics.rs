@@ -1,7 +1,7 @@
 //! Counters that the server exports.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::machine::{GroupId, NodeId};
@@ -34,8 +34,10 @@ pub(crate) struct Counters {
     peer_connects: AtomicU64,
     peer_failures: AtomicU64,
     snapshots_sent: AtomicU64,
+    snapshots_resumed: AtomicU64,
     snapshots_installed: AtomicU64,
     snapshot_bytes_sent: AtomicU64,
+    snapshot_in_flight: AtomicI64,
     checkpoints: AtomicU64,
     votes_refused: AtomicU64,
     processes_lost: AtomicU64,
@@ -106,9 +108,21 @@ impl Counters {
         self.peer_failures.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn snapshot_sent(&self, bytes: u64) {
+    pub(crate) fn snapshot_sent(&self) {
         self.snapshots_sent.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn snapshot_resumed(&self) {
+        self.snapshots_resumed.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn snapshot_bytes_sent(&self, bytes: u64) {
         self.snapshot_bytes_sent.fetch_add(bytes, Relaxed);
+    }
+
+    /// So many bytes more, or less, are held for snapshots being sent.
+    pub(crate) fn snapshot_in_flight(&self, change: i64) {
+        self.snapshot_in_flight.fetch_add(change, Relaxed);
     }
 
     pub(crate) fn snapshot_installed(&self) {
@@ -152,13 +166,18 @@ impl Counters {
             peer_connects: get(&self.peer_connects),
             peer_failures: get(&self.peer_failures),
             snapshots_sent: get(&self.snapshots_sent),
+            snapshots_resumed: get(&self.snapshots_resumed),
             snapshots_installed: get(&self.snapshots_installed),
             snapshot_bytes_sent: get(&self.snapshot_bytes_sent),
+            snapshot_in_flight_bytes: self.snapshot_in_flight.load(Relaxed).max(0) as u64,
             checkpoints: get(&self.checkpoints),
             votes_refused: get(&self.votes_refused),
             processes_lost: get(&self.processes_lost),
             log_disk_reads: 0,
+            append_in_flight_bytes: 0,
             pending_proposal_bytes: 0,
+            disk_is_slow: false,
+            disk_sync_seconds: 0.0,
             groups: BTreeMap::new(),
         }
     }
@@ -211,10 +230,14 @@ pub struct Metrics {
     pub peer_failures: u64,
     /// Snapshots sent in full.
     pub snapshots_sent: u64,
+    /// Times that a snapshot went on after its connection had broken.
+    pub snapshots_resumed: u64,
     /// Snapshots installed here.
     pub snapshots_installed: u64,
-    /// Bytes of snapshots sent.
+    /// Bytes of snapshots sent, those that were sent again included.
     pub snapshot_bytes_sent: u64,
+    /// Bytes held for snapshots being sent.
+    pub snapshot_in_flight_bytes: u64,
     /// Checkpoints of the state machine.
     pub checkpoints: u64,
     /// Votes refused because this replica has lost its disk and is not caught up yet.
@@ -223,8 +246,14 @@ pub struct Metrics {
     pub processes_lost: u64,
     /// Log entries read back from the journal because they had left the cache.
     pub log_disk_reads: u64,
+    /// Bytes of commands sent to followers and not yet answered; 32 MiB a follower at most.
+    pub append_in_flight_bytes: u64,
     /// Bytes of commands being proposed now.
     pub pending_proposal_bytes: u64,
+    /// Whether this node gives its leads away because its disk is slow.
+    pub disk_is_slow: bool,
+    /// Median time of a sync of the journal lately; zero when nothing is known.
+    pub disk_sync_seconds: f64,
     /// The groups held here.
     pub groups: BTreeMap<GroupId, GroupMetrics>,
 }
@@ -244,4 +273,6 @@ pub struct GroupMetrics {
     pub follower_lag: Option<u64>,
     /// Whether it has nothing to do and is silent.
     pub quiet: bool,
+    /// Whether the replica here may vote: it has not lost what it helped to commit, or has got it back.
+    pub may_vote: bool,
 }

@@ -16,25 +16,22 @@ use openraft::network::{
 use openraft::raft::{SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse};
 use parking_lot::{Mutex, RwLock};
 use quorumail_proto::peer::peer_client::PeerClient;
-use quorumail_proto::peer::{
-    ForwardReply, ForwardRequest, GroupCall, LaneFrame, SnapshotChunk, lane_frame, lane_reply,
-};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use quorumail_proto::peer::{ForwardReply, ForwardRequest, GroupCall, LaneFrame, lane_frame, lane_reply};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::adapter::{Applied, SnapshotData};
+use crate::adapter::SnapshotData;
 use crate::config::{Connector, Peer};
 use crate::lane::{Lane, SESSION_REQUESTS, Session, client, status_text};
 use crate::machine::{GroupId, NodeId, StateMachine};
 use crate::metrics::Counters;
 use crate::pulse::PeerPulse;
-use crate::runtime::offload;
+use crate::snapshot_out::{self, Sending};
 use crate::types::{
     AppendRequest, AppendResult, RpcError, Snapshot, TypeConfig, Unreachable, Vote, VoteRequest, VoteResponse,
 };
-use crate::wire::{self, FORMAT, SnapshotHead};
+use crate::wire::{self, FORMAT};
 
 /// How long a session waits for an answer before it is taken as stuck.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,10 +40,6 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Pause before the engine talks again to a peer that could not be reached: constant, because a peer that comes
 /// back must be back at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Snapshots this node sends at once, all groups together.
-const SNAPSHOTS_AT_ONCE: usize = 2;
-/// Chunks read ahead of the network.
-const SNAPSHOT_CHUNKS: usize = 4;
 
 /// Everything needed to talk to one peer.
 pub(crate) struct Link {
@@ -135,9 +128,9 @@ pub(crate) struct Links {
     links: RwLock<BTreeMap<NodeId, Arc<Link>>>,
     stop: CancellationToken,
     connector: Arc<dyn Connector>,
-    machine: Arc<dyn StateMachine>,
-    counters: Arc<Counters>,
-    snapshots: Arc<Semaphore>,
+    pub(crate) machine: Arc<dyn StateMachine>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) sending: Sending,
 }
 
 impl Links {
@@ -147,10 +140,10 @@ impl Links {
         connector: Arc<dyn Connector>,
         machine: Arc<dyn StateMachine>,
         counters: Arc<Counters>,
+        sending: Sending,
         stop: CancellationToken,
     ) -> Links {
-        let snapshots = Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE));
-        let links = Links { links: RwLock::default(), connector, machine, counters, snapshots, stop };
+        let links = Links { links: RwLock::default(), connector, machine, counters, sending, stop };
         links.set(node, peers);
         links
     }
@@ -176,6 +169,11 @@ impl Links {
 
     pub(crate) fn get(&self, node: NodeId) -> Option<Arc<Link>> {
         self.links.read().get(&node).cloned()
+    }
+
+    /// Bytes of commands sent to all peers and not yet answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.links.read().values().map(|link| link.log.in_flight()).sum()
     }
 
     /// Lets the next pulses to all peers go now.
@@ -405,60 +403,9 @@ impl NetSnapshot<TypeConfig> for Network {
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = send_snapshot(&self.links, &link, self.group, vote) => Ok(sent?),
+            sent = snapshot_out::send(&self.links, &link, self.group, vote) => {
+                Ok(sent.map_err(unreachable)?)
+            }
         }
     }
-}
-
-async fn send_snapshot(
-    links: &Links,
-    link: &Link,
-    group: GroupId,
-    vote: Vote,
-) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
-    let _turn = links.snapshots.acquire().await.map_err(unreachable)?;
-    tracing::info!(group = group.0, to = link.peer.id, "sending a snapshot");
-    let (chunks, queue) = mpsc::channel::<SnapshotChunk>(SNAPSHOT_CHUNKS);
-    let machine = links.machine.clone();
-    let mut client = link.client().map_err(unreachable)?;
-    let reading = read_snapshot(machine, group, vote, chunks);
-    let (read, answer) = tokio::join!(reading, client.install_snapshot(ReceiverStream::new(queue)));
-    let answer = answer.map_err(|status| unreachable(link.failed(&status)))?.into_inner();
-    let bytes = read.map_err(unreachable)?;
-    links.counters.snapshot_sent(bytes);
-    tracing::info!(group = group.0, to = link.peer.id, bytes, "sent a snapshot");
-    wire::decode(answer.format, &answer.payload).map_err(unreachable)
-}
-
-/// Streams a consistent view of the group into the queue, a few chunks ahead of the network; returns its size.
-async fn read_snapshot(
-    machine: Arc<dyn StateMachine>,
-    group: GroupId,
-    vote: Vote,
-    chunks: mpsc::Sender<SnapshotChunk>,
-) -> Result<u64, String> {
-    let failed = |error: crate::machine::MachineError| error.to_string();
-    let unread = |error: tokio::task::JoinError| format!("reading the snapshot: {error}");
-    let send =
-        async |chunk: SnapshotChunk| chunks.send(chunk).await.map_err(|_| "the receiver gave up".to_owned());
-    let mut reader = offload(move || machine.snapshot(group)).await.map_err(unread)?.map_err(failed)?;
-    let applied = Applied::decode(group, reader.position()).map_err(failed)?;
-    let head = wire::encode(&SnapshotHead { vote, meta: applied.meta() });
-    let first = SnapshotChunk { group: group.0, format: FORMAT, meta: head, data: bytes::Bytes::new() };
-    send(first).await?;
-    let mut bytes = 0;
-    loop {
-        let next = offload(move || reader.next_chunk().map(|chunk| (reader, chunk)));
-        let (back, chunk) = next.await.map_err(unread)?.map_err(failed)?;
-        reader = back;
-        let Some(data) = chunk else { break };
-        if data.is_empty() {
-            continue;
-        }
-        bytes += data.len() as u64;
-        send(SnapshotChunk { group: group.0, format: FORMAT, meta: bytes::Bytes::new(), data }).await?;
-    }
-    // An empty chunk without metadata ends the snapshot, so that a cut stream is not taken for a whole one.
-    send(SnapshotChunk { group: group.0, format: FORMAT, ..SnapshotChunk::default() }).await?;
-    Ok(bytes)
 }

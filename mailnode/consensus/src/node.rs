@@ -18,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::{Config, Connector, Peer};
 use crate::coordinator::{Planned, Progress};
+use crate::disk::DiskHealth;
 use crate::fatal::Fatal;
 use crate::group::Group;
 use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
@@ -28,6 +29,7 @@ use crate::placement::{Placement, founding};
 use crate::propose::ProposeError;
 use crate::runtime::{ShortWork, offload};
 use crate::service::PeerService;
+use crate::snapshot_out::Sending;
 use crate::topology::{self, Topology, TopologyError};
 use crate::types::Vote;
 use crate::wire::MAX_MESSAGE_BYTES;
@@ -121,6 +123,7 @@ pub(crate) struct Inner {
     pub(crate) counters: Arc<Counters>,
     pub(crate) short_work: Arc<ShortWork>,
     pub(crate) fatal: Fatal,
+    pub(crate) disk: DiskHealth,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) proposal_room: Semaphore,
@@ -169,6 +172,7 @@ impl Consensus {
             connector,
             machine.clone(),
             counters.clone(),
+            Sending::new(config.snapshots_at_once, config.snapshot_bytes_per_second),
             stop.clone(),
         );
         let proposal_room = Semaphore::new(config.proposal_bytes.min(Semaphore::MAX_PERMITS));
@@ -188,6 +192,7 @@ impl Consensus {
             counters,
             short_work: Arc::new(ShortWork::new()),
             fatal: Fatal::new(),
+            disk: DiskHealth::default(),
             stop,
             tasks: TaskTracker::new(),
             proposal_room,
@@ -407,6 +412,9 @@ impl Consensus {
         let mut metrics = self.0.counters.snapshot();
         let free = self.0.proposal_room.available_permits();
         metrics.pending_proposal_bytes = self.0.config.proposal_bytes.saturating_sub(free) as u64;
+        metrics.append_in_flight_bytes = self.0.links.in_flight() as u64;
+        metrics.disk_is_slow = self.0.disk.is_slow();
+        metrics.disk_sync_seconds = self.0.disk.sync_us() as f64 / 1e6;
         for group in &self.0.groups() {
             metrics.log_disk_reads += group.log.disk_reads();
             metrics.groups.insert(group.id, self.0.metrics_of(group));
@@ -609,6 +617,7 @@ impl Inner {
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             follower_lag: lag,
             quiet: group.quiet.is_quiet(),
+            may_vote: group.log.is_proven(),
         }
     }
 }

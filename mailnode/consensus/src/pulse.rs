@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use crate::disk::DiskFigure;
 use crate::failover;
 use crate::machine::NodeId;
 use crate::network::Link;
@@ -42,6 +43,7 @@ struct Known {
     offers: Arc<[QuietGroup]>,
     /// Of this node's offers, those that it has accepted.
     accepted: Arc<[QuietGroup]>,
+    disk: Option<DiskFigure>,
 }
 
 /// The pulses between this node and one peer.
@@ -57,6 +59,8 @@ impl PeerPulse {
     fn hear(&self, frame: PulseFrame) -> bool {
         let mut known = self.known.lock();
         known.heard = Some(Instant::now());
+        let sync = Duration::from_micros(frame.sync_us);
+        known.disk = (frame.sync_us > 0).then_some(DiskFigure { sync, slow: frame.slow_disk });
         if let Some(offers) = frame.offers {
             known.offers = offers.groups.into();
         }
@@ -73,6 +77,12 @@ impl PeerPulse {
     /// Whether the peer has accepted this very offer.
     pub(crate) fn accepts(&self, offer: &QuietGroup) -> bool {
         self.known.lock().accepted.contains(offer)
+    }
+
+    /// How its disk is; none when it has had nothing to sync, or no pulse has come within this time.
+    pub(crate) fn disk(&self, within: Duration) -> Option<DiskFigure> {
+        let known = self.known.lock();
+        known.disk.filter(|_| known.heard.is_some_and(|heard| heard.elapsed() < within))
     }
 
     /// When the last pulse came.
@@ -140,6 +150,8 @@ impl Composer<'_> {
             incarnation: node.incarnation,
             offers: news(&mut self.offers, node.offers(self.peer)),
             accepted: news(&mut self.accepted, node.acceptances(self.peer)),
+            sync_us: node.disk.sync_us(),
+            slow_disk: node.disk.is_slow(),
         }
     }
 }

@@ -14,23 +14,22 @@ use quorumail_proto::peer::{
     Append, AppendAnswer, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
     LaneFrame, LaneFrames, LaneReplies, LaneReply, MembersReply, MembersRequest, NotLeader, PulseEcho,
     PulseFrame, ReadIndexReply, ReadIndexRequest, ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest,
-    SnapshotChunk, SurveyReply, SurveyRequest, forward_reply, lane_frame, lane_reply, read_index_reply,
+    SnapshotChunk, SnapshotReply, SurveyReply, SurveyRequest, forward_reply, lane_frame, lane_reply,
+    read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::adapter::SnapshotData;
 use crate::batches::Batches;
 use crate::group::Group;
 use crate::lane::SESSION_REQUESTS;
-use crate::machine::{GroupId, SnapshotWriter};
+use crate::machine::GroupId;
 use crate::node::{Inner, Writes};
 use crate::propose::Attempt;
-use crate::runtime::offload;
+use crate::snapshot_in::Stream;
 use crate::topology::{self, TopologyError};
-use crate::types::{AppendRequest, AppendResult, Snapshot, TypeConfig, VoteRequest, VoteResponse};
+use crate::types::{AppendRequest, AppendResult, TypeConfig, VoteRequest, VoteResponse};
 use crate::wire::{self, FORMAT, SnapshotHead};
 
 /// Answers waiting to be taken by one peer's stream.
@@ -42,8 +41,6 @@ const HEARTBEATS_AT_ONCE: usize = 256;
 const FORWARDED_AT_ONCE: usize = 4096;
 /// Sessions of one stream: one a group and a few that are about to end.
 const MAX_SESSIONS: usize = 4096;
-/// A snapshot of which no chunk has come for so long is given up.
-const SNAPSHOT_STALL: Duration = Duration::from_secs(60);
 /// Longest time another node may have us work on a forwarded command.
 const MAX_FORWARD: Duration = Duration::from_secs(60);
 /// What others are told while the log here may not grow.
@@ -76,6 +73,7 @@ fn decode<T: serde::de::DeserializeOwned>(call: &GroupCall) -> Result<T, Status>
 impl Peer for PeerService {
     type LaneStream = BoxStream<'static, Result<LaneReplies, Status>>;
     type PulseStream = ReceiverStream<Result<PulseEcho, Status>>;
+    type InstallSnapshotStream = ReceiverStream<Result<SnapshotReply, Status>>;
 
     async fn lane(
         &self,
@@ -148,24 +146,22 @@ impl Peer for PeerService {
     async fn install_snapshot(
         &self,
         request: Request<Streaming<SnapshotChunk>>,
-    ) -> Result<Response<GroupReply>, Status> {
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
         let mut chunks = request.into_inner();
         let first = chunks.message().await?.ok_or_else(|| Status::invalid_argument("no chunk"))?;
         let group = self.group(first.group)?;
         let head: SnapshotHead = wire::decode(first.format, &first.meta)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         if self.0.writes() == Writes::Nothing {
-            return Err(refused(READ_ONLY));
+            return Err(Status::failed_precondition(READ_ONLY));
         }
         if !group.may_follow(head.vote.leader_id.term) {
-            return Err(refused(FORGETFUL));
+            return Err(Status::failed_precondition(FORGETFUL));
         }
-        let _turn =
-            group.installing.try_acquire().map_err(|_| refused("a snapshot is already being received"))?;
-        let writer = self.0.receive_snapshot(group.id, chunks).await?;
-        let snapshot = Snapshot { meta: head.meta, snapshot: SnapshotData::Received(writer) };
-        let response = group.raft.install_full_snapshot(head.vote, snapshot).await.map_err(refused)?;
-        Ok(answer(&response))
+        let (replies, queue) = mpsc::channel(QUEUED_REPLIES);
+        let stream = Stream { head, snapshot: first.snapshot, chunks, replies };
+        self.0.run_until(group.stop.clone(), stream.receive(self.0.clone(), group));
+        Ok(Response::new(ReceiverStream::new(queue)))
     }
 
     async fn read_index(
@@ -248,27 +244,6 @@ impl PeerService {
         }
         self.0.counters.vote_refused();
         Err(refused("this replica is not caught up yet and does not vote"))
-    }
-}
-
-impl Inner {
-    /// Takes the chunks of a snapshot into the state machine's writer.
-    async fn receive_snapshot(
-        &self,
-        group: GroupId,
-        mut chunks: Streaming<SnapshotChunk>,
-    ) -> Result<Box<dyn SnapshotWriter>, Status> {
-        let machine = self.machine.clone();
-        let mut writer = offload(move || machine.install(group)).await.map_err(refused)?.map_err(refused)?;
-        let stalled = |_| refused(format!("no chunk of the snapshot for {SNAPSHOT_STALL:?}"));
-        while let Some(chunk) = timeout(SNAPSHOT_STALL, chunks.message()).await.map_err(stalled)?? {
-            if chunk.data.is_empty() {
-                return Ok(writer);
-            }
-            let write = offload(move || writer.write(chunk.data).map(|()| writer));
-            writer = write.await.map_err(refused)?.map_err(refused)?;
-        }
-        Err(refused("the snapshot was cut off"))
     }
 }
 

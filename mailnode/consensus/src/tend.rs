@@ -38,6 +38,8 @@ const READ_ONLY_PAUSE: Duration = Duration::from_secs(5);
 const TOPOLOGY_INTERVAL: Duration = Duration::from_secs(3);
 /// The order in which the other voters are asked to take a lead goes round this many.
 const ROUND: u64 = 8;
+/// Entries of a group that are kept beyond the retention for receivers of snapshots, at most; some 40 MB of memory.
+const KEPT_FOR_RECEIVERS: u64 = 1_000_000;
 /// How long the engine may take to note how far the state machine is, before the purge is left to the next time.
 const MARK_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -51,6 +53,7 @@ impl Inner {
             }
         }
         self.run(crate::quiet::tend(self.clone()));
+        self.run(crate::disk::watch(self.clone()));
         self.run(checkpoints(self.clone()));
         self.run(tend_groups(self.clone()));
         self.run(tell_topology(self.clone()));
@@ -62,8 +65,21 @@ impl Inner {
         self.run_until(group.stop.clone(), watch_leader(self.clone(), group.clone()));
         if !group.log.is_proven() {
             self.run_until(group.stop.clone(), crate::memory::regain(self.clone(), group.clone()));
-            let proving = group.clone();
-            self.run_until(group.stop.clone(), async move { proving.prove_when_caught_up().await });
+            let (node, proving) = (self.clone(), group.clone());
+            self.run_until(group.stop.clone(), async move {
+                if proving.prove_when_caught_up().await {
+                    node.let_elect(&proving);
+                }
+            });
+        }
+    }
+
+    /// Lets the replica ask for votes, unless the node is about to go.
+    fn let_elect(&self, group: &Group) {
+        group.raft.runtime_config().elect(true);
+        // Looked at afterwards: whoever begins to leave meanwhile forbids it either here or after this.
+        if self.is_leaving() {
+            group.raft.runtime_config().elect(false);
         }
     }
 
@@ -79,7 +95,7 @@ impl Inner {
         self.run_until(self.stop.clone(), task);
     }
 
-    fn run_until(&self, stop: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn run_until(&self, stop: CancellationToken, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move {
             tokio::select! {
                 biased;
@@ -180,7 +196,7 @@ async fn bootstrap(node: Arc<Inner>, group: Arc<Group>) {
         Ok(()) => tracing::info!(group = group.id.0, ?voters, "founded the group"),
         Err(error) => tracing::info!(group = group.id.0, %error, "the group was not founded"),
     }
-    group.raft.runtime_config().elect(!node.is_leaving());
+    node.let_elect(&group);
 }
 
 async fn checkpoints(node: Arc<Inner>) {
@@ -250,7 +266,16 @@ async fn move_floor(node: &Arc<Inner>) {
 async fn purge(node: &Inner, group: &Group, applied: u64) {
     let retention = node.config.log_retention;
     let oldest = node.journal.last_of_log(retention.bytes);
-    let Some(upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
+    let Some(mut upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
+    // Space comes before speed: a receiver of a snapshot that is outrun for it gets another one.
+    if !node.is_read_only()
+        && let Some(not_needed) = not_needed(node, group)
+    {
+        upto = upto.min(not_needed.max(applied.saturating_sub(KEPT_FOR_RECEIVERS)));
+    }
+    if group.raft.metrics().borrow_watched().purged.is_some_and(|purged| purged.index >= upto) {
+        return;
+    }
     // The engine purges only what it knows to be in a snapshot; the state machine is one.
     let marked = async {
         group.raft.trigger().snapshot().await.ok()?;
@@ -265,6 +290,16 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
         Ok(None) => {}
         Err(_) => tracing::warn!(group = group.id.0, upto, "the log could not be purged in time"),
     }
+}
+
+/// Up to where replicas that are filled by a snapshot from here do not need the log; none when there are none. Of another
+/// leader they would get another one.
+fn not_needed(node: &Inner, group: &Group) -> Option<u64> {
+    let metrics = group.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let replication = metrics.replication.as_ref()?;
+    let has = |node: NodeId| replication.get(&node).copied().flatten().map_or(0, |id| id.index);
+    node.links.sending.not_needed(group.id, metrics.last_log_index.unwrap_or(0), has)
 }
 
 /// What the leader of a group remembers of its preferred leader.
@@ -303,7 +338,7 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
     if preferred == node.config.node {
         return;
     }
-    if !node.in_sync(group).contains(&preferred) {
+    if !node.in_sync(group).contains(&preferred) || node.has_slow_disk(preferred) {
         watched.in_sync_since = None;
         return;
     }
@@ -316,12 +351,19 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
     if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !group.is_voter(preferred) {
         return;
     }
-    node.wake(group).await;
     tracing::info!(group = group.id.0, to = preferred, "giving the lead to the preferred leader");
+    transfer(node, group, preferred).await;
+}
+
+/// Has the engine hand the lead over, which it does once the other one has all of the log; false when the group has ended.
+pub(crate) async fn transfer(node: &Arc<Inner>, group: &Arc<Group>, target: NodeId) -> bool {
+    node.wake(group).await;
     node.counters.transferred();
-    if let Err(error) = group.raft.trigger().transfer_leader(preferred).await {
+    if let Err(error) = group.raft.trigger().transfer_leader(target).await {
         tracing::warn!(group = group.id.0, %error, "failed to give the lead away");
+        return false;
     }
+    true
 }
 
 /// Moves all leads away; returns how many are left. The caller has seen to it that no lead comes back.
@@ -365,10 +407,11 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
         if able.iter().all(|other| tried.contains(other)) {
             tried.clear();
         }
-        // The preferred leader, if it is able, else the next one round: not the same for all groups.
+        // One whose disk is well, if there is one; of these the preferred leader, if it is able, else the next one round:
+        // not the same for all groups.
         let preferred = *group.preferred.lock();
         let round = |other: &NodeId| other.wrapping_sub(node.config.node + u64::from(group.id.0)) % ROUND;
-        able.sort_by_key(|other| (Some(*other) != preferred, round(other)));
+        able.sort_by_key(|other| (node.has_slow_disk(*other), Some(*other) != preferred, round(other)));
         let target = able.into_iter().find(|other| !tried.contains(other));
         let Some(target) = target else {
             tokio::time::sleep(HAND_OVER_PAUSE).await;
@@ -379,9 +422,7 @@ async fn hand_over_one(node: &Arc<Inner>, group: &Arc<Group>) {
             tokio::time::sleep(HAND_OVER_PAUSE).await;
             continue;
         }
-        node.wake(group).await;
-        node.counters.transferred();
-        if group.raft.trigger().transfer_leader(target).await.is_err() {
+        if !transfer(node, group, target).await {
             return;
         }
         let mut leader = group.leader.subscribe();

@@ -238,3 +238,60 @@ async fn an_older_topology_is_replaced_by_the_one_that_the_others_have() {
     assert!(cluster.node(0).consensus.reconfigure(other).is_err(), "two of one generation");
     cluster.topology = new;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_knows_which_replicas_it_gave_up_after_a_restart_above_a_moved_floor() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    const GROUPS: u32 = 6;
+    let mut cluster = Cluster::start_with(3, GROUPS, |config| {
+        config.log_retention = LogRetention { entries: 50, bytes: 64 << 10 };
+        config.checkpoint_interval = Duration::from_millis(100);
+    })
+    .await;
+    cluster.ready().await;
+    let mut written = Vec::new();
+    for id in 0..120u64 {
+        let group = 1 + (id % u64::from(GROUPS)) as u32;
+        cluster.node(0).propose(group, id, b"body", PATIENCE).await.expect("acknowledged");
+        written.push((group, id));
+    }
+    cluster.change(0, |topology| topology.nodes.extend(peers(3..5))).await;
+    cluster.moved().await;
+    until("what moved away to be removed", || {
+        (replicas(&cluster).iter().sum::<usize>() == GROUPS as usize * 3).then_some(())
+    })
+    .await;
+    let held = |cluster: &Cluster, node: NodeId| {
+        let status = cluster.node(node).consensus.status();
+        status.into_iter().map(|status| status.group).collect::<Vec<_>>()
+    };
+    for node in 0..3 {
+        let before = held(&cluster, node);
+        assert!(before.len() < GROUPS as usize + 1, "node {node} has given up nothing");
+        // Everything that was written down about the removal lies in segments up to this one.
+        let newest = cluster.node(node).machine.journal().last_of_log(0);
+        let writer = (node + 1) % 3;
+        let floor = |cluster: &Cluster| cluster.node(node).machine.journal().stats().floor;
+        let started = Instant::now();
+        while floor(&cluster) <= newest {
+            assert!(started.elapsed() < PATIENCE, "the floor does not move");
+            // The directory is on every node, so every journal grows.
+            let id = 1_000 + written.len() as u64;
+            cluster.node(writer).propose(0, id, &[7; 4000], PATIENCE).await.expect("acknowledged");
+            written.push((0, id));
+        }
+        cluster.crash(node);
+        cluster.up(node).await;
+        assert_eq!(held(&cluster, node), before, "node {node} holds what it held before");
+    }
+    cluster.ready().await;
+    cluster.settled().await;
+    // They may come back.
+    cluster.change(1, |topology| topology.nodes[3..].iter_mut().for_each(|peer| peer.leaving = true)).await;
+    cluster.moved().await;
+    for node in 0..3 {
+        assert_eq!(held(&cluster, node).len(), GROUPS as usize + 1);
+    }
+    cluster.settled().await;
+    all_are_there(&cluster, &written);
+}

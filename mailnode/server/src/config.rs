@@ -19,6 +19,8 @@ const POD_NAME: &str = "POD_NAME";
 const MAX_MESSAGE_SIZE: usize = 64 * 1024 * 1024;
 /// More partitions than this would cost more in heartbeats than they bring.
 const MAX_PARTITIONS: u32 = 4096;
+/// More slowly than this a replica of ordinary size would never be filled.
+const MIN_SNAPSHOT_RATE: u64 = 1024 * 1024;
 
 /// Why a configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +102,9 @@ pub struct Config {
     /// How the disk space of deleted mail is given back.
     #[serde(default)]
     pub compaction: Compaction,
+    /// How replicas are filled that cannot catch up from the log.
+    #[serde(default)]
+    pub snapshots: Snapshots,
 }
 
 /// How the disk space of deleted mail is given back.
@@ -115,6 +120,22 @@ pub struct Compaction {
 impl Default for Compaction {
     fn default() -> Self {
         Self { dead_share: 0.5, bytes_per_second: 16 * 1024 * 1024 }
+    }
+}
+
+/// How this node fills replicas of others that cannot catch up from the log.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Snapshots {
+    /// Sent at once.
+    pub at_once: usize,
+    /// Rate of all of them together.
+    pub bytes_per_second: u64,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self { at_once: 2, bytes_per_second: 64 * 1024 * 1024 }
     }
 }
 
@@ -429,6 +450,12 @@ impl Config {
         if self.compaction.bytes_per_second == 0 {
             return invalid("compaction.bytesPerSecond", "must be at least 1".to_owned());
         }
+        if self.snapshots.at_once == 0 {
+            return invalid("snapshots.atOnce", "must be at least 1".to_owned());
+        }
+        if self.snapshots.bytes_per_second < MIN_SNAPSHOT_RATE {
+            return invalid("snapshots.bytesPerSecond", format!("must be at least {MIN_SNAPSHOT_RATE}"));
+        }
         if (Port::Peer as u16).checked_add(self.listen.port_offset).is_none() {
             return invalid("listen.portOffset", "leads beyond port 65535".to_owned());
         }
@@ -529,6 +556,8 @@ smtp:
             ("node: 1\n", "node: 1\ndisk: {noNewMailBelow: 5, readOnlyBelow: 6}\n", "disk.readOnlyBelow"),
             ("replicas: 3", "replicas: 3\ncompaction: {deadShare: 0}", "compaction.deadShare"),
             ("replicas: 3", "replicas: 3\ncompaction: {bytesPerSecond: 0}", "compaction.bytesPerSecond"),
+            ("replicas: 3", "replicas: 3\nsnapshots: {atOnce: 0}", "snapshots.atOnce"),
+            ("replicas: 3", "replicas: 3\nsnapshots: {bytesPerSecond: 1000}", "snapshots.bytesPerSecond"),
             ("replicas: 3", "generation: 0", "generation"),
             ("replicas: 3", "generation: 2", "founders"),
         ] {

@@ -303,9 +303,16 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn delete(&self, folder: &str) -> Result<(), Failure> {
-        self.propose(Op::DeleteFolder { mailbox: self.id, folder: folder.to_owned() }, Bytes::new())
-            .await
-            .map(drop)
+        let mut begun = false;
+        loop {
+            let op = Op::DeleteFolder { mailbox: self.id, folder: folder.to_owned() };
+            match self.propose(op, Bytes::new()).await {
+                Ok(Applied::More) => begun = true,
+                // Somebody else has brought it to its end.
+                Err(Failure::NonExistent) if begun => return Ok(()),
+                other => return other.map(drop),
+            }
+        }
     }
 
     async fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {

@@ -7,10 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use quorumail_store::Op;
+use quorumail_consensus::GroupId;
+use quorumail_store::{Applied, MailboxId, Op};
 use tokio_util::sync::CancellationToken;
 
-use crate::groups::{self, DIRECTORY, Groups};
+use crate::groups::{self, CommandFailure, DIRECTORY, Groups};
 
 /// How often deleted mailboxes are looked at.
 const LOOK: Duration = Duration::from_secs(5);
@@ -48,14 +49,23 @@ async fn drop_chunks(groups: &Groups) {
     }
 }
 
+/// Removes what a mailbox held, in as many steps as it takes.
+async fn purge(groups: &Groups, group: GroupId, mailbox: MailboxId) -> Result<(), CommandFailure> {
+    loop {
+        let op = Op::PurgeMailbox(mailbox);
+        match groups.propose(group, groups::random_command(), op, Bytes::new(), WITHIN).await? {
+            Applied::More => tokio::task::yield_now().await,
+            _ => return Ok(()),
+        }
+    }
+}
+
 async fn purge_due(groups: &Groups) {
     let now = groups::now();
     let due = groups.directory().deleted().into_iter().filter(|mailbox| mailbox.purge_at <= now);
     for deleted in due.take(AT_ONCE) {
         let (id, group) = (deleted.record.id, Groups::group(deleted.record.partition));
-        let purge =
-            groups.propose(group, groups::random_command(), Op::PurgeMailbox(id), Bytes::new(), WITHIN).await;
-        if let Err(error) = purge {
+        if let Err(error) = purge(groups, group, id).await {
             tracing::warn!(mailbox = id.0, %error, "a deleted mailbox could not be purged; it is tried again");
             continue;
         }

@@ -350,13 +350,18 @@ async fn serve_mail(
 }
 
 fn consensus_config(config: &Config, topology: Topology) -> quorumail_consensus::Config {
-    quorumail_consensus::Config::new(
+    let defaults = quorumail_consensus::Config::new(
         config.node(),
         config.cluster.clone(),
         topology,
         config.partitions,
         config.replicas,
-    )
+    );
+    quorumail_consensus::Config {
+        snapshots_at_once: config.snapshots.at_once,
+        snapshot_bytes_per_second: config.snapshots.bytes_per_second,
+        ..defaults
+    }
 }
 
 /// Runs a server; that it ends is only logged, for the node's own end is decided elsewhere.

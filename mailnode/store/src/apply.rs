@@ -131,7 +131,7 @@ fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrive
         Op::PutMailbox { record, partitions } => accounts::put_mailbox(txn, record, partitions, at),
         Op::DeleteMailbox { address, purge_at } => accounts::delete_mailbox(txn, &address, purge_at),
         Op::ForgetMailbox(id) => accounts::forget_mailbox(txn, id),
-        Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox),
+        Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox, at),
         Op::Enqueue(entry) => queue::enqueue(txn, group, entry, arrived),
         Op::UpdateQueue { id, done, changed } => queue::update(txn, group, id, &done, changed),
         Op::OpenMailbox(mailbox)

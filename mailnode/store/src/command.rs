@@ -135,7 +135,7 @@ pub enum Op {
         /// Refused with [`Refusal::OverQuota`] when a copy would exceed it; not looked at for a move.
         quota: Quota,
     },
-    /// Expunges the messages with `\Deleted`, the first 10,000 of them; with `uids`, only those among them (RFC 4315 2.1).
+    /// Expunges the messages with `\Deleted`, the first 1,000 of them; with `uids`, only those among them (RFC 4315 2.1).
     Expunge {
         /// Whose.
         mailbox: MailboxId,
@@ -237,6 +237,8 @@ pub enum Applied {
     /// Of [`Op::Expunge`]: the UIDs that went, ascending. Without UIDs in the command: proposed again, it takes out more
     /// until none are left.
     Expunged(Vec<Uid>),
+    /// Of [`Op::DeleteFolder`] and [`Op::PurgeMailbox`]: not all is gone yet. To be proposed again, as another command.
+    More,
 }
 
 /// Why a command was refused; nothing was changed.

@@ -8,6 +8,7 @@ use crate::{
     error::Stop,
     folder_name::{self, INBOX, SEPARATOR},
     keys,
+    messages::MAX_EXPUNGED,
     records::{self, FolderState, MailboxHead, Message},
     store::Change,
     txn::{Txn, View},
@@ -238,12 +239,24 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         Ok(Applied::Folder(self.make(&name, special_use, false)?.id))
     }
 
-    /// Folders below stay: their missing level shows as `\NonExistent` (RFC 9051 7.3.1).
+    /// Folders below stay: their missing level shows as `\NonExistent` (RFC 9051 7.3.1). A folder with more messages than
+    /// one command may take out loses the first of them, and is deleted by a later command.
     pub(crate) fn delete_folder(&mut self, name: &str) -> Result<Applied, Stop> {
         let folder = self.named(name)?;
         if folder.state.name == INBOX {
             return Err(Refusal::Invalid("INBOX cannot be deleted".to_owned()).into());
         }
+        if folder.state.messages as usize > MAX_EXPUNGED {
+            self.take_out_first(folder, MAX_EXPUNGED)?;
+            return Ok(Applied::More);
+        }
+        self.remove_folder(&folder)?;
+        self.list_changed();
+        Ok(Applied::Done)
+    }
+
+    /// Removes a folder with all that is in it.
+    fn remove_folder(&mut self, folder: &Folder) -> Result<(), Stop> {
         remove_messages(self.txn, &keys::folder(keys::MESSAGE, self.id, folder.id))?;
         for tag in keys::OF_FOLDER {
             for key in self.txn.keys(&keys::folder(tag, self.id, folder.id))? {
@@ -260,8 +273,7 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         self.head.bytes -= folder.state.bytes;
         self.head.folders -= 1;
         self.folder_changed(folder.id);
-        self.list_changed();
-        Ok(Applied::Done)
+        Ok(())
     }
 
     pub(crate) fn rename_folder(&mut self, from: &str, to: &str) -> Result<Applied, Stop> {
@@ -338,15 +350,32 @@ fn remove_messages(txn: &mut Txn<'_>, prefix: &[u8]) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Removes everything a mailbox holds.
-pub(crate) fn purge(txn: &mut Txn<'_>, group: u32, mailbox: MailboxId) -> Result<Applied, Stop> {
-    remove_messages(txn, &keys::mailbox(keys::MESSAGE, mailbox))?;
-    let own = [keys::HEAD, keys::FOLDER, keys::FOLDER_NAME];
-    for tag in own.into_iter().chain(keys::OF_FOLDER) {
-        for key in txn.keys(&keys::mailbox(tag, mailbox))? {
-            txn.remove(key);
-        }
-    }
+/// Removes what a mailbox holds, step by step: what one command may take out, or all that is left. After each step the
+/// mailbox is whole.
+pub(crate) fn purge(
+    txn: &mut Txn<'_>,
+    group: u32,
+    mailbox: MailboxId,
+    at: Timestamp,
+) -> Result<Applied, Stop> {
     txn.effects.changes.push(Change::FolderList { group, mailbox });
+    if mailbox_head(txn, mailbox)?.is_none() {
+        return Ok(Applied::Done);
+    }
+    let mut open = Mailbox::open(txn, group, mailbox, at)?;
+    let mut room = MAX_EXPUNGED;
+    for folder in folders(open.txn, mailbox)? {
+        let messages = folder.state.messages as usize;
+        // What it remembers of expunges costs a good deal less than a message does.
+        let cost = messages + folder.state.vanished as usize / 10 + 1;
+        if messages > room || room == 0 {
+            open.take_out_first(folder, room)?;
+            open.save();
+            return Ok(Applied::More);
+        }
+        open.remove_folder(&folder)?;
+        room = room.saturating_sub(cost);
+    }
+    txn.remove(keys::mailbox(keys::HEAD, mailbox));
     Ok(Applied::Done)
 }

@@ -17,7 +17,7 @@ use crate::{
 /// Most expunged UIDs remembered for a folder; for a client that was away longer, all its messages are listed again.
 pub(crate) const MAX_VANISHED: u32 = 10_000;
 /// Most messages that one EXPUNGE without UIDs takes out: bounds what a command makes of memory and time.
-pub(crate) const MAX_EXPUNGED: usize = 10_000;
+pub(crate) const MAX_EXPUNGED: usize = 1000;
 /// Most keywords that a folder lists; others can be used all the same.
 pub(crate) const MAX_FOLDER_KEYWORDS: usize = 256;
 
@@ -107,9 +107,15 @@ impl Mailbox<'_, '_> {
 
     /// Moves all messages of a folder.
     pub(crate) fn move_all(&mut self, from: FolderId, to: FolderId) -> Result<(), Stop> {
-        let found = self.all_messages(from)?;
+        let found = self.first_messages(from, usize::MAX)?;
         self.transfer(from, to, found, true)?;
         Ok(())
+    }
+
+    /// Expunges the messages of a folder with the lowest UIDs, so many of them.
+    pub(crate) fn take_out_first(&mut self, folder: Folder, messages: usize) -> Result<(), Stop> {
+        let first = self.first_messages(folder.id, messages)?;
+        self.take_out(folder, &first)
     }
 
     pub(crate) fn expunge(&mut self, folder: FolderId, uids: Option<Vec<Uid>>) -> Result<Applied, Stop> {
@@ -256,10 +262,13 @@ impl Mailbox<'_, '_> {
         Ok(value.map(|value| records::decode(&value)).transpose()?)
     }
 
-    fn all_messages(&self, folder: FolderId) -> Result<Vec<(Uid, Message)>, Stop> {
+    fn first_messages(&self, folder: FolderId, at_most: usize) -> Result<Vec<(Uid, Message)>, Stop> {
         let prefix = keys::folder(keys::MESSAGE, self.id, folder);
         let mut found = Vec::new();
         self.txn.scan(&prefix, &prefix, &mut |key, value| {
+            if found.len() == at_most {
+                return Ok(ControlFlow::Break(()));
+            }
             let uid = keys::last_uid(key).ok_or(StoreError::Damaged("a message key is too short"))?;
             found.push((uid, records::decode(value)?));
             Ok(ControlFlow::Continue(()))

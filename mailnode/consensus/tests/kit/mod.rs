@@ -1,6 +1,7 @@
 //! Nodes in one process over real sockets: each has its own runtime, so that stopping the runtime is a crash.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod disk;
 pub mod toy;
 pub mod wires;
 
@@ -11,11 +12,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use disk::{Drag, DraggedDisk, Writing};
 use quorumail_consensus::{
     Config, ConnectError, Connector, Consensus, GroupId, LogRetention, NodeId, Peer, ProposeError, Topology,
-    endpoint, open_log, server,
+    endpoint, open_log, open_log_on, server,
 };
-use quorumail_journal::Options;
+use quorumail_journal::{FsDisk, Options};
 use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
@@ -61,6 +63,7 @@ pub struct Node {
     runtime: Option<Runtime>,
     pub consensus: Consensus,
     pub machine: Arc<Toy>,
+    _writing: Writing,
 }
 
 impl Node {
@@ -96,6 +99,8 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Node>,
     /// Ways between nodes that are cut.
     pub cuts: Cuts,
+    /// How slow the disks are.
+    drags: BTreeMap<NodeId, Drag>,
     /// What the next node to start is told.
     pub topology: Topology,
     dir: tempfile::TempDir,
@@ -121,6 +126,7 @@ impl Cluster {
         let mut cluster = Cluster {
             nodes: BTreeMap::new(),
             cuts: Cuts::default(),
+            drags: BTreeMap::new(),
             topology,
             dir,
             change: Box::new(change),
@@ -153,9 +159,15 @@ impl Cluster {
         let (dir, address) =
             (self.dir(id), self.topology.node(id).expect("the node is known").address.clone());
         let wires = Wires { node: id, cuts: self.cuts.clone() };
-        let started = runtime.spawn(async move { start_node(config, dir, &address, wires).await });
-        let (consensus, machine) = started.await.expect("the node starts");
-        self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine });
+        let drag = self.drags.entry(id).or_default().clone();
+        let started = runtime.spawn(async move { start_node(config, dir, drag, &address, wires).await });
+        let (consensus, machine, writing) = started.await.expect("the node starts");
+        self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine, _writing: writing });
+    }
+
+    /// Has every sync of the node's journal take so much longer, also after a restart.
+    pub fn drag(&self, id: NodeId, every_sync: Duration) {
+        self.drags[&id].set(every_sync);
     }
 
     /// Ends a node without any goodbye.
@@ -268,6 +280,7 @@ impl Drop for Cluster {
         let journals: Vec<PathBuf> = (0..MAX_NODE).map(|id| self.dir(id).join("journal")).collect();
         let close = move || {
             for mut node in nodes.into_values() {
+                // Its journal is written to the end: whoever waits for it must not be left waiting.
                 node.runtime.take().expect("the node runs").shutdown_timeout(PATIENCE);
             }
             let deadline = Instant::now() + PATIENCE;
@@ -282,14 +295,22 @@ impl Drop for Cluster {
     }
 }
 
-async fn start_node(config: Config, dir: PathBuf, address: &str, wires: Wires) -> (Consensus, Arc<Toy>) {
-    std::fs::create_dir_all(&dir).expect("a directory");
+async fn start_node(
+    config: Config,
+    dir: PathBuf,
+    drag: Drag,
+    address: &str,
+    wires: Wires,
+) -> (Consensus, Arc<Toy>, Writing) {
+    let journal_dir = dir.join("journal");
+    std::fs::create_dir_all(&journal_dir).expect("a directory");
     let deadline = Instant::now() + PATIENCE;
     // The node before this one may still be letting go of the directory and the port.
-    let (journal, recovered) = loop {
+    let (journal, pump, recovered) = loop {
         // Small segments, so that they really fill.
-        let options = Options { segment_bytes: 32 << 10, ..Options::new(dir.join("journal")) };
-        match open_log(options) {
+        let options = Options { segment_bytes: 32 << 10, ..Options::new(&journal_dir) };
+        let disk = FsDisk::open(&journal_dir).expect("a directory");
+        match open_log_on(Arc::new(DraggedDisk { disk, drag: drag.clone() }), &options) {
             Ok(opened) => break opened,
             Err(error) => assert!(Instant::now() < deadline, "the journal cannot be opened: {error:?}"),
         }
@@ -303,6 +324,7 @@ async fn start_node(config: Config, dir: PathBuf, address: &str, wires: Wires) -
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
+    let writing = Writing::start(pump);
     let machine = Arc::new(Toy::open(dir.join("state"), journal.clone()));
     let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(wires))
         .await
@@ -310,7 +332,7 @@ async fn start_node(config: Config, dir: PathBuf, address: &str, wires: Wires) -
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = consensus.peer_service();
     tokio::spawn(server(Server::builder()).add_service(service).serve_with_incoming(incoming));
-    (consensus, machine)
+    (consensus, machine, writing)
 }
 
 /// Waits for a condition, looking often.

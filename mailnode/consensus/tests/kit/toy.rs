@@ -15,6 +15,11 @@ pub fn command(id: u64, body: &[u8]) -> Bytes {
     [&id.to_le_bytes()[..], body].concat().into()
 }
 
+/// Shorter bodies only count in the digest.
+const KEPT_BODY: usize = 16 << 10;
+/// Bytes in a chunk of a snapshot.
+const CHUNK: usize = 4000;
+
 fn id_of(command: &[u8]) -> u64 {
     u64::from_le_bytes(command[..8].try_into().expect("a command has an id"))
 }
@@ -25,6 +30,8 @@ struct State {
     answers: HashMap<u64, u64>,
     /// Ids in the order in which they took effect.
     order: Vec<u64>,
+    /// Bodies of [`KEPT_BODY`] bytes and more, one behind the other, to give snapshots some size.
+    bodies: Vec<u8>,
     /// Depends on every command and on their order.
     digest: u64,
     position: Option<Vec<u8>>,
@@ -108,6 +115,10 @@ impl StateMachine for Toy {
                 (state.digest, &committed.command[..]).hash(&mut hasher);
                 state.digest = hasher.finish();
                 state.order.push(id);
+                let body = &committed.command[8..];
+                if body.len() >= KEPT_BODY {
+                    state.bodies.extend(body);
+                }
             } else {
                 self.repeated.fetch_add(1, Ordering::Relaxed);
             }
@@ -159,7 +170,7 @@ impl SnapshotReader for Reader {
     }
 
     fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
-        let len = self.bytes.len().min(1000);
+        let len = self.bytes.len().min(CHUNK);
         Ok((len > 0).then(|| self.bytes.split_to(len)))
     }
 }

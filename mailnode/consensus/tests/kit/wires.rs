@@ -1,11 +1,13 @@
 //! Sockets between nodes that can be cut, one direction at a time: what is on a cut way stands still until it is mended,
-//! as when packets are dropped without a word.
+//! as when packets are dropped without a word. And they can be broken off.
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
+use std::net::Shutdown;
+use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,21 +23,52 @@ use tonic::codegen::http::Uri;
 /// How often a way that is cut is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// Ordered pairs of nodes between which nothing passes.
+/// A second handle of a connection's socket.
+type Socket = std::net::TcpStream;
+
+#[derive(Default)]
+struct State {
+    /// Ordered pairs of nodes between which nothing passes.
+    cut: BTreeSet<(NodeId, NodeId)>,
+    /// Connections by who has opened them to whom.
+    open: Vec<(NodeId, NodeId, Weak<Socket>)>,
+}
+
+/// What is done to the connections between nodes.
 #[derive(Clone, Default)]
-pub struct Cuts(Arc<Mutex<BTreeSet<(NodeId, NodeId)>>>);
+pub struct Cuts(Arc<Mutex<State>>);
 
 impl Cuts {
     pub fn cut(&self, from: NodeId, to: NodeId) {
-        self.0.lock().insert((from, to));
+        self.0.lock().cut.insert((from, to));
     }
 
     pub fn mend_all(&self) {
-        self.0.lock().clear();
+        self.0.lock().cut.clear();
     }
 
     fn is_cut(&self, from: NodeId, to: NodeId) -> bool {
-        self.0.lock().contains(&(from, to))
+        self.0.lock().cut.contains(&(from, to))
+    }
+
+    /// Breaks all connections that one node has opened to the other; new ones can be made at once.
+    pub fn break_off(&self, from: NodeId, to: NodeId) {
+        for (opener, other, socket) in &self.0.lock().open {
+            if (*opener, *other) == (from, to)
+                && let Some(socket) = socket.upgrade()
+            {
+                // It may be closed already.
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+        }
+    }
+
+    fn opened(&self, from: NodeId, to: NodeId, stream: &TcpStream) -> io::Result<Arc<Socket>> {
+        let socket = Arc::new(Socket::from(stream.as_fd().try_clone_to_owned()?));
+        let mut state = self.0.lock();
+        state.open.retain(|(_, _, socket)| socket.strong_count() > 0);
+        state.open.push((from, to, Arc::downgrade(&socket)));
+        Ok(socket)
     }
 }
 
@@ -66,7 +99,8 @@ impl Service<Uri> for Dial {
             let stream = TcpStream::connect(&address).await?;
             stream.set_nodelay(true)?;
             let timer = || Box::pin(sleep(Duration::ZERO));
-            Ok(TokioIo::new(Wire { from, to, cuts, stream, read: timer(), write: timer() }))
+            let _socket = cuts.opened(from, to, &stream)?;
+            Ok(TokioIo::new(Wire { from, to, cuts, stream, _socket, read: timer(), write: timer() }))
         })
     }
 }
@@ -77,6 +111,7 @@ pub struct Wire {
     to: NodeId,
     cuts: Cuts,
     stream: TcpStream,
+    _socket: Arc<Socket>,
     read: Pin<Box<Sleep>>,
     write: Pin<Box<Sleep>>,
 }

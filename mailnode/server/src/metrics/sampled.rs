@@ -156,6 +156,11 @@ impl Sources {
                 metrics.processes_lost,
             ),
             ("snapshots_sent_total", "Snapshots sent.", metrics.snapshots_sent),
+            (
+                "snapshots_resumed_total",
+                "Times that a snapshot went on after its connection had broken.",
+                metrics.snapshots_resumed,
+            ),
             ("snapshots_installed_total", "Snapshots installed.", metrics.snapshots_installed),
             ("snapshot_sent_bytes_total", "Bytes of snapshots sent.", metrics.snapshot_bytes_sent),
             ("checkpoints_total", "Checkpoints of the index.", metrics.checkpoints),
@@ -164,6 +169,14 @@ impl Sources {
             text.counter(name, help).value(value);
         }
         text.counter("apply_seconds_total", "Time spent applying commands.").value(metrics.apply_seconds_sum);
+        text.gauge("append_in_flight_bytes", "Bytes of commands sent to followers and not yet answered.")
+            .value(metrics.append_in_flight_bytes);
+        text.gauge("snapshot_in_flight_bytes", "Bytes held in memory for snapshots being sent.")
+            .value(metrics.snapshot_in_flight_bytes);
+        text.gauge("disk_slow", "Whether this node gives its leads away because its disk is slow.")
+            .value(u8::from(metrics.disk_is_slow));
+        text.gauge("disk_sync_median_seconds", "Median time of a sync lately, by which disks are compared.")
+            .value(metrics.disk_sync_seconds);
     }
 
     /// By group: bounded by the number of partitions.
@@ -210,6 +223,10 @@ impl Sources {
         let mut family = text.gauge("group_quiet", "Whether the group has nothing to do and is silent.");
         for (group, metrics) in &node.groups {
             family.labelled("group", group.0, u8::from(metrics.quiet));
+        }
+        let mut family = text.gauge("group_may_vote", "Whether the replica here remembers enough to vote.");
+        for (group, metrics) in &node.groups {
+            family.labelled("group", group.0, u8::from(metrics.may_vote));
         }
         let mut family = text.gauge("group_term", "Raft term.");
         for (group, metrics) in &node.groups {

@@ -116,27 +116,73 @@ fn a_folder_lists_the_keywords_it_has_seen() {
     assert!(node.select("Sent").keywords.is_empty());
 }
 
+/// Most messages that one command takes out.
+const STEP: u32 = 1000;
+
+/// Puts messages with `\Deleted` into a folder, in one batch.
+fn fill(node: &mut Node, folder: &str, messages: u64) {
+    let first = node.index + 1;
+    let command = |n: u64| {
+        let id = CommandId(1 << 100 | u128::from(first + n));
+        let op = append(folder, &["\\Deleted"], NO_QUOTA);
+        (first + n, Command { id, at: Timestamp(1), op, body: "x".into() })
+    };
+    let batch: Vec<_> = (0..messages).map(command).collect();
+    assert!(node.apply(GROUP, &batch).iter().all(Result::is_ok));
+    node.index += messages;
+}
+
+#[test]
+fn a_folder_is_deleted_in_steps_of_which_each_leaves_it_whole() {
+    let (_dir, mut node) = node();
+    node.run(create("Big")).unwrap();
+    fill(&mut node, "Big", u64::from(2 * STEP + 500));
+    node.append("INBOX", b"kept");
+    let delete = || Op::DeleteFolder { mailbox: MAILBOX, folder: "Big".into() };
+    for left in [STEP + 500, 500] {
+        assert_eq!(node.run(delete()), Ok(Applied::More));
+        assert_eq!(node.folder("Big").unwrap().messages, left);
+        assert_eq!(node.usage().messages, u64::from(left) + 1);
+        node.store.audit(GROUP).unwrap();
+    }
+    assert_eq!(node.run(delete()), Ok(Applied::Done));
+    assert!(node.folder("Big").is_none());
+    assert_eq!(node.usage(), Usage { bytes: 4, messages: 1 });
+    node.store.audit(GROUP).unwrap();
+}
+
+#[test]
+fn a_mailbox_is_purged_in_steps_of_which_each_leaves_it_whole() {
+    let (_dir, mut node) = node();
+    for (folder, messages) in [("A", 600), ("B", 600), ("C", u64::from(2 * STEP))] {
+        node.run(create(folder)).unwrap();
+        fill(&mut node, folder, messages);
+    }
+    let mut left = node.usage().messages;
+    let mut steps = 0;
+    while node.run(Op::PurgeMailbox(MAILBOX)) == Ok(Applied::More) {
+        let now = node.usage().messages;
+        assert!(now < left && left - now <= u64::from(STEP), "{left} messages became {now}");
+        node.store.audit(GROUP).unwrap();
+        (left, steps) = (now, steps + 1);
+    }
+    assert!(left <= u64::from(STEP) && steps >= 2, "{left} messages went with the last of {steps} steps");
+    assert!(node.folders().is_empty());
+    assert_eq!(node.usage(), Usage::default());
+    node.store.audit(GROUP).unwrap();
+    assert_eq!(node.run(Op::PurgeMailbox(MAILBOX)), Ok(Applied::Done), "once more changes nothing");
+}
+
 #[test]
 fn expunge_goes_on_until_none_is_left() {
-    const MANY: u64 = 10_500;
     let (_dir, mut node) = node();
-    let batch: Vec<_> = (0..MANY)
-        .map(|n| {
-            let op = append("INBOX", &["\\Deleted"], NO_QUOTA);
-            (
-                n + 1,
-                Command { id: CommandId(1 << 100 | u128::from(n)), at: Timestamp(1), op, body: "x".into() },
-            )
-        })
-        .collect();
-    node.apply(GROUP, &batch);
-    node.index = MANY;
+    fill(&mut node, "INBOX", u64::from(STEP + 500));
     let folder = node.folder("INBOX").unwrap().id;
     let mut expunge = || match node.run(Op::Expunge { mailbox: MAILBOX, folder, uids: None }) {
         Ok(Applied::Expunged(uids)) => uids.len(),
         other => panic!("{other:?}"),
     };
-    assert_eq!([expunge(), expunge(), expunge()], [10_000, 500, 0]);
+    assert_eq!([expunge(), expunge(), expunge()], [STEP as usize, 500, 0]);
     assert_eq!(node.usage(), Usage::default());
     assert!(uids_of(&node.select("INBOX").uids).is_empty());
 }
@@ -199,7 +245,8 @@ fn expunges_beyond_the_bound_are_forgotten_and_said_to_be() {
     // Three rounds of 4,000: two of them fit in the 10,000 that are remembered.
     for round in 0..3 {
         let ops = (0..4000).map(|_| append("INBOX", &["\\Deleted"], NO_QUOTA));
-        let ops = ops.chain([Op::Expunge { mailbox: MAILBOX, folder: inbox.id, uids: None }]);
+        let expunge = || Op::Expunge { mailbox: MAILBOX, folder: inbox.id, uids: None };
+        let ops = ops.chain((0..4000 / STEP).map(|_| expunge()));
         let batch: Vec<_> = ops
             .enumerate()
             .map(|(n, op)| {
