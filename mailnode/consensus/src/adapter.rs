@@ -18,6 +18,7 @@ use crate::metrics::Counters;
 use crate::record::COMMAND_OFFSET;
 use crate::runtime::offload;
 use crate::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, command_bytes};
+use crate::unreadable::Unreadable;
 
 /// Commands applied in one call.
 const MAX_APPLY_ENTRIES: usize = 512;
@@ -67,6 +68,7 @@ pub(crate) struct Adapter {
     progress: watch::Sender<Applied>,
     fatal: Fatal,
     counters: Arc<Counters>,
+    unreadable: Arc<Unreadable>,
 }
 
 impl Adapter {
@@ -77,13 +79,14 @@ impl Adapter {
         log: GroupLog,
         fatal: Fatal,
         counters: Arc<Counters>,
+        unreadable: Arc<Unreadable>,
     ) -> Result<Adapter, MachineError> {
         let applied = match machine.position(group)? {
             Some(position) => Applied::decode(group, &position)?,
             None => Applied::default(),
         };
         let progress = watch::Sender::new(applied.clone());
-        Ok(Adapter { group, machine, log, applied, progress, fatal, counters })
+        Ok(Adapter { group, machine, log, applied, progress, fatal, counters, unreadable })
     }
 
     /// Follows what has been applied.
@@ -221,6 +224,7 @@ impl RaftStateMachine<TypeConfig> for Adapter {
             .map_err(|error| self.stop(error))?;
         tracing::info!(group = group.0, last = ?meta.last_log_id, "installed a snapshot");
         self.counters.snapshot_installed();
+        self.unreadable.clear(group);
         self.applied = installed;
         self.progress.send_replace(self.applied.clone());
         Ok(())

@@ -37,6 +37,7 @@ mod service;
 mod tend;
 mod topology;
 mod types;
+mod unreadable;
 mod wire;
 
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};

@@ -26,13 +26,14 @@ use tonic::transport::Channel;
 use crate::adapter::{Applied, SnapshotData};
 use crate::config::{Connector, Peer};
 use crate::lane::{Lane, SESSION_REQUESTS, Session, client, status_text};
-use crate::machine::{GroupId, NodeId, StateMachine};
+use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
 use crate::metrics::Counters;
 use crate::pulse::PeerPulse;
 use crate::runtime::offload;
 use crate::types::{
     AppendRequest, AppendResult, RpcError, Snapshot, TypeConfig, Unreachable, Vote, VoteRequest, VoteResponse,
 };
+use crate::unreadable::Unreadable;
 use crate::wire::{self, FORMAT, SnapshotHead};
 
 /// How long a session waits for an answer before it is taken as stuck.
@@ -121,6 +122,7 @@ pub(crate) struct Links {
     machine: Arc<dyn StateMachine>,
     counters: Arc<Counters>,
     snapshots: Arc<Semaphore>,
+    pub(crate) unreadable: Arc<Unreadable>,
 }
 
 impl Links {
@@ -133,7 +135,9 @@ impl Links {
         stop: CancellationToken,
     ) -> Links {
         let snapshots = Arc::new(Semaphore::new(SNAPSHOTS_AT_ONCE));
-        let links = Links { links: RwLock::default(), connector, machine, counters, snapshots, stop };
+        let unreadable = Arc::new(Unreadable::new(counters.clone()));
+        let links =
+            Links { links: RwLock::default(), connector, machine, counters, snapshots, unreadable, stop };
         links.set(node, peers);
         links
     }
@@ -396,6 +400,9 @@ async fn send_snapshot(
     group: GroupId,
     vote: Vote,
 ) -> Result<SnapshotResponse<TypeConfig>, RpcError> {
+    if links.unreadable.was_just_tried(group) {
+        return Err(unreachable("the replica here cannot be read in full"));
+    }
     let _turn = links.snapshots.acquire().await.map_err(unreachable)?;
     tracing::info!(group = group.0, to = link.peer.id, "sending a snapshot");
     let (chunks, queue) = mpsc::channel::<SnapshotChunk>(SNAPSHOT_CHUNKS);
@@ -403,11 +410,27 @@ async fn send_snapshot(
     let mut client = link.client().map_err(unreachable)?;
     let reading = read_snapshot(machine, group, vote, chunks);
     let (read, answer) = tokio::join!(reading, client.install_snapshot(ReceiverStream::new(queue)));
+    match &read {
+        Ok(_) => links.unreadable.clear(group),
+        Err(Unsent::Unreadable(error)) => links.unreadable.note(group, error),
+        Err(Unsent::Given(_)) => {}
+    }
     let answer = answer.map_err(|status| unreachable(link.failed(&status)))?.into_inner();
     let bytes = read.map_err(unreachable)?;
     links.counters.snapshot_sent(bytes);
     tracing::info!(group = group.0, to = link.peer.id, bytes, "sent a snapshot");
     wire::decode(answer.format, &answer.payload).map_err(unreachable)
+}
+
+/// Why a snapshot was not sent.
+#[derive(Debug, thiserror::Error)]
+enum Unsent {
+    /// The replica here cannot be read.
+    #[error(transparent)]
+    Unreadable(MachineError),
+    /// It was given up.
+    #[error("{0}")]
+    Given(String),
 }
 
 /// Streams a consistent view of the group into the queue, a few chunks ahead of the network; returns its size.
@@ -416,20 +439,21 @@ async fn read_snapshot(
     group: GroupId,
     vote: Vote,
     chunks: mpsc::Sender<SnapshotChunk>,
-) -> Result<u64, String> {
-    let failed = |error: crate::machine::MachineError| error.to_string();
-    let unread = |error: tokio::task::JoinError| format!("reading the snapshot: {error}");
-    let send =
-        async |chunk: SnapshotChunk| chunks.send(chunk).await.map_err(|_| "the receiver gave up".to_owned());
-    let mut reader = offload(move || machine.snapshot(group)).await.map_err(unread)?.map_err(failed)?;
-    let applied = Applied::decode(group, reader.position()).map_err(failed)?;
+) -> Result<u64, Unsent> {
+    let unread = |error: tokio::task::JoinError| Unsent::Given(format!("reading the snapshot: {error}"));
+    let send = async |chunk: SnapshotChunk| {
+        chunks.send(chunk).await.map_err(|_| Unsent::Given("the receiver gave up".to_owned()))
+    };
+    let opened = offload(move || machine.snapshot(group)).await.map_err(unread)?;
+    let mut reader = opened.map_err(Unsent::Unreadable)?;
+    let applied = Applied::decode(group, reader.position()).map_err(Unsent::Unreadable)?;
     let head = wire::encode(&SnapshotHead { vote, meta: applied.meta() });
     let first = SnapshotChunk { group: group.0, format: FORMAT, meta: head, data: bytes::Bytes::new() };
     send(first).await?;
     let mut bytes = 0;
     loop {
         let next = offload(move || reader.next_chunk().map(|chunk| (reader, chunk)));
-        let (back, chunk) = next.await.map_err(unread)?.map_err(failed)?;
+        let (back, chunk) = next.await.map_err(unread)?.map_err(Unsent::Unreadable)?;
         reader = back;
         let Some(data) = chunk else { break };
         if data.is_empty() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 #[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
+use quorumail_proto::peer::Standing;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -267,11 +268,23 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
     }
 }
 
-/// What the leader of a group remembers of its preferred leader.
+/// What the leader of a group remembers of those that it would give the lead to.
 #[derive(Default)]
 struct Watched {
     in_sync_since: Option<Instant>,
     tried: Option<Instant>,
+    tries: usize,
+}
+
+impl Watched {
+    fn was_tried_within(&self, pause: Duration) -> bool {
+        self.tried.is_some_and(|tried| tried.elapsed() < pause)
+    }
+
+    fn try_now(&mut self) {
+        self.tried = Some(Instant::now());
+        self.tries += 1;
+    }
 }
 
 async fn tend_groups(node: Arc<Inner>) {
@@ -290,7 +303,9 @@ async fn tend_groups(node: Arc<Inner>) {
                 watched.remove(&group.id);
                 continue;
             }
-            if node.config.balance && node.takes_leads() {
+            if node.links.unreadable.is(group.id) {
+                give_to_a_whole_one(&node, group, watched.entry(group.id).or_default()).await;
+            } else if node.config.balance && node.takes_leads() {
                 balance(&node, group, watched.entry(group.id).or_default()).await;
             }
         }
@@ -308,18 +323,45 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
         return;
     }
     let since = *watched.in_sync_since.get_or_insert_with(Instant::now);
-    let tried_lately = watched.tried.is_some_and(|tried| tried.elapsed() < TRANSFER_PAUSE);
-    if since.elapsed() < HEALTHY_BEFORE_LEAD || tried_lately {
+    if since.elapsed() < HEALTHY_BEFORE_LEAD || watched.was_tried_within(TRANSFER_PAUSE) {
         return;
     }
-    watched.tried = Some(Instant::now());
-    if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !group.is_voter(preferred) {
+    watched.try_now();
+    if group.is_voter(preferred) && should_lead(node, group, preferred).await {
+        give(node, group, preferred, "giving the lead to the preferred leader").await;
+    }
+}
+
+/// Gives the lead of a group whose replica here cannot be read to a voter whose replica, as far as it knows, can.
+async fn give_to_a_whole_one(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
+    if watched.was_tried_within(TRANSFER_PATIENCE) {
         return;
     }
+    let mut able = node.in_sync(group);
+    able.retain(|other| *other != node.config.node && group.is_voter(*other));
+    if able.is_empty() {
+        return;
+    }
+    watched.try_now();
+    // Another one each time, should one of them not take it.
+    let target = able[watched.tries % able.len()];
+    if should_lead(node, group, target).await {
+        give(node, group, target, "giving the lead to a replica that is whole").await;
+    }
+}
+
+/// Whether a node takes leads and its replica of the group can be read in full, as far as it says.
+async fn should_lead(node: &Inner, group: &Group, other: NodeId) -> bool {
+    let Some(reply) = node.hello(other).await else { return false };
+    let unreadable = |standing: &Standing| standing.group == group.id.0 && standing.unreadable;
+    !reply.leaving && !reply.standings.iter().any(unreadable)
+}
+
+async fn give(node: &Inner, group: &Group, to: NodeId, why: &'static str) {
     node.wake(group).await;
-    tracing::info!(group = group.id.0, to = preferred, "giving the lead to the preferred leader");
+    tracing::info!(group = group.id.0, to, "{why}");
     node.counters.transferred();
-    if let Err(error) = group.raft.trigger().transfer_leader(preferred).await {
+    if let Err(error) = group.raft.trigger().transfer_leader(to).await {
         tracing::warn!(group = group.id.0, %error, "failed to give the lead away");
     }
 }
