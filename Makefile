@@ -42,7 +42,7 @@ down: ## Ends the local cluster with everything it started
 .PHONY: test
 test: export PROPTEST_RNG_SEED ?= $(or $(SEED),101)
 test: packages lint unit ## Every test, the end-to-end tests on the local Kubernetes included
-	$(MAKE) sim-check
+	$(MAKE) sim SEED=
 	$(MAKE) $(SIDE_BY_SIDE) e2e chaos SEED=$(or $(SEED),101)
 
 # Chaos and Kubernetes wait a lot: with four cores or more they run at the same time.

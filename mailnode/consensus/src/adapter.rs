@@ -18,6 +18,7 @@ use crate::metrics::Counters;
 use crate::record::COMMAND_OFFSET;
 use crate::runtime::{ShortWork, offload};
 use crate::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, command_bytes};
+use crate::unreadable::Unreadable;
 
 /// Commands applied in one call.
 const MAX_APPLY_ENTRIES: usize = 512;
@@ -70,6 +71,7 @@ pub(crate) struct Adapter {
     fatal: Fatal,
     counters: Arc<Counters>,
     short_work: Arc<ShortWork>,
+    unreadable: Arc<Unreadable>,
 }
 
 impl Adapter {
@@ -81,13 +83,14 @@ impl Adapter {
         fatal: Fatal,
         counters: Arc<Counters>,
         short_work: Arc<ShortWork>,
+        unreadable: Arc<Unreadable>,
     ) -> Result<Adapter, MachineError> {
         let applied = match machine.position(group)? {
             Some(position) => Applied::decode(group, &position)?,
             None => Applied::default(),
         };
         let progress = watch::Sender::new(applied.clone());
-        Ok(Adapter { group, machine, log, applied, progress, fatal, counters, short_work })
+        Ok(Adapter { group, machine, log, applied, progress, fatal, counters, short_work, unreadable })
     }
 
     /// Follows what has been applied.
@@ -228,6 +231,7 @@ impl RaftStateMachine<TypeConfig> for Adapter {
             .map_err(|error| self.stop(error))?;
         tracing::info!(group = group.0, last = ?meta.last_log_id, "installed a snapshot");
         self.counters.snapshot_installed();
+        self.unreadable.clear(group);
         self.applied = installed;
         self.progress.send_replace(self.applied.clone());
         Ok(())

@@ -42,6 +42,7 @@ mod snapshot_out;
 mod tend;
 mod topology;
 mod types;
+mod unreadable;
 mod wire;
 
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};

@@ -30,8 +30,8 @@ use crate::node::Inner;
 const PAUSE: Duration = Duration::from_millis(100);
 
 impl Group {
-    /// What this replica can tell one that has forgotten everything.
-    pub(crate) fn standing(&self) -> Standing {
+    /// What this replica can tell one that has forgotten everything, and whoever would give it the lead.
+    pub(crate) fn standing(&self, unreadable: bool) -> Standing {
         let (term, proven) = (self.log.term(), self.log.is_proven());
         let committed = self.applied.borrow().last.map_or(0, |last| last.index);
         let membership = self.membership();
@@ -41,7 +41,7 @@ impl Group {
             Some(last) => (last, first),
             None => (first, Vec::new()),
         };
-        Standing { group: self.id.0, term, proven, committed, voters, old_voters }
+        Standing { group: self.id.0, term, proven, committed, voters, old_voters, unreadable }
     }
 }
 
@@ -100,7 +100,8 @@ mod tests {
     fn told(standings: &[(NodeId, u64, bool, u64)]) -> BTreeMap<NodeId, Standing> {
         let standing = |(node, term, proven, committed): &(NodeId, u64, bool, u64)| {
             let (term, proven, committed) = (*term, *proven, *committed);
-            (*node, Standing { group: 1, term, proven, committed, voters: vec![0, 1, 2], old_voters: vec![] })
+            let voters = vec![0, 1, 2];
+            (*node, Standing { group: 1, term, proven, committed, voters, ..Standing::default() })
         };
         standings.iter().map(standing).collect()
     }

@@ -38,6 +38,7 @@ pub(crate) struct Counters {
     snapshots_installed: AtomicU64,
     snapshot_bytes_sent: AtomicU64,
     snapshot_in_flight: AtomicI64,
+    snapshots_unreadable: AtomicU64,
     checkpoints: AtomicU64,
     votes_refused: AtomicU64,
     processes_lost: AtomicU64,
@@ -129,6 +130,10 @@ impl Counters {
         self.snapshots_installed.fetch_add(1, Relaxed);
     }
 
+    pub(crate) fn snapshot_unreadable(&self) {
+        self.snapshots_unreadable.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn checkpointed(&self) {
         self.checkpoints.fetch_add(1, Relaxed);
     }
@@ -170,6 +175,8 @@ impl Counters {
             snapshots_installed: get(&self.snapshots_installed),
             snapshot_bytes_sent: get(&self.snapshot_bytes_sent),
             snapshot_in_flight_bytes: self.snapshot_in_flight.load(Relaxed).max(0) as u64,
+            snapshots_unreadable: get(&self.snapshots_unreadable),
+            unreadable_replicas: 0,
             checkpoints: get(&self.checkpoints),
             votes_refused: get(&self.votes_refused),
             processes_lost: get(&self.processes_lost),
@@ -238,6 +245,10 @@ pub struct Metrics {
     pub snapshot_bytes_sent: u64,
     /// Bytes held for snapshots being sent.
     pub snapshot_in_flight_bytes: u64,
+    /// Times that a snapshot was not sent because the replica here could not be read in full.
+    pub snapshots_unreadable: u64,
+    /// Replicas here of which that is true now.
+    pub unreadable_replicas: u64,
     /// Checkpoints of the state machine.
     pub checkpoints: u64,
     /// Votes refused because this replica has lost its disk and is not caught up yet.

@@ -31,6 +31,7 @@ use crate::snapshot_out::{self, Sending};
 use crate::types::{
     AppendRequest, AppendResult, RpcError, Snapshot, TypeConfig, Unreachable, Vote, VoteRequest, VoteResponse,
 };
+use crate::unreadable::Unreadable;
 use crate::wire::{self, FORMAT};
 
 /// How long a session waits for an answer before it is taken as stuck.
@@ -131,6 +132,7 @@ pub(crate) struct Links {
     pub(crate) machine: Arc<dyn StateMachine>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) sending: Sending,
+    pub(crate) unreadable: Arc<Unreadable>,
 }
 
 impl Links {
@@ -143,7 +145,9 @@ impl Links {
         sending: Sending,
         stop: CancellationToken,
     ) -> Links {
-        let links = Links { links: RwLock::default(), connector, machine, counters, sending, stop };
+        let unreadable = Arc::new(Unreadable::new(counters.clone()));
+        let links =
+            Links { links: RwLock::default(), connector, machine, counters, sending, unreadable, stop };
         links.set(node, peers);
         links
     }

@@ -10,8 +10,8 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
 use quorumail_journal::Journal;
-use quorumail_proto::peer::HelloRequest;
 use quorumail_proto::peer::peer_server::PeerServer;
+use quorumail_proto::peer::{HelloRequest, Standing};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -411,6 +411,7 @@ impl Consensus {
     pub fn metrics(&self) -> Metrics {
         let mut metrics = self.0.counters.snapshot();
         let free = self.0.proposal_room.available_permits();
+        metrics.unreadable_replicas = self.0.links.unreadable.count();
         metrics.pending_proposal_bytes = self.0.config.proposal_bytes.saturating_sub(free) as u64;
         metrics.append_in_flight_bytes = self.0.links.in_flight() as u64;
         metrics.disk_is_slow = self.0.disk.is_slow();
@@ -477,6 +478,12 @@ impl Inner {
     /// Whether this node may be given the lead of a group now.
     pub(crate) fn takes_leads(&self) -> bool {
         !self.is_leaving() && !self.is_read_only()
+    }
+
+    /// What the replicas here tell of themselves.
+    pub(crate) fn standings(&self) -> Vec<Standing> {
+        let groups = self.groups();
+        groups.iter().map(|group| group.standing(self.links.unreadable.is(group.id))).collect()
     }
 
     pub(crate) fn initialised(&self) -> Vec<u32> {

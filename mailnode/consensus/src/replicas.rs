@@ -57,8 +57,9 @@ impl Inner {
         let log = GroupLog::new(id, self.journal.clone(), self.cache_share(), contents);
         let (machine, adapter_log) = (self.machine.clone(), log.clone());
         let (fatal, counters) = (self.fatal.clone(), self.counters.clone());
-        let short_work = self.short_work.clone();
-        let opening = offload(move || Adapter::open(id, machine, adapter_log, fatal, counters, short_work));
+        let (short_work, unreadable) = (self.short_work.clone(), self.links.unreadable.clone());
+        let opening =
+            offload(move || Adapter::open(id, machine, adapter_log, fatal, counters, short_work, unreadable));
         let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
         let applied = adapter.progress();
         let factory = Factory { group: id, links: self.links.clone() };
@@ -159,6 +160,7 @@ impl Inner {
         if let Err(error) = self.remove_state(id).await {
             self.fatal.report(error.to_string());
         }
+        self.links.unreadable.clear(id);
         self.publish_leads();
         tracing::info!(group = id.0, ?members, "removed the replica here");
         Ok(())

@@ -27,8 +27,8 @@ pub fn seed_random_numbers(seed: u64) {
     SEED.set(Some(seed));
 }
 
-/// Another seed for every caller; Weyl's sequence with the golden ratio, which the generator behind it mixes.
-fn next_seed() -> u64 {
+/// Another number for every caller; Weyl's sequence with the golden ratio, which a generator that it is given to mixes.
+pub(crate) fn random_number() -> u64 {
     match SEED.get() {
         None => rand::random(),
         Some(seed) => {
@@ -135,7 +135,7 @@ impl AsyncRuntime for Runtime {
     }
 
     fn thread_rng() -> Self::ThreadLocalRng {
-        let seeded = Seeded::scope(next_seed(), async { Seeded::thread_rng() });
+        let seeded = Seeded::scope(random_number(), async { Seeded::thread_rng() });
         seeded.now_or_never().expect("nothing is waited for")
     }
 

@@ -199,7 +199,7 @@ impl Peer for PeerService {
             topology: (topology.generation > request.generation).then(|| topology::to_wire(&topology)),
             cluster: config.cluster.clone(),
             leaving: !self.0.takes_leads(),
-            standings: self.0.groups().iter().map(|group| group.standing()).collect(),
+            standings: self.0.standings(),
         }))
     }
 

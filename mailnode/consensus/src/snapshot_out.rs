@@ -30,8 +30,9 @@ use crate::metrics::Counters;
 use crate::network::{Link, Links};
 use crate::node::CAUGHT_UP_LAG;
 use crate::pace::Pace;
-use crate::runtime::offload;
+use crate::runtime::{offload, random_number};
 use crate::types::{TypeConfig, Vote};
+use crate::unreadable::Unreadable;
 use crate::wire::{self, FORMAT, SnapshotHead};
 
 /// Bytes of one snapshot that are read and not yet acknowledged. A larger chunk goes alone, and two are read ahead.
@@ -143,6 +144,9 @@ pub(crate) async fn send(
     vote: Vote,
 ) -> Result<SnapshotResponse<TypeConfig>, String> {
     let to = link.peer.id;
+    if links.unreadable.was_just_tried(group) {
+        return Err("the replica here cannot be read in full".into());
+    }
     let _turn = links.sending.turns.acquire().await.map_err(|error| error.to_string())?;
     let mut outgoing = Outgoing::open(links, group, vote).await?;
     let mut keeping = Keeping::begin(&links.sending, (group, to), outgoing.last_index);
@@ -152,6 +156,7 @@ pub(crate) async fn send(
         let reason = match outgoing.stream(link, &links.sending.pace).await {
             Ok(answer) => {
                 links.counters.snapshot_sent();
+                links.unreadable.clear(group);
                 keeping.arrived = true;
                 tracing::info!(group = group.0, to, bytes = outgoing.sent_bytes, "sent a snapshot");
                 return wire::decode(answer.format, &answer.payload).map_err(|error| error.to_string());
@@ -217,17 +222,27 @@ struct Outgoing {
 impl Outgoing {
     async fn open(links: &Links, group: GroupId, vote: Vote) -> Result<Outgoing, String> {
         let machine: Arc<dyn StateMachine> = links.machine.clone();
-        let reader = offload(move || machine.snapshot(group)).await;
-        let reader = reader.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        let applied = Applied::decode(group, reader.position()).map_err(|error| error.to_string())?;
+        let reader = offload(move || machine.snapshot(group)).await.map_err(|error| error.to_string())?;
+        let unreadable = |error| {
+            links.unreadable.note(group, &error);
+            error.to_string()
+        };
+        let reader = reader.map_err(unreadable)?;
+        let applied = Applied::decode(group, reader.position()).map_err(unreadable)?;
         let (sender, chunks) = mpsc::channel(1);
         Ok(Outgoing {
-            id: rand::random(),
+            id: random_number(),
             group,
             head: wire::encode(&SnapshotHead { vote, meta: applied.meta() }),
             last_index: applied.last.map_or(0, |last| last.index),
             counters: links.counters.clone(),
-            reading: Some(Reading { reader, chunks: sender, counters: links.counters.clone() }),
+            reading: Some(Reading {
+                group,
+                reader,
+                chunks: sender,
+                counters: links.counters.clone(),
+                unreadable: links.unreadable.clone(),
+            }),
             chunks,
             whole: false,
             pending: VecDeque::new(),
@@ -357,20 +372,27 @@ fn what(reply: Result<Option<SnapshotReply>, Status>) -> Result<What, Ended> {
 
 /// What reads the chunks, one ahead of who takes them.
 struct Reading {
+    group: GroupId,
     reader: Box<dyn SnapshotReader>,
     chunks: mpsc::Sender<Result<Chunk, String>>,
     counters: Arc<Counters>,
+    unreadable: Arc<Unreadable>,
 }
 
 impl Reading {
     /// Reads to the end, or until nobody takes chunks any more. An empty one ends them, so that a cut stream is not taken
     /// for a whole snapshot.
     async fn run(self) {
-        let Reading { mut reader, chunks, counters } = self;
+        let Reading { group, mut reader, chunks, counters, unreadable } = self;
         loop {
             let next = offload(move || reader.next_chunk().map(|chunk| (reader, chunk))).await;
-            let next = next.map_err(|error| error.to_string());
-            let data = match next.and_then(|next| next.map_err(|error| error.to_string())) {
+            let next = next.map_err(|error| error.to_string()).and_then(|next| {
+                next.map_err(|error| {
+                    unreadable.note(group, &error);
+                    error.to_string()
+                })
+            });
+            let data = match next {
                 Ok((back, data)) => {
                     reader = back;
                     data

@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 #[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
+use quorumail_proto::peer::Standing;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -302,11 +303,23 @@ fn not_needed(node: &Inner, group: &Group) -> Option<u64> {
     node.links.sending.not_needed(group.id, metrics.last_log_index.unwrap_or(0), has)
 }
 
-/// What the leader of a group remembers of its preferred leader.
+/// What the leader of a group remembers of those that it would give the lead to.
 #[derive(Default)]
 struct Watched {
     in_sync_since: Option<Instant>,
     tried: Option<Instant>,
+    tries: usize,
+}
+
+impl Watched {
+    fn was_tried_within(&self, pause: Duration) -> bool {
+        self.tried.is_some_and(|tried| tried.elapsed() < pause)
+    }
+
+    fn try_now(&mut self) {
+        self.tried = Some(Instant::now());
+        self.tries += 1;
+    }
 }
 
 async fn tend_groups(node: Arc<Inner>) {
@@ -325,7 +338,9 @@ async fn tend_groups(node: Arc<Inner>) {
                 watched.remove(&group.id);
                 continue;
             }
-            if node.config.balance && node.takes_leads() {
+            if node.links.unreadable.is(group.id) {
+                give_to_a_whole_one(&node, group, watched.entry(group.id).or_default()).await;
+            } else if node.config.balance && node.takes_leads() {
                 balance(&node, group, watched.entry(group.id).or_default()).await;
             }
         }
@@ -343,16 +358,43 @@ async fn balance(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
         return;
     }
     let since = *watched.in_sync_since.get_or_insert_with(Instant::now);
-    let tried_lately = watched.tried.is_some_and(|tried| tried.elapsed() < TRANSFER_PAUSE);
-    if since.elapsed() < HEALTHY_BEFORE_LEAD || tried_lately {
+    if since.elapsed() < HEALTHY_BEFORE_LEAD || watched.was_tried_within(TRANSFER_PAUSE) {
         return;
     }
-    watched.tried = Some(Instant::now());
-    if node.hello(preferred).await.is_none_or(|reply| reply.leaving) || !group.is_voter(preferred) {
+    watched.try_now();
+    if group.is_voter(preferred) && should_lead(node, group, preferred).await {
+        give(node, group, preferred, "giving the lead to the preferred leader").await;
+    }
+}
+
+/// Gives the lead of a group whose replica here cannot be read to a voter whose replica, as far as it knows, can.
+async fn give_to_a_whole_one(node: &Arc<Inner>, group: &Arc<Group>, watched: &mut Watched) {
+    if watched.was_tried_within(TRANSFER_PATIENCE) {
         return;
     }
-    tracing::info!(group = group.id.0, to = preferred, "giving the lead to the preferred leader");
-    transfer(node, group, preferred).await;
+    let mut able = node.in_sync(group);
+    able.retain(|other| *other != node.config.node && group.is_voter(*other));
+    if able.is_empty() {
+        return;
+    }
+    watched.try_now();
+    // Another one each time, should one of them not take it.
+    let target = able[watched.tries % able.len()];
+    if should_lead(node, group, target).await {
+        give(node, group, target, "giving the lead to a replica that is whole").await;
+    }
+}
+
+/// Whether a node takes leads and its replica of the group can be read in full, as far as it says.
+async fn should_lead(node: &Inner, group: &Group, other: NodeId) -> bool {
+    let Some(reply) = node.hello(other).await else { return false };
+    let unreadable = |standing: &Standing| standing.group == group.id.0 && standing.unreadable;
+    !reply.leaving && !reply.standings.iter().any(unreadable)
+}
+
+async fn give(node: &Arc<Inner>, group: &Arc<Group>, to: NodeId, why: &'static str) {
+    tracing::info!(group = group.id.0, to, "{why}");
+    transfer(node, group, to).await;
 }
 
 /// Has the engine hand the lead over, which it does once the other one has all of the log; false when the group has ended.

@@ -367,6 +367,47 @@ async fn an_emptied_replica_does_not_help_a_deposed_leader_to_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_cannot_be_read_gives_the_lead_to_one_that_can_refill_others() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start_with(3, 1, |config| {
+        config.log_retention = LogRetention { entries: 20, bytes: 16 << 10 };
+        config.checkpoint_interval = Duration::from_millis(100);
+    })
+    .await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..100).await;
+    cluster.settled().await;
+    let leader = cluster.leader(1).await;
+    let (emptied, whole) = ((leader + 1) % 3, (leader + 2) % 3);
+    let rotten = &cluster.node(leader).machine.unreadable;
+    rotten.store(true, Ordering::Relaxed);
+    cluster.crash(emptied);
+    write_some(&cluster, whole, 1, 100..200).await;
+    let checkpoints = || [leader, whole].map(|node| cluster.node(node).consensus.metrics().checkpoints);
+    let before = checkpoints();
+    until("the logs to be purged", || {
+        (0..2).all(|node| checkpoints()[node] > before[node] + 2).then_some(())
+    })
+    .await;
+    cluster.wipe(emptied);
+    cluster.up(emptied).await;
+    cluster.settled().await;
+    assert!(cluster.node(emptied).consensus.metrics().snapshots_installed >= 1, "the log had been purged");
+    assert_eq!(cluster.leader(1).await, whole);
+    let metrics = cluster.node(leader).consensus.metrics();
+    assert!(metrics.snapshots_unreadable >= 1);
+    assert_eq!(metrics.unreadable_replicas, 1);
+    // As preferred leader it would be given the lead back three seconds after it has caught up.
+    let watched = Instant::now();
+    while watched.elapsed() < Duration::from_secs(6) {
+        assert_ne!(cluster.leader(1).await, leader, "it leads again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    write_some(&cluster, leader, 1, 200..210).await;
+    cluster.settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_minority_acknowledges_and_reads_nothing() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start(3, 2).await;

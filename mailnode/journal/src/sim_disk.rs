@@ -8,6 +8,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, IoSlice},
+    ops::Range,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -15,7 +16,10 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::disk::{DirLock, Disk, DiskFile};
+use crate::{
+    disk::{DirLock, Disk, DiskFile},
+    segment,
+};
 
 /// Unit in which writes become durable.
 const SECTOR: usize = 512;
@@ -84,6 +88,10 @@ struct Inode {
     /// What was written since, by sector.
     dirty: BTreeMap<usize, [u8; SECTOR]>,
     len: usize,
+    /// Hull of what was written since the last sync.
+    written: Option<Range<usize>>,
+    /// Hull of what the last sync brought to the platter, and a crash since.
+    latest: Range<usize>,
 }
 
 impl Inode {
@@ -111,6 +119,11 @@ impl Inode {
     }
 
     fn write(&mut self, bytes: &[u8], offset: usize) {
+        self.put(bytes, offset);
+        self.written = hull(self.written.take(), offset..offset + bytes.len());
+    }
+
+    fn put(&mut self, bytes: &[u8], offset: usize) {
         let mut done = 0;
         while done < bytes.len() {
             let at = offset + done;
@@ -127,7 +140,7 @@ impl Inode {
         if len < self.len {
             // What lies behind reads as zeros when the file grows again.
             let zeros = vec![0; self.len - len];
-            self.write(&zeros, len);
+            self.put(&zeros, len);
         }
         self.len = len;
     }
@@ -147,6 +160,28 @@ impl Inode {
             }
         }
         self.len = self.safe.len();
+    }
+
+    fn sync(&mut self) {
+        self.settle(|| true);
+        if let Some(written) = self.written.take() {
+            self.latest = written;
+        }
+    }
+
+    fn crash(&mut self, keep: impl FnMut() -> bool) {
+        self.settle(keep);
+        let latest = hull(self.written.take(), self.latest.clone()).unwrap_or_default();
+        self.latest = latest.start.min(self.len)..latest.end.min(self.len);
+    }
+}
+
+/// The range from the begin of the first to the end of the last.
+fn hull(one: Option<Range<usize>>, other: Range<usize>) -> Option<Range<usize>> {
+    match one.filter(|one| !one.is_empty()) {
+        Some(one) if other.is_empty() => Some(one),
+        Some(one) => Some(one.start.min(other.start)..one.end.max(other.end)),
+        None => Some(other),
     }
 }
 
@@ -274,7 +309,7 @@ impl SimDisk {
         let mode = state.below(4);
         let mut inodes = std::mem::take(&mut state.inodes);
         for inode in inodes.values_mut() {
-            inode.settle(|| match mode {
+            inode.crash(|| match mode {
                 0 => true,
                 1 => false,
                 _ => state.below(2) == 0,
@@ -315,20 +350,26 @@ impl SimDisk {
         std::mem::take(&mut self.state.lock().owed)
     }
 
-    /// Flips one bit, chosen by chance, among the synced bytes of the files whose name `of` accepts. Answers where.
-    pub fn flip_bit(&self, of: impl Fn(&str) -> bool) -> Option<(String, u64)> {
+    /// Flips one bit, chosen by chance, among the synced bytes of all files. Answers where.
+    ///
+    /// What was synced last in a segment without a successor is spared: nothing on the disk vouches for it yet, so rot
+    /// there looks like a write that never ended, and is not promised to be noticed.
+    pub fn flip_bit(&self) -> Option<(String, u64)> {
         let mut state = self.state.lock();
-        let files: Vec<(String, u64, usize)> = state
-            .safe_names
-            .iter()
-            .filter(|(name, _)| of(name))
-            .map(|(name, inode)| (name.clone(), *inode, state.inodes[inode].safe.len()))
-            .collect();
-        let all: usize = files.iter().map(|(.., len)| len).sum();
+        let has_successor = |number| state.safe_names.contains_key(&segment::name(number + 1));
+        let file = |(name, inode): (&String, &u64)| {
+            let Inode { safe, latest, .. } = &state.inodes[inode];
+            let last = segment::number_of(name).is_some_and(|number| !has_successor(number));
+            let spared = if last { latest.clone() } else { 0..0 };
+            (name.clone(), *inode, safe.len().saturating_sub(spared.len()), spared)
+        };
+        let files: Vec<_> = state.safe_names.iter().map(file).collect();
+        let all: usize = files.iter().map(|(_, _, len, _)| len).sum();
         let mut at = usize::try_from(state.below(all as u64)).unwrap_or(0);
         let bit = state.below(8);
-        for (name, inode, len) in files {
+        for (name, inode, len, spared) in files {
             if at < len {
+                let at = if at >= spared.start { at + spared.len() } else { at };
                 let inode = state.inodes.get_mut(&inode)?;
                 inode.safe[at] ^= 1 << bit;
                 if let Some(dirty) = inode.dirty.get_mut(&(at / SECTOR)) {
@@ -517,7 +558,7 @@ impl DiskFile for SimFile {
             let (sync, errors) = (state.timing.sync, state.faults.sync_errors);
             state.take(sync);
             state.fail_by_chance(errors, "sync")?;
-            inode.settle(|| true);
+            inode.sync();
             Ok(())
         })
     }

@@ -153,7 +153,7 @@ impl Client {
             if let Some(answer) = self.attempt(self.group, &query, false).await {
                 return match Reply::decode(&answer) {
                     // Another replica has it.
-                    Some(Reply::Unreadable(_)) if self.world.has_damage() => continue,
+                    Some(Reply::Unreadable(_)) if self.world.damaged().is_some() => continue,
                     Some(Reply::Unreadable(reason)) => Err(format!("a query is not answered: {reason}")),
                     Some(reply) => Ok(reply),
                     None => Err("the answer is no reply".to_owned()),

@@ -197,7 +197,9 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             });
             mend_later(world, random, victim);
         }
-        Fault::LostDisk if world.can_lose_disk(victim) => {
+        // Where bits have flipped, nothing else may be lost before that disk is replaced.
+        Fault::LostDisk if world.can_lose_disk(world.damaged().unwrap_or(victim)) => {
+            let victim = world.damaged().unwrap_or(victim);
             world.crash(victim, silent);
             world.wipe(victim);
         }
@@ -224,7 +226,7 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             let bits = random.within(1..4);
             world.trace.event(format!("{bits} bits flip on node {victim}'s disk"));
             for _ in 0..bits {
-                world.with_disks(victim, |disks| disks.disk.flip_bit(|_| true));
+                world.with_disks(victim, |disks| disks.disk.flip_bit());
             }
             world.note_damage(victim);
             world.crash(victim, silent);

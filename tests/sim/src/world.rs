@@ -63,7 +63,8 @@ struct Place {
     sync_ms: u64,
     /// Bits of its disk were flipped: it may refuse to start, or to read.
     damaged: bool,
-    /// Its disk was lost or damaged, and it has not caught up since: what it had is on the other disks only.
+    /// Its disk was lost or damaged, and it has not caught up on another one since: what it had may be on the other disks
+    /// only.
     lacking: bool,
     /// Its disk is full or fails just now.
     failing: bool,
@@ -187,7 +188,9 @@ impl World {
     /// Notes which nodes have caught up since their disk was lost.
     fn note_refilled(&self) {
         let mut refilled = Vec::new();
-        for (id, place) in self.places.lock().iter_mut().filter(|(_, place)| place.lacking) {
+        // Damage may come to light at any later start, and then nothing of that disk counts.
+        let lacking = |(_, place): &(&NodeId, &mut Place)| place.lacking && !place.damaged;
+        for (id, place) in self.places.lock().iter_mut().filter(lacking) {
             if place.node.as_ref().is_some_and(|node| node.consensus.may_vote_everywhere()) {
                 place.lacking = false;
                 refilled.push(*id);
@@ -215,9 +218,9 @@ impl World {
         }
     }
 
-    /// Whether some disk was damaged and not replaced since.
-    pub(crate) fn has_damage(&self) -> bool {
-        self.places.lock().values().any(|place| place.damaged)
+    /// The node whose disk was damaged and not replaced since, if there is one.
+    pub(crate) fn damaged(&self) -> Option<NodeId> {
+        self.places.lock().iter().find(|(_, place)| place.damaged).map(|(id, _)| *id)
     }
 
     /// Starts a node that is down.

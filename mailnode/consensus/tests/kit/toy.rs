@@ -47,6 +47,8 @@ pub struct Toy {
     pub repeated: AtomicU64,
     /// Fails all further batches when set.
     pub broken: std::sync::atomic::AtomicBool,
+    /// Cannot be read in full when set: snapshots break off in the middle.
+    pub unreadable: std::sync::atomic::AtomicBool,
 }
 
 impl Toy {
@@ -65,6 +67,7 @@ impl Toy {
             saving: Mutex::new(()),
             repeated: AtomicU64::new(0),
             broken: false.into(),
+            unreadable: false.into(),
         }
     }
 
@@ -137,7 +140,12 @@ impl StateMachine for Toy {
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
         let state = self.groups.lock().get(&group).cloned().unwrap_or_default();
         let bytes = Bytes::from(postcard::to_stdvec(&state).expect("the state can be encoded"));
-        Ok(Box::new(Reader { position: state.position.unwrap_or_default(), bytes }))
+        let readable = match self.unreadable.load(Ordering::Relaxed) {
+            true => bytes.len() / 2,
+            false => bytes.len(),
+        };
+        let position = state.position.unwrap_or_default();
+        Ok(Box::new(Reader { group, position, bytes, readable }))
     }
 
     fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError> {
@@ -160,8 +168,10 @@ impl StateMachine for Toy {
 }
 
 struct Reader {
+    group: GroupId,
     position: Vec<u8>,
     bytes: Bytes,
+    readable: usize,
 }
 
 impl SnapshotReader for Reader {
@@ -171,6 +181,10 @@ impl SnapshotReader for Reader {
 
     fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
         let len = self.bytes.len().min(CHUNK);
+        if len > self.readable {
+            return Err(MachineError { group: self.group.0, reason: "rotten on purpose".into() });
+        }
+        self.readable -= len;
         Ok((len > 0).then(|| self.bytes.split_to(len)))
     }
 }

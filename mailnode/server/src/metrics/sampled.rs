@@ -161,6 +161,11 @@ impl Sources {
                 "Times that a snapshot went on after its connection had broken.",
                 metrics.snapshots_resumed,
             ),
+            (
+                "snapshots_unreadable_total",
+                "Snapshots not sent because the replica here cannot be read in full.",
+                metrics.snapshots_unreadable,
+            ),
             ("snapshots_installed_total", "Snapshots installed.", metrics.snapshots_installed),
             ("snapshot_sent_bytes_total", "Bytes of snapshots sent.", metrics.snapshot_bytes_sent),
             ("checkpoints_total", "Checkpoints of the index.", metrics.checkpoints),
@@ -168,6 +173,8 @@ impl Sources {
         ] {
             text.counter(name, help).value(value);
         }
+        text.gauge("unreadable_replicas", "Replicas here that cannot be read in full and should not lead.")
+            .value(metrics.unreadable_replicas);
         text.counter("apply_seconds_total", "Time spent applying commands.").value(metrics.apply_seconds_sum);
         text.gauge("append_in_flight_bytes", "Bytes of commands sent to followers and not yet answered.")
             .value(metrics.append_in_flight_bytes);
