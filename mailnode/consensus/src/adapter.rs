@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{FutureExt, Stream, StreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 use tokio::sync::watch;
 
@@ -106,11 +105,7 @@ impl Adapter {
     async fn apply_batch(&mut self, batch: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let Some((last, _)) = batch.last() else { return Ok(()) };
         // The state machine will point at our journal's records: they must be there after a crash.
-        #[cfg(feature = "simulation")]
-        let waits = !mutation::is(Mutation::ApplyBeforeDurable);
-        #[cfg(not(feature = "simulation"))]
-        let waits = true;
-        if waits {
+        if !mutation::is(Mutation::ApplyBeforeDurable) {
             self.log.wait_durable(last.log_id.index).await;
         }
         let mut commands = Vec::with_capacity(batch.len());

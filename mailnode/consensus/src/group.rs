@@ -6,7 +6,6 @@ use std::time::Duration;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, ServerState};
 use parking_lot::Mutex;
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -94,7 +93,6 @@ impl Group {
     /// the very first leader of a new group, whose log is the initial membership and nothing else, until it has
     /// applied everything that was committed when a leader first wrote to it. That is remembered on disk.
     pub(crate) fn may_vote_for(&self, request: &VoteRequest) -> bool {
-        #[cfg(feature = "simulation")]
         if mutation::is(Mutation::VoteOnEmptyDisk) {
             return true;
         }
@@ -103,7 +101,6 @@ impl Group {
 
     /// Whether this replica may take anything from a leader of the term.
     pub(crate) fn may_follow(&self, term: u64) -> bool {
-        #[cfg(feature = "simulation")]
         if mutation::is(Mutation::FollowOnEmptyDisk) {
             return true;
         }

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use futures::Stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 use quorumail_journal::{Journal, Position, Record, StreamId};
 
@@ -108,7 +107,6 @@ impl Contents {
     }
 
     /// Forgets the last entry: a deliberate fault.
-    #[cfg(feature = "simulation")]
     pub(crate) fn forget_last(&mut self) {
         self.slots.pop_back();
     }
@@ -537,7 +535,6 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
             let mut contents = self.0.contents.lock();
             assert!(contents.vote.is_none_or(|known| *vote >= known), "a vote is never taken back");
             contents.vote = Some(*vote);
-            #[cfg(feature = "simulation")]
             if mutation::is(Mutation::VoteBeforeSync) {
                 self.0.journal.append_unsynced(vec![self.record(record::encode_vote(vote))]);
                 return Ok(());
@@ -603,11 +600,7 @@ impl RaftLogStorage<TypeConfig> for GroupLog {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         // Without a sync of its own: whatever is appended later is synced after it, in order.
         let mut contents = self.0.contents.lock();
-        #[cfg(feature = "simulation")]
-        let forgotten = mutation::is(Mutation::ForgetTruncation);
-        #[cfg(not(feature = "simulation"))]
-        let forgotten = false;
-        if !forgotten {
+        if !mutation::is(Mutation::ForgetTruncation) {
             self.0.journal.append_unsynced(vec![self.record(record::encode_truncate(&last))]);
         }
         self.0.truncations.fetch_add(1, Ordering::AcqRel);

@@ -366,16 +366,20 @@ impl NetStreamAppend<TypeConfig> for Network {
         let heartbeat = self.heartbeat;
         let timeout = if heartbeat { option.hard_ttl() } else { REPLY_TIMEOUT };
         Box::pin(async move {
-            let link = self.link()?;
-            let lane = if heartbeat { &link.heartbeats } else { &link.log };
-            let session = match lane.session(!heartbeat).await {
-                Ok(session) => session,
-                Err(reason) => {
+            let opened = async {
+                let link = self.link()?;
+                let lane = if heartbeat { &link.heartbeats } else { &link.log };
+                let session = lane.session(!heartbeat).await.map_err(unreachable)?;
+                Ok((link, session))
+            };
+            let (link, session) = match opened.await {
+                Ok(opened) => opened,
+                Err(error) => {
                     // The engine takes its own pause only when it asks for the next request, which it has not done.
                     if !heartbeat {
                         tokio::time::sleep(RETRY_PAUSE).await;
                     }
-                    return Err(unreachable(reason));
+                    return Err(error);
                 }
             };
             let (sent, in_flight) = mpsc::channel(SESSION_REQUESTS);

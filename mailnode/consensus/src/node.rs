@@ -10,6 +10,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, SnapshotPolicy};
 use parking_lot::{Mutex, RwLock};
 use quorumail_journal::Journal;
+use quorumail_journal::mutation::{self, Mutation};
 use quorumail_proto::peer::peer_server::PeerServer;
 use quorumail_proto::peer::{HelloRequest, Standing};
 use tokio::sync::{Semaphore, watch};
@@ -647,7 +648,7 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         // A leader sends entries before its own disk has them, and keeps no word of what was committed last. Back after
         // a crash in its old term it would give the log indices of lost entries to others, which followers cannot tell
         // from the first ones, and would answer reads from a state that lies behind. It must be elected anew.
-        enable_leader_restore: Some(leads_again_after_crash()),
+        enable_leader_restore: Some(mutation::is(Mutation::LeadAgainAfterCrash)),
         // A replica whose disk was lost comes back empty under its old number: its log goes back.
         allow_log_reversion: Some(true),
         max_payload_entries: MAX_APPEND_ENTRIES,
@@ -657,12 +658,4 @@ fn engine_config(config: &Config) -> Result<openraft::Config, StartError> {
         ..openraft::Config::default()
     };
     engine.validate().map_err(|error| StartError::Config(error.to_string()))
-}
-
-/// Never, but for the simulation's deliberate fault.
-fn leads_again_after_crash() -> bool {
-    #[cfg(feature = "simulation")]
-    return quorumail_journal::mutation::is(quorumail_journal::mutation::Mutation::LeadAgainAfterCrash);
-    #[cfg(not(feature = "simulation"))]
-    false
 }

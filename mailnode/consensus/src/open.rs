@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 use quorumail_journal::{Disk, Journal, Options, Position, Pump, StreamId};
 
@@ -92,7 +91,6 @@ fn rebuild<J>(
     if let Some(error) = damage {
         return Err(error);
     }
-    #[cfg(feature = "simulation")]
     if mutation::is(Mutation::ForgetLastEntryAtStart) {
         recovered.groups.values_mut().for_each(Contents::forget_last);
     }

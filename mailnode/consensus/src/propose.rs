@@ -12,7 +12,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft::ReadPolicy;
 use openraft::errors::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::{ForwardRequest, ReadIndexRequest, forward_reply, read_index_reply};
@@ -300,7 +299,6 @@ impl Inner {
     /// The index that a reader has to wait for, confirmed by a majority, if this node leads.
     pub(crate) async fn read_index_here(&self, group: &Arc<Group>, within: Duration) -> Attempt<u64> {
         self.rouse(group).await;
-        #[cfg(feature = "simulation")]
         if mutation::is(Mutation::ReadWithoutMajority) && group.leader.borrow().node == Some(self.config.node)
         {
             return Attempt::Done(group.applied.borrow().last.map_or(0, |last| last.index));

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::WatchReceiver;
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 use quorumail_proto::peer::Standing;
 use tokio::time::Instant;
@@ -212,7 +211,6 @@ async fn checkpoints(node: Arc<Inner>) {
             applied.map(|applied| (group.clone(), applied))
         };
         let covered: Vec<(Arc<Group>, u64)> = node.groups().iter().filter_map(applied).collect();
-        #[cfg(feature = "simulation")]
         if mutation::is(Mutation::PurgeBeforeCheckpoint) {
             for (group, applied) in covered {
                 purge(&node, &group, applied).await;

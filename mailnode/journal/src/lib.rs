@@ -27,7 +27,6 @@ mod fs_disk;
 mod index;
 mod journal;
 mod kept;
-#[cfg(feature = "simulation")]
 pub mod mutation;
 mod pump;
 mod queue;

@@ -1,8 +1,10 @@
 //! Deliberate faults, for the simulation to find: a check of the simulation, not of the journal.
 //!
-//! Exists only with the feature `simulation`, and does nothing until [`switch`] is called. The crates above have their
-//! places for faults, too; the switch is here because all of them can see it.
+//! Without the feature `simulation` there is no switch, and [`is`] is a constant that the compiler takes out together with
+//! the fault. With it, nothing is done wrong until `switch` is called. The crates above have their places for faults, too;
+//! the switch is here because all of them can see it.
 
+#[cfg(feature = "simulation")]
 use std::cell::Cell;
 
 /// What may be done wrong.
@@ -30,11 +32,14 @@ pub enum Mutation {
     ForgetTruncation,
     /// The log is purged before the state machine is durable.
     PurgeBeforeCheckpoint,
+    /// A segment is given back before it is durable that its bodies lie elsewhere.
+    RecycleBeforeCheckpoint,
 }
 
+#[cfg(feature = "simulation")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 11] = [
+    pub const ALL: [Mutation; 12] = [
         Mutation::AcknowledgeBeforeSync,
         Mutation::ForgetLastEntryAtStart,
         Mutation::VoteBeforeSync,
@@ -46,19 +51,29 @@ impl Mutation {
         Mutation::LeadAgainAfterCrash,
         Mutation::ForgetTruncation,
         Mutation::PurgeBeforeCheckpoint,
+        Mutation::RecycleBeforeCheckpoint,
     ];
 }
 
+#[cfg(feature = "simulation")]
 thread_local! {
     static ACTIVE: Cell<Option<Mutation>> = const { Cell::new(None) };
 }
 
 /// From now on this thread does that wrong, and nothing else.
+#[cfg(feature = "simulation")]
 pub fn switch(mutation: Option<Mutation>) {
     ACTIVE.set(mutation);
 }
 
 /// Whether this thread is to do that wrong.
+#[cfg(feature = "simulation")]
 pub fn is(mutation: Mutation) -> bool {
     ACTIVE.get() == Some(mutation)
+}
+
+/// Never: a build without the feature does nothing wrong on purpose.
+#[cfg(not(feature = "simulation"))]
+pub const fn is(_: Mutation) -> bool {
+    false
 }

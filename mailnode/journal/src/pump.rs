@@ -8,7 +8,6 @@ use std::{io, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 
-#[cfg(feature = "simulation")]
 use crate::mutation::{self, Mutation};
 use crate::{
     catalog::Catalog,
@@ -106,11 +105,7 @@ impl Pump {
             return Err(failure);
         }
         let Some(Written { records, done }) = self.written.take() else { return Ok(()) };
-        #[cfg(feature = "simulation")]
-        let synced_first = !mutation::is(Mutation::AcknowledgeBeforeSync);
-        #[cfg(not(feature = "simulation"))]
-        let synced_first = true;
-        if synced_first {
+        if !mutation::is(Mutation::AcknowledgeBeforeSync) {
             self.run("sync journal segment", Self::sync_file)?;
         }
         self.queue.written(&records);

@@ -1,7 +1,6 @@
 //! Applying one command: once, however often it is proposed, and wholly or not at all.
 
 use bytes::Bytes;
-#[cfg(feature = "simulation")]
 use quorumail_journal::mutation::{self, Mutation};
 
 use crate::{
@@ -68,7 +67,6 @@ fn discard(txn: &mut Txn<'_>, upload: Option<UploadId>) -> Result<(), StoreError
 
 /// The outcome of a command that was applied within the window.
 fn remembered(txn: &Txn<'_>, id: CommandId, index: u64) -> Result<Option<Bytes>, StoreError> {
-    #[cfg(feature = "simulation")]
     if mutation::is(Mutation::ForgetCommandIds) {
         return Ok(None);
     }

@@ -22,7 +22,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use quorumail_journal::Position;
+use quorumail_journal::{
+    Position,
+    mutation::{self, Mutation},
+};
 
 use crate::{
     BodyId, BodyRef, Store, StoreError,
@@ -278,7 +281,9 @@ impl Compactor {
             return Ok(());
         }
         // What was found dead, and that the others lie elsewhere now, must not be undone by a crash.
-        self.store.checkpoint()?;
+        if !mutation::is(Mutation::RecycleBeforeCheckpoint) {
+            self.store.checkpoint()?;
+        }
         let horizon = self.store.0.readers.horizon();
         self.retired.insert(segment.number, Retired { bytes: segment.bytes, horizon });
         done.compacted_segments += 1;

@@ -91,11 +91,14 @@ pub(crate) async fn nemesis(world: Arc<World>) {
     world.trace.event("the faults are over".to_owned());
 }
 
-/// Starts every node that is down, after a while, until the run ends.
+/// Starts a node when it is down, after a while, until the run ends or the node is taken out.
 pub(crate) async fn keep_running(world: Arc<World>, id: NodeId) {
     let mut random = Random::of(world.seed, 100 + id);
     loop {
         sleep(Duration::from_millis(random.within(50..300))).await;
+        if !world.has(id) {
+            return;
+        }
         if world.node(id).is_some() {
             continue;
         }
@@ -223,7 +226,7 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             world.network.heal();
         }
         Fault::BitFlip if world.can_lose_disk(victim) => {
-            let bits = random.within(1..4);
+            let bits = random.pick(&[1, 2, 3, 10, 30]).unwrap_or(1);
             world.trace.event(format!("{bits} bits flip on node {victim}'s disk"));
             for _ in 0..bits {
                 world.with_disks(victim, |disks| disks.disk.flip_bit());

@@ -5,7 +5,7 @@
 //! same history, so whatever is found can be looked at as often as needed.
 //!
 //! Rooms inside: `world` is the cluster, `node` one node of it, `network` and `calls` what lies between them, `faults`
-//! what goes wrong, `client` and `mailbox` who uses it and what they know must be there, `check` what must hold over
+//! what goes wrong, `membership` who comes and goes, `compaction` what gives space back, `client` and `mailbox` who uses it and what they know must be there, `check` what must hold over
 //! all nodes, `trace` what is told of it.
 //!
 //! What is not simulated: threads (all blocking work is done in place), TLS, and the index's own files (the index in
@@ -14,9 +14,11 @@
 mod calls;
 mod check;
 mod client;
+mod compaction;
 mod faults;
 mod machine;
 mod mailbox;
+mod membership;
 mod network;
 mod node;
 mod random;
@@ -33,6 +35,7 @@ pub use quorumail_journal::mutation::Mutation;
 use tokio::time::{sleep, timeout};
 
 use crate::client::Client;
+pub use crate::world::Reached;
 use crate::world::World;
 
 /// After the faults are over, clients must be served and replicas equal within this simulated time.
@@ -55,6 +58,8 @@ pub struct Report {
     pub terms: usize,
     /// How much time was simulated.
     pub simulated: Duration,
+    /// How often it came to what is rare.
+    pub reached: Reached,
     /// What was wrong; empty for a good run.
     pub violations: Vec<String>,
     /// The last events in words.
@@ -104,9 +109,9 @@ pub fn run(seed: u64, mutation: Option<Mutation>) -> Report {
     RUNNING.set(false);
     let (hash, events, mut violations, events_in_words) = world.trace.finish();
     violations.extend(PANICS.with_borrow_mut(std::mem::take));
-    let answered = world.answered.load(Ordering::Relaxed);
+    let (answered, reached) = (world.answered.load(Ordering::Relaxed), world.reached());
     let terms = world.checker.terms_led();
-    Report { seed, hash, events, answered, terms, simulated, violations, events_in_words }
+    Report { seed, hash, events, answered, terms, simulated, reached, violations, events_in_words }
 }
 
 async fn history(world: &Arc<World>) {
@@ -128,6 +133,7 @@ async fn history(world: &Arc<World>) {
     let clients: Vec<_> = (0..world.shape.clients)
         .map(|number| tokio::spawn(Client::new(world.clone(), number).run()))
         .collect();
+    let changing = tokio::spawn(membership::change(world.clone()));
     faults::nemesis(world.clone()).await;
     world.closing.store(true, Ordering::Relaxed);
     for (number, client) in clients.into_iter().enumerate() {
@@ -138,6 +144,12 @@ async fn history(world: &Arc<World>) {
     }
     if world.trace.is_bad() {
         return;
+    }
+    if timeout(RECOVERY, changing).await.is_err() {
+        world.tell();
+        return world
+            .trace
+            .violation("a change of members does not end after the faults are over".to_owned());
     }
     let settled = async {
         while !world.is_whole() || !world.groups().all(|group| world.compare(group)) {
@@ -150,6 +162,7 @@ async fn history(world: &Arc<World>) {
             .trace
             .violation("the replicas do not become equal after the faults are over".to_owned());
     }
+    world.groups().for_each(|group| world.read_all(group));
     for node in world.running() {
         for group in world.groups() {
             if let Err(reason) = node.store.audit(group.0) {

@@ -1,23 +1,25 @@
 //! A mailnode in the simulation: the real journal, consensus and store, on a disk and a network that are not.
 
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
-use quorumail_consensus::{Config, Consensus, NodeId, command_index, open_log_on, server};
+use quorumail_consensus::{Config, Consensus, GroupId, NodeId, Topology, command_index, open_log_on, server};
 use quorumail_journal::{Options, SimDisk};
-use quorumail_store::{JournalBodies, MemoryIndex, Store};
+use quorumail_store::{JournalBodies, MemoryIndex, Store, StoreError};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::calls::Repeating;
+use crate::compaction;
 use crate::machine::{Machine, SharedPump};
 use crate::random::Random;
-use crate::world::World;
+use crate::world::{Reached, World};
 
 /// Segments are this small so that a run has many.
 const SEGMENT_BYTES: u64 = 32 << 10;
@@ -32,11 +34,14 @@ pub(crate) struct Disks {
     pub(crate) index: MemoryIndex,
     /// Counts starts: every life of a journal needs salts of its own.
     pub(crate) life: u64,
+    /// The newest topology that the node was told.
+    pub(crate) topology: Arc<Mutex<Option<Topology>>>,
 }
 
 impl Disks {
     pub(crate) fn new(seed: u64) -> Disks {
-        Disks { disk: SimDisk::new(seed), index: MemoryIndex::default(), life: 0 }
+        let (index, topology) = (MemoryIndex::default(), Arc::default());
+        Disks { disk: SimDisk::new(seed), index, life: 0, topology }
     }
 
     /// The power is gone: what was not synced is kept, lost or torn.
@@ -55,6 +60,7 @@ pub(crate) struct Node {
     pub(crate) store: Store,
     /// Cancelled when the node is down.
     pub(crate) down: CancellationToken,
+    compacted: compaction::Done,
     pump: SharedPump,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -81,12 +87,12 @@ pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks)
     pump.wake_with(move || wake.notify_one());
     let pump: SharedPump = Arc::new(Mutex::new(Some(pump)));
     let bodies = JournalBodies::new(journal.clone(), command_index);
-    let store = Store::open_on(&disks.index, Arc::new(bodies)).map_err(|error| error.to_string())?;
+    let store = Store::open_on(&disks.index, Arc::new(bodies.clone())).map_err(|error| error.to_string())?;
     let machine = Machine { node: id, store: store.clone(), checker: world.checker.clone() };
     let down = CancellationToken::new();
     let pumping = tokio::spawn(drive(world.clone(), id, pump.clone(), work, down.clone()));
     let dialer = Arc::new(world.network.connector(id));
-    let started = Consensus::start(config, journal, recovered, Arc::new(machine), dialer).await;
+    let started = Consensus::start(config, journal.clone(), recovered, Arc::new(machine), dialer).await;
     let consensus = match started {
         Ok(consensus) => consensus,
         Err(error) => {
@@ -103,8 +109,12 @@ pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks)
         let _ = serving.serve_with_incoming(incoming).await;
     });
     let watching = tokio::spawn(watch_fatal(world.clone(), id, consensus.clone(), down.clone()));
-    let tasks = Mutex::new(vec![pumping, serving, watching]);
-    Ok(Node { id, consensus, store, down, pump, tasks })
+    let compacted = compaction::Done::default();
+    let of_store = (store.clone(), journal, bodies);
+    let compacting = compaction::compact(world.clone(), id, of_store, compacted.clone(), down.clone());
+    let keeping = tokio::spawn(keep_topology(disks.topology.clone(), consensus.clone()));
+    let tasks = Mutex::new(vec![pumping, serving, watching, tokio::spawn(compacting), keeping]);
+    Ok(Node { id, consensus, store, down, compacted, pump, tasks })
 }
 
 impl Node {
@@ -114,6 +124,28 @@ impl Node {
         self.pump.lock().take();
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         self.consensus.abandon();
+    }
+
+    /// How often this life of it came to what is rare.
+    pub(crate) fn reached(&self) -> Reached {
+        let (metrics, compacted) = (self.consensus.metrics(), *self.compacted.lock());
+        Reached {
+            snapshots: metrics.snapshots_installed,
+            unreadable: metrics.snapshots_unreadable,
+            compacted: compacted.compacted_segments,
+            moved_bodies: compacted.moved_bodies,
+            changes: 0,
+        }
+    }
+
+    /// Reads all of a group, bodies included, as if to send it to another node; a hash over it.
+    pub(crate) fn read_all(&self, group: GroupId) -> Result<u64, StoreError> {
+        let mut reader = self.store.snapshot(group.0)?;
+        let mut hasher = DefaultHasher::new();
+        while let Some(chunk) = reader.next_chunk()? {
+            chunk.hash(&mut hasher);
+        }
+        Ok(hasher.finish())
     }
 
     /// Whether its journal writes no more.
@@ -134,6 +166,18 @@ async fn watch_fatal(world: Arc<World>, id: NodeId, consensus: Consensus, down: 
         biased;
         () = down.cancelled() => {}
         reason = consensus.fatal() => world.died(id, &reason),
+    }
+}
+
+/// Keeps every topology that consensus takes up, as the server does in a file.
+async fn keep_topology(kept: Arc<Mutex<Option<Topology>>>, consensus: Consensus) {
+    let mut changes = consensus.watch_topology();
+    loop {
+        let topology = changes.borrow_and_update().clone();
+        *kept.lock() = Some((*topology).clone());
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

@@ -16,6 +16,12 @@ impl Random {
         Random(StdRng::seed_from_u64(seed.rotate_left(17) ^ part.wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
+    /// The source of one life of a node, drawn from the node's.
+    pub(crate) fn of_life(mut self, life: u64) -> Random {
+        let first: u64 = self.0.random();
+        Random(StdRng::seed_from_u64(first ^ life.wrapping_mul(0xbf58_476d_1ce4_e5b9)))
+    }
+
     /// A number in the range.
     pub(crate) fn within(&mut self, range: Range<u64>) -> u64 {
         self.0.random_range(range)

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use quorumail_consensus::{Config, GroupId, LogRetention, NodeId, Peer};
+use quorumail_consensus::{Config, GroupId, LogRetention, NodeId, Topology};
 use quorumail_store::Timestamp;
 
 use crate::check::Checker;
+use crate::compaction::Rate;
+use crate::membership;
 use crate::network::{Network, Weather};
 use crate::node::{self, Disks, Node};
 use crate::random::Random;
@@ -37,6 +39,9 @@ pub(crate) struct Shape {
     checkpoint_interval: Duration,
     cache_bytes: u64,
     balance: bool,
+    pub(crate) compaction: Rate,
+    /// Whether nodes come and go.
+    pub(crate) changes_members: bool,
 }
 
 impl Shape {
@@ -45,11 +50,13 @@ impl Shape {
             nodes: if random.chance(200) { 5 } else { 3 },
             partitions: 2,
             clients: random.within(2..5),
-            faults_for: Duration::from_millis(random.within(3_000..9_000)),
+            faults_for: Duration::from_millis(random.within(2_500..7_000)),
             retention: LogRetention { entries: random.within(5..60), bytes: 64 << 10 },
             checkpoint_interval: Duration::from_millis(random.within(200..2_000)),
             cache_bytes: random.within(1..64) << 10,
             balance: random.chance(700),
+            compaction: Rate::draw(random),
+            changes_members: random.chance(350),
         }
     }
 }
@@ -59,6 +66,8 @@ impl Shape {
 struct Place {
     node: Option<Arc<Node>>,
     disks: Option<Disks>,
+    /// Counts its starts.
+    life: u64,
     /// Its syncs take up to so many milliseconds.
     sync_ms: u64,
     /// Bits of its disk were flipped: it may refuse to start, or to read.
@@ -90,12 +99,42 @@ pub(crate) struct World {
     pub(crate) checker: Checker,
     pub(crate) network: Network,
     places: Mutex<BTreeMap<NodeId, Place>>,
+    /// What the operator wants, and has written into the nodes' configuration.
+    topology: Mutex<Topology>,
+    next_id: AtomicU64,
     random: Mutex<Random>,
     clock_offset_ms: AtomicI64,
     /// No new work is begun any more.
     pub(crate) closing: AtomicBool,
     /// Commands and queries that were answered.
     pub(crate) answered: AtomicU64,
+    reached: Mutex<Reached>,
+}
+
+/// How often a run came to what is rare: a check that faults reach what they are for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reached {
+    /// Snapshots installed.
+    pub snapshots: u64,
+    /// Snapshots that were not sent because the leader could not read its replica.
+    pub unreadable: u64,
+    /// Segments of which the live bodies were moved away.
+    pub compacted: u64,
+    /// Bodies moved for it.
+    pub moved_bodies: u64,
+    /// Changes of the members brought to their end.
+    pub changes: u64,
+}
+
+impl Reached {
+    /// Adds what another run, or node, came to.
+    pub fn add(&mut self, other: Reached) {
+        self.snapshots += other.snapshots;
+        self.unreadable += other.unreadable;
+        self.compacted += other.compacted;
+        self.moved_bodies += other.moved_bodies;
+        self.changes += other.changes;
+    }
 }
 
 impl World {
@@ -113,15 +152,18 @@ impl World {
         trace.event(format!("{shape:?}"));
         Arc::new(World {
             seed,
-            shape,
             checker,
             trace,
             network,
             places,
+            topology: Mutex::new(Topology::from((0..shape.nodes).map(membership::peer).collect::<Vec<_>>())),
+            next_id: AtomicU64::new(shape.nodes),
+            shape,
             random: Mutex::new(random),
             clock_offset_ms: AtomicI64::new(0),
             closing: AtomicBool::new(false),
             answered: AtomicU64::new(0),
+            reached: Mutex::default(),
         })
     }
 
@@ -130,7 +172,44 @@ impl World {
     }
 
     pub(crate) fn ids(&self) -> Vec<NodeId> {
-        (0..self.shape.nodes).collect()
+        self.places.lock().keys().copied().collect()
+    }
+
+    pub(crate) fn topology(&self) -> Topology {
+        self.topology.lock().clone()
+    }
+
+    /// From now on nodes that are started find this topology in their configuration.
+    pub(crate) fn set_topology(&self, topology: Topology) {
+        *self.topology.lock() = topology;
+    }
+
+    /// The number of the next node that is added.
+    pub(crate) fn next_id(&self) -> NodeId {
+        self.next_id.load(Ordering::Relaxed)
+    }
+
+    /// Makes room for a node; it is down.
+    pub(crate) fn add(&self, id: NodeId) {
+        self.next_id.fetch_max(id + 1, Ordering::Relaxed);
+        let disks = Some(Disks::new(self.random.lock().any()));
+        self.places.lock().insert(id, Place { disks, sync_ms: 2, ..Place::default() });
+    }
+
+    /// A node that was taken out of the topology is stopped for ever.
+    pub(crate) fn remove(&self, id: NodeId) {
+        self.crash(id, false);
+        self.places.lock().remove(&id);
+        self.trace.event(format!("node {id} is gone for good"));
+    }
+
+    /// Whether there is such a node, running or not.
+    pub(crate) fn has(&self, id: NodeId) -> bool {
+        self.places.lock().contains_key(&id)
+    }
+
+    pub(crate) fn note_change(&self) {
+        self.reached.lock().changes += 1;
     }
 
     /// The node, if it runs.
@@ -163,6 +242,27 @@ impl World {
         if let Some(place) = self.places.lock().get_mut(&id) {
             place.sync_ms = most_ms;
         }
+    }
+
+    /// How often the node was started.
+    pub(crate) fn life(&self, id: NodeId) -> u64 {
+        self.places.lock().get(&id).map_or(0, |place| place.life)
+    }
+
+    /// Whether the node's disk may answer errors: it fails, is full, loses its power or has rot.
+    pub(crate) fn may_fail(&self, id: NodeId) -> bool {
+        let places = self.places.lock();
+        places.get(&id).is_some_and(|place| {
+            let lost_power = place.disks.as_ref().is_some_and(|disks| disks.disk.has_lost_power());
+            place.failing || place.damaged || lost_power
+        })
+    }
+
+    /// What the run came to until now.
+    pub(crate) fn reached(&self) -> Reached {
+        let mut reached = *self.reached.lock();
+        self.running().iter().for_each(|node| reached.add(node.reached()));
+        reached
     }
 
     /// Does something to a node's disks.
@@ -201,14 +301,19 @@ impl World {
         }
     }
 
-    fn config(&self, id: NodeId) -> Config {
-        let peers: Vec<_> = self.ids().into_iter().map(|id| Peer::new(id, format!("node-{id}"))).collect();
-        let mut config = Config::new(id, "simulated", peers, self.shape.partitions, 3);
+    /// With the newest topology that the node knows, of its configuration and of its disk. None when that has no such node
+    /// any more: in production it does not start then.
+    fn config(&self, id: NodeId, disks: &Disks) -> Option<Config> {
+        let configured = self.topology();
+        let kept = disks.topology.lock().clone();
+        let topology = kept.filter(|kept| kept.generation >= configured.generation).unwrap_or(configured);
+        topology.node(id)?;
+        let mut config = Config::new(id, "simulated", topology, self.shape.partitions, 3);
         config.log_retention = self.shape.retention;
         config.checkpoint_interval = self.shape.checkpoint_interval;
         config.cache_bytes = self.shape.cache_bytes;
         config.balance = self.shape.balance;
-        config
+        Some(config)
     }
 
     /// Notes whether a node's disk fails or is full just now.
@@ -226,16 +331,34 @@ impl World {
     /// Starts a node that is down.
     pub(crate) async fn start(self: &Arc<World>, id: NodeId) -> Started {
         // The disks are out of their place while the node starts: nothing else can start it meanwhile.
-        let Some(mut disks) = self.places.lock().get_mut(&id).and_then(|place| place.disks.take()) else {
-            return Started::Up;
+        let taken = self.places.lock().get_mut(&id).and_then(|place| {
+            place.life += 1;
+            place.disks.take()
+        });
+        let Some(mut disks) = taken else { return Started::Up };
+        let started = match self.config(id, &disks) {
+            Some(config) => node::start(self, config, &mut disks).await,
+            None => {
+                if let Some(place) = self.places.lock().get_mut(&id) {
+                    place.disks = Some(disks);
+                }
+                return Started::Failing;
+            }
         };
-        let started = node::start(self, self.config(id), &mut disks).await;
         let lost_power = started.is_err() && disks.disk.has_lost_power();
         if lost_power {
             disks.crash(&mut self.random.lock());
         }
         let mut places = self.places.lock();
-        let place = places.entry(id).or_default();
+        let Some(place) = places.get_mut(&id) else {
+            // Taken out for good meanwhile.
+            drop(places);
+            if let Ok(node) = started {
+                self.network.crash(id, false);
+                node.kill();
+            }
+            return Started::Failing;
+        };
         place.disks = Some(disks);
         match started {
             Ok(node) => {
@@ -274,6 +397,7 @@ impl World {
         let Some(node) = self.places.lock().get_mut(&id).and_then(|place| place.node.take()) else { return };
         self.network.crash(id, silent);
         node.kill();
+        self.reached.lock().add(node.reached());
         let mut random = self.random.lock();
         self.with_disks(id, |disks| disks.crash(&mut random));
         drop(random);
@@ -290,8 +414,9 @@ impl World {
     pub(crate) fn wipe(&self, id: NodeId) {
         let seed = self.random.lock().any();
         if let Some(place) = self.places.lock().get_mut(&id) {
-            let life = place.disks.as_ref().map_or(0, |disks| disks.life);
-            place.disks = Some(Disks { life, ..Disks::new(seed) });
+            // A node that is being started has its disks: too late.
+            let Some(disks) = &place.disks else { return };
+            place.disks = Some(Disks { life: disks.life, ..Disks::new(seed) });
             place.damaged = false;
             place.lacking = true;
         }
@@ -312,7 +437,7 @@ impl World {
     /// Whether every node runs and every replica has caught up so far that it may vote.
     pub(crate) fn is_whole(&self) -> bool {
         let running = self.running();
-        running.len() as u64 == self.shape.nodes
+        running.len() == self.places.lock().len()
             && running.iter().all(|node| node.consensus.may_vote_everywhere())
     }
 
@@ -374,5 +499,25 @@ impl World {
             }
         }
         at.len() <= 1
+    }
+
+    /// Reads all of a group on every node that holds it: replicas that have applied the same have the same, bodies
+    /// included.
+    pub(crate) fn read_all(&self, group: GroupId) {
+        let mut first: Option<(NodeId, u64)> = None;
+        for node in self.running().iter().filter(|node| node.consensus.holds(group)) {
+            let hash = match node.read_all(group) {
+                Ok(hash) => hash,
+                Err(_) if self.may_fail(node.id) => continue,
+                Err(reason) => {
+                    self.trace.violation(format!("node {} cannot read group {}: {reason}", node.id, group.0));
+                    continue;
+                }
+            };
+            let (other, known) = *first.get_or_insert((node.id, hash));
+            if known != hash {
+                self.trace.violation(format!("nodes {other} and {} differ in group {}", node.id, group.0));
+            }
+        }
     }
 }

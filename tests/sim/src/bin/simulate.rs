@@ -1,12 +1,15 @@
 //! Runs histories by their seeds on all cores, and tells how to repeat the one that fails.
 #![allow(clippy::print_stdout)]
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-use quorumail_sim::{Report, run};
+use parking_lot::Mutex;
+use quorumail_sim::{Reached, Report, run};
 
 /// Simulates clusters, each from its seed.
 #[derive(Debug, Parser)]
@@ -27,6 +30,8 @@ struct Arguments {
 
 /// Seeds between two lines of progress.
 const PROGRESS: u64 = 500;
+/// A history takes less than a second of a free core.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -42,6 +47,12 @@ fn main() -> ExitCode {
     let threads = if arguments.threads == 0 { cores } else { arguments.threads };
     let (next, done, answered, terms, simulated) =
         (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let reached = Mutex::new(Reached::default());
+    let running = Arc::new(Mutex::new(BTreeMap::new()));
+    std::thread::spawn({
+        let running = running.clone();
+        move || watch(&running)
+    });
     let started = Instant::now();
     let failed: Vec<Report> = std::thread::scope(|scope| {
         let worker = || {
@@ -51,8 +62,12 @@ fn main() -> ExitCode {
                 if number >= arguments.seeds {
                     return failed;
                 }
-                let report = run(arguments.from + number, None);
+                let seed = arguments.from + number;
+                running.lock().insert(seed, Instant::now());
+                let report = run(seed, None);
+                running.lock().remove(&seed);
                 answered.fetch_add(report.answered, Ordering::Relaxed);
+                reached.lock().add(report.reached);
                 terms.fetch_add(report.terms as u64, Ordering::Relaxed);
                 simulated.fetch_add(report.simulated.as_millis() as u64, Ordering::Relaxed);
                 let done = done.fetch_add(1, Ordering::Relaxed) + 1;
@@ -79,7 +94,24 @@ fn main() -> ExitCode {
         simulated.into_inner() as f64 / 3_600_000.0,
         started.elapsed()
     );
+    let Reached { snapshots, unreadable, compacted, moved_bodies, changes } = reached.into_inner();
+    println!(
+        "{snapshots} snapshots installed, {unreadable} not sent because of rot; {compacted} segments compacted, {moved_bodies} bodies moved; {changes} changes of members"
+    );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Ends the process when a history makes no progress: nodes that are busy without end stop the simulated clock.
+fn watch(running: &Mutex<BTreeMap<u64, Instant>>) {
+    loop {
+        std::thread::sleep(PATIENCE / 10);
+        let oldest = running.lock().iter().map(|(seed, begun)| (begun.elapsed(), *seed)).max();
+        if let Some((lasted, seed)) = oldest.filter(|(lasted, _)| *lasted > PATIENCE) {
+            println!("seed {seed} is wrong: it has no end after {lasted:.0?}");
+            println!("repeat it: make sim SEED={seed}");
+            std::process::exit(1);
+        }
+    }
 }
 
 fn tell(report: &Report, events: usize) {
