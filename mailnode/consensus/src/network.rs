@@ -423,7 +423,7 @@ async fn read_snapshot(
         async |chunk: SnapshotChunk| chunks.send(chunk).await.map_err(|_| "the receiver gave up".to_owned());
     let mut reader = offload(move || machine.snapshot(group)).await.map_err(unread)?.map_err(failed)?;
     let applied = Applied::decode(group, reader.position()).map_err(failed)?;
-    let head = wire::encode(&SnapshotHead { vote, meta: applied.meta() });
+    let head = wire::encode(&SnapshotHead { vote, meta: applied.meta(), level: applied.level });
     let first = SnapshotChunk { group: group.0, format: FORMAT, meta: head, data: bytes::Bytes::new() };
     send(first).await?;
     let mut bytes = 0;

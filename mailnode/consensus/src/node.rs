@@ -20,6 +20,7 @@ use crate::config::{Config, Connector, Peer};
 use crate::coordinator::{Planned, Progress};
 use crate::fatal::Fatal;
 use crate::group::Group;
+use crate::level::{LevelError, Levels, Reached};
 use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
 use crate::metrics::{Counters, GroupMetrics, Metrics};
 use crate::network::Links;
@@ -42,6 +43,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Why consensus could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// What is on this disk is of a level that this program does not know.
+    #[error(transparent)]
+    Level(#[from] LevelError),
     /// The settings contradict each other.
     #[error("consensus settings: {0}")]
     Config(String),
@@ -110,6 +114,7 @@ pub(crate) struct Inner {
     /// Where the groups of a new cluster are.
     pub(crate) founding: BTreeMap<GroupId, Placement>,
     pub(crate) topology: watch::Sender<Arc<Topology>>,
+    pub(crate) reached: Reached,
     pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Groups of which there was a replica here that has been removed, and its last vote.
     pub(crate) forgotten: Mutex<BTreeMap<GroupId, Option<Vote>>>,
@@ -150,6 +155,7 @@ impl Consensus {
         machine: Arc<dyn StateMachine>,
         connector: Arc<dyn Connector>,
     ) -> Result<Consensus, StartError> {
+        config.levels.check(config.level)?;
         let topology = config.topology.clone();
         topology.check().map_err(|error| StartError::Config(error.to_string()))?;
         if topology.node(config.node).is_none() {
@@ -174,6 +180,7 @@ impl Consensus {
         let inner = Arc::new(Inner {
             founding: founders_placement(&config),
             topology: watch::Sender::new(Arc::new(topology)),
+            reached: Reached::new(config.level),
             config,
             machine,
             journal,
@@ -276,6 +283,17 @@ impl Consensus {
     /// A topology that cannot be, or another one of the same generation.
     pub fn reconfigure(&self, topology: Topology) -> Result<bool, TopologyError> {
         self.0.adopt(topology)
+    }
+
+    /// The format level of the cluster, as far as this node knows: what it proposes may be of this level, and of no higher
+    /// one.
+    pub fn level(&self) -> u32 {
+        self.0.level()
+    }
+
+    /// The format levels that this program knows.
+    pub fn levels(&self) -> Levels {
+        self.0.config.levels
     }
 
     /// The topology in use, and every later one. Whoever starts the node should keep it and give it to the next start.
@@ -526,11 +544,20 @@ impl Inner {
             cluster: self.config.cluster.clone(),
             generation: self.topology().generation,
             topology: tell.map(topology::to_wire),
+            level: self.reached.level(),
+            min_level: self.config.levels.min,
+            max_level: self.config.levels.max,
         };
         match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
             Ok(Ok(reply)) => {
                 let reply = reply.into_inner();
-                (reply.cluster == self.config.cluster && reply.node == node).then_some(reply)
+                if reply.cluster != self.config.cluster || reply.node != node {
+                    return None;
+                }
+                // The node is about to end when the level is not known.
+                self.refuse_unknown(reply.level).ok()?;
+                self.note_levels(node, reply.max_level);
+                Some(reply)
             }
             Ok(Err(status)) => {
                 let reason = link.failed(&status);

@@ -12,9 +12,9 @@ use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
     AppendFrame, AppendReply, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
-    MembersReply, MembersRequest, NotLeader, PulseEcho, PulseFrame, ReadIndexReply, ReadIndexRequest,
-    ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SurveyReply, SurveyRequest,
-    forward_reply, read_index_reply,
+    MembersReply, MembersRequest, NotLeader, PulseEcho, PulseFrame, RaiseReply, RaiseRequest, ReadIndexReply,
+    ReadIndexRequest, ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SurveyReply,
+    SurveyRequest, forward_reply, read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -156,8 +156,9 @@ impl Peer for PeerService {
         }
         let _turn =
             group.installing.try_acquire().map_err(|_| refused("a snapshot is already being received"))?;
+        self.0.reach(head.level).await.map_err(refused)?;
         let writer = self.0.receive_snapshot(group.id, chunks).await?;
-        let snapshot = Snapshot { meta: head.meta, snapshot: SnapshotData::Received(writer) };
+        let snapshot = Snapshot { meta: head.meta, snapshot: SnapshotData::Received(writer, head.level) };
         let response = group.raft.install_full_snapshot(head.vote, snapshot).await.map_err(refused)?;
         Ok(answer(&response))
     }
@@ -206,6 +207,8 @@ impl Peer for PeerService {
             tracing::warn!(node = request.node, "a node of another cluster called");
             return Err(Status::failed_precondition("another cluster"));
         }
+        self.0.refuse_unknown(request.level).map_err(Status::failed_precondition)?;
+        self.0.note_levels(request.node, request.max_level);
         if let Some(told) = request.topology {
             let invalid = |error: TopologyError| Status::invalid_argument(error.to_string());
             self.0.adopt(topology::from_wire(told).map_err(invalid)?).map_err(invalid)?;
@@ -219,6 +222,9 @@ impl Peer for PeerService {
             topology: (topology.generation > request.generation).then(|| topology::to_wire(&topology)),
             cluster: config.cluster.clone(),
             leaving: !self.0.takes_leads(),
+            level: self.0.reached.level(),
+            min_level: config.levels.min,
+            max_level: config.levels.max,
             standings: self.0.groups().iter().map(|group| group.standing()).collect(),
         }))
     }
@@ -245,6 +251,11 @@ impl Peer for PeerService {
         let request = request.into_inner();
         self.0.forget(GroupId(request.group), request.generation).await.map_err(refused)?;
         Ok(Response::new(ReplicaReply {}))
+    }
+
+    async fn raise(&self, request: Request<RaiseRequest>) -> Result<Response<RaiseReply>, Status> {
+        self.0.raise_here(request.into_inner()).await.map_err(refused)?;
+        Ok(Response::new(RaiseReply {}))
     }
 
     async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersReply>, Status> {
@@ -332,6 +343,9 @@ impl Receiver {
         let request = wire::decode_append(frame).map_err(|error| error.to_string())?;
         if !group.may_follow(request.vote.leader_id.term) {
             return Err(FORGETFUL.into());
+        }
+        if let Some(level) = wire::level_in(&request) {
+            self.node.reach(level).await?;
         }
         group.observe_append(&request);
         if group.quiet.is_asleep() {

@@ -2,11 +2,12 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
-use quorumail_consensus::{Config, Consensus, NodeId, command_index, open_log_on, server};
+use quorumail_consensus::{Config, Consensus, LEVELS, NodeId, command_index, open_log_on, server};
 use quorumail_journal::{Options, SimDisk};
 use quorumail_store::{JournalBodies, MemoryIndex, Store};
 use tokio::sync::Notify;
@@ -32,11 +33,18 @@ pub(crate) struct Disks {
     pub(crate) index: MemoryIndex,
     /// Counts starts: every life of a journal needs salts of its own.
     pub(crate) life: u64,
+    /// The format level that the disk may hold.
+    pub(crate) level: Arc<AtomicU32>,
 }
 
 impl Disks {
     pub(crate) fn new(seed: u64) -> Disks {
-        Disks { disk: SimDisk::new(seed), index: MemoryIndex::default(), life: 0 }
+        Disks {
+            disk: SimDisk::new(seed),
+            index: MemoryIndex::default(),
+            life: 0,
+            level: Arc::new(AtomicU32::new(LEVELS.min)),
+        }
     }
 
     /// The power is gone: what was not synced is kept, lost or torn.
@@ -63,9 +71,10 @@ pub(crate) struct Node {
 ///
 /// # Errors
 /// In words, when it refuses to start.
-pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks) -> Result<Node, String> {
+pub(crate) async fn start(world: &Arc<World>, mut config: Config, disks: &mut Disks) -> Result<Node, String> {
     let id = config.node;
     disks.life += 1;
+    config.level = disks.level.load(Ordering::SeqCst);
     let options = Options {
         segment_bytes: SEGMENT_BYTES,
         max_record_bytes: RECORD_BYTES,
@@ -82,7 +91,8 @@ pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks)
     let pump: SharedPump = Arc::new(Mutex::new(Some(pump)));
     let bodies = JournalBodies::new(journal.clone(), command_index);
     let store = Store::open_on(&disks.index, Arc::new(bodies)).map_err(|error| error.to_string())?;
-    let machine = Machine { node: id, store: store.clone(), checker: world.checker.clone() };
+    let (checker, level) = (world.checker.clone(), disks.level.clone());
+    let machine = Machine { node: id, store: store.clone(), checker, level };
     let down = CancellationToken::new();
     let pumping = tokio::spawn(drive(world.clone(), id, pump.clone(), work, down.clone()));
     let dialer = Arc::new(world.network.connector(id));

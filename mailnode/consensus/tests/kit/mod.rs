@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quorumail_consensus::{
-    Config, ConnectError, Connector, Consensus, GroupId, LogRetention, NodeId, Peer, ProposeError, Topology,
-    endpoint, open_log, server,
+    Config, ConnectError, Connector, Consensus, GroupId, LEVELS, Levels, LogRetention, NodeId, Peer,
+    ProposeError, Topology, endpoint, open_log, server,
 };
 use quorumail_journal::Options;
 use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
-use toy::{Toy, command};
+use toy::{Toy, command, level_of};
 use wires::{Cuts, Dial};
 
 /// Longest wait for anything in these tests.
@@ -71,7 +71,16 @@ impl Node {
         body: &[u8],
         within: Duration,
     ) -> Result<Bytes, ProposeError> {
-        let (consensus, command) = (self.consensus.clone(), command(id, body));
+        self.propose_command(group, command(id, body), within).await
+    }
+
+    pub async fn propose_command(
+        &self,
+        group: u32,
+        command: Bytes,
+        within: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        let consensus = self.consensus.clone();
         let runtime = self.runtime.as_ref().expect("the node runs");
         // On the node's own runtime, so that it dies with the node.
         let proposal = runtime.spawn(async move { consensus.propose(GroupId(group), command, within).await });
@@ -101,6 +110,8 @@ pub struct Cluster {
     dir: tempfile::TempDir,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
     partitions: u32,
+    /// Nodes whose program knows other format levels.
+    pub levels: BTreeMap<NodeId, Levels>,
 }
 
 impl Cluster {
@@ -125,6 +136,7 @@ impl Cluster {
             dir,
             change: Box::new(change),
             partitions,
+            levels: BTreeMap::new(),
         };
         for id in 0..nodes {
             cluster.up(id).await;
@@ -132,17 +144,26 @@ impl Cluster {
         cluster
     }
 
-    fn dir(&self, id: NodeId) -> PathBuf {
+    pub fn dir(&self, id: NodeId) -> PathBuf {
         self.dir.path().join(format!("node-{id}"))
     }
 
     /// Starts a node, with whatever its disk holds.
     pub async fn up(&mut self, id: NodeId) {
+        self.try_up(id).await.expect("the node starts");
+    }
+
+    /// Starts a node that may refuse to.
+    pub async fn try_up(&mut self, id: NodeId) -> Result<(), String> {
         let mut config = Config::new(id, "test", self.topology.clone(), self.partitions, 3);
         config.heartbeat = Duration::from_millis(100);
         config.election_timeout = Duration::from_millis(400)..Duration::from_millis(600);
         config.log_retention = LogRetention { entries: 100_000, bytes: 1 << 30 };
         config.checkpoint_interval = Duration::from_millis(500);
+        config.levels = self.levels.get(&id).copied().unwrap_or(LEVELS);
+        config.level = level_of(&self.dir(id), config.levels.min);
+        // As the server does, before it opens anything.
+        config.levels.check(config.level).map_err(|error| error.to_string())?;
         (self.change)(&mut config);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -156,6 +177,7 @@ impl Cluster {
         let started = runtime.spawn(async move { start_node(config, dir, &address, wires).await });
         let (consensus, machine) = started.await.expect("the node starts");
         self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine });
+        Ok(())
     }
 
     /// Ends a node without any goodbye.
@@ -303,7 +325,7 @@ async fn start_node(config: Config, dir: PathBuf, address: &str, wires: Wires) -
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
-    let machine = Arc::new(Toy::open(dir.join("state"), journal.clone()));
+    let machine = Arc::new(Toy::open(dir.join("state"), journal.clone(), config.levels.max));
     let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(wires))
         .await
         .expect("consensus starts");
