@@ -135,6 +135,8 @@ pub(crate) struct Inner {
     pub(crate) leads: watch::Sender<Vec<GroupId>>,
     /// Who led the groups that are not held here, when last heard of.
     hints: Mutex<BTreeMap<GroupId, NodeId>>,
+    /// Why what each node tells of the topology was last refused. Bounded by the nodes of the topology in use.
+    refused: Mutex<BTreeMap<NodeId, TopologyError>>,
 }
 
 /// Consensus of this node. Clones share it.
@@ -201,6 +203,7 @@ impl Consensus {
             writes: AtomicU8::new(Writes::All as u8),
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),
+            refused: Mutex::default(),
         });
         inner.start_groups(recovered).await?;
         inner.clone().tend();
@@ -454,10 +457,9 @@ impl Inner {
                 topology.founders.clone_from(&known.founders);
             }
             if topology.generation <= known.generation {
-                let reason = "another topology of this generation is in use already".to_owned();
-                let differs = topology.generation == known.generation && **known != topology;
+                let differs = topology.generation == known.generation && !known.says_the_same(&topology);
                 outcome = match differs {
-                    true => Err(TopologyError { generation: topology.generation, reason }),
+                    true => Err(known.refuse_other(&topology)),
                     false => Ok(false),
                 };
                 return false;
@@ -522,13 +524,27 @@ impl Inner {
         let mine = self.topology();
         if let Some(newer) = reply.topology.clone() {
             let adopted = topology::from_wire(newer).and_then(|newer| self.adopt(newer));
-            if let Err(error) = adopted {
-                tracing::warn!(node, %error, "a node told a topology that cannot be taken");
-            }
-        } else if reply.generation < mine.generation {
+            self.note_refused(node, adopted.err());
+        } else {
+            self.note_refused(node, None);
+        }
+        if reply.topology.is_none() && reply.generation < mine.generation {
             return self.say_hello(node, Some(&mine)).await;
         }
         Some(reply)
+    }
+
+    /// Warns of a topology that a node tells and that cannot be taken, once as long as it stays the same.
+    fn note_refused(&self, node: NodeId, error: Option<TopologyError>) {
+        let mut refused = self.refused.lock();
+        match error {
+            None => drop(refused.remove(&node)),
+            Some(error) if refused.get(&node) == Some(&error) => {}
+            Some(error) => {
+                tracing::warn!(node, %error, "a node has a list of nodes that is not taken up");
+                refused.insert(node, error);
+            }
+        }
     }
 
     async fn say_hello(
@@ -543,6 +559,7 @@ impl Inner {
             version: self.config.version.clone(),
             cluster: self.config.cluster.clone(),
             generation: self.topology().generation,
+            fingerprint: self.topology().fingerprint(),
             topology: tell.map(topology::to_wire),
             level: self.reached.level(),
             min_level: self.config.levels.min,

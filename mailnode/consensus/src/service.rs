@@ -214,12 +214,15 @@ impl Peer for PeerService {
             self.0.adopt(topology::from_wire(told).map_err(invalid)?).map_err(invalid)?;
         }
         let topology = self.0.topology();
+        let same_generation = topology.generation == request.generation;
+        let differs = same_generation && topology.fingerprint() != request.fingerprint;
         Ok(Response::new(HelloReply {
             node: config.node,
             version: config.version.clone(),
             initialised: self.0.initialised(),
             generation: topology.generation,
-            topology: (topology.generation > request.generation).then(|| topology::to_wire(&topology)),
+            topology: (topology.generation > request.generation || differs)
+                .then(|| topology::to_wire(&topology)),
             cluster: config.cluster.clone(),
             leaving: !self.0.takes_leads(),
             level: self.0.reached.level(),

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use quorumail_consensus::{
     Config, ConnectError, Connector, Consensus, GroupId, LEVELS, Levels, LogRetention, NodeId, Peer,
     ProposeError, Topology, endpoint, open_log, server,
@@ -20,6 +21,7 @@ use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
 use toy::{Toy, command, level_of};
+use tracing_subscriber::fmt;
 use wires::{Cuts, Dial};
 
 /// Longest wait for anything in these tests.
@@ -39,6 +41,47 @@ pub fn peers(ids: std::ops::Range<NodeId>) -> Vec<Peer> {
         Peer::new(*id, listener.local_addr().expect("an address").to_string())
     };
     reserved.iter().map(peer).collect()
+}
+
+/// What all nodes of this process log from warnings up, and whatever else RUST_LOG asks for to be shown of a failed run.
+pub fn logged() -> Arc<Mutex<String>> {
+    use tracing_subscriber::{
+        EnvFilter, Layer, filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    };
+    static LOGGED: std::sync::OnceLock<Arc<Mutex<String>>> = std::sync::OnceLock::new();
+    let make = || {
+        let text = Arc::new(Mutex::new(String::new()));
+        let kept =
+            fmt::layer().with_ansi(false).with_writer(Kept(text.clone())).with_filter(LevelFilter::WARN);
+        let shown =
+            fmt::layer().with_ansi(false).with_test_writer().with_filter(EnvFilter::from_default_env());
+        tracing_subscriber::registry().with(kept).with(shown).init();
+        text
+    };
+    LOGGED.get_or_init(make).clone()
+}
+
+/// Writes into a string.
+#[derive(Clone)]
+struct Kept(Arc<Mutex<String>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().push_str(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::MakeWriter<'_> for Kept {
+    type Writer = Kept;
+
+    fn make_writer(&self) -> Kept {
+        self.clone()
+    }
 }
 
 /// How a node reaches its peers: over sockets that can be cut.
@@ -124,9 +167,7 @@ impl Cluster {
         partitions: u32,
         change: impl Fn(&mut Config) + Send + Sync + 'static,
     ) -> Cluster {
-        // RUST_LOG tells what to show of a failed run; the first test of the process sets it up.
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
+        logged();
         let topology = Topology::from(peers(0..nodes));
         let dir = tempfile::tempdir().expect("a directory");
         let mut cluster = Cluster {
