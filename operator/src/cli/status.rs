@@ -176,9 +176,10 @@ fn table(facts: &Facts, with_partitions: bool) -> String {
             (true, false) => format!("not ready: {}{}", node.reason, change_of(node)),
         };
         let (leads, replicas) = (node.leads.to_string(), node.replicas.to_string());
-        [node.node.to_string(), node.address.clone(), state, leads, replicas, node.version.clone()]
+        let zone = if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() };
+        [node.node.to_string(), node.address.clone(), zone, state, leads, replicas, node.version.clone()]
     });
-    let mut text = output::table(["NODE", "ADDRESS", "STATE", "LEADS", "REPLICAS", "VERSION"], nodes);
+    let mut text = output::table(["NODE", "ADDRESS", "ZONE", "STATE", "LEADS", "REPLICAS", "VERSION"], nodes);
     let Partitions { total, leaderless, under_replicated, moving, paused } = &facts.partitions;
     text += &format!(
         "\n{total} partitions, {leaderless} without a leader, {under_replicated} under-replicated\n"
@@ -233,6 +234,7 @@ mod tests {
                     address: "a:1".into(),
                     reachable: true,
                     status: Some(up.clone()),
+                    zone: "west".into(),
                     ..NodeReport::default()
                 },
                 NodeReport { node: 1, address: "b:1".into(), ..NodeReport::default() },
@@ -266,6 +268,7 @@ mod tests {
         );
         assert!(text.contains("joining: 25 %") && text.contains("leaving: 2 replicas left"), "{text}");
         assert!(text.contains("3 groups change their members"), "{text}");
+        assert!(text.contains("west") && text.contains("ZONE"), "{text}");
         assert!(text.contains("format level 1, raised once") && text.contains("by node 1\n"), "{text}");
         assert_eq!(facts.nodes[0].leads, 2);
     }
