@@ -368,6 +368,9 @@ pub struct NodeStatus {
     /// Its version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// Zone of that Kubernetes node; replicas are spread over zones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
     /// Whether its replicas are moving to other nodes, for it to be taken out.
     #[serde(default)]
     pub leaving: bool,

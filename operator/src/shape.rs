@@ -73,19 +73,21 @@ impl Shape {
         if leaving.all(|report| report.replicas == 0) { Stage::Emptied } else { Stage::Moving }
     }
 
-    /// As the admin API takes it. `addresses` are those of the peer and the admin service of each node.
-    pub fn topology(&self, addresses: impl Iterator<Item = (String, String)>) -> Topology {
-        let node = |(node, (address, admin)): (u64, (String, String))| TopologyNode {
+    /// As the admin API takes it. `addresses` are those of the peer and the admin service of each node, `zones` where it is;
+    /// a node beyond their end has none.
+    pub fn topology(&self, addresses: impl Iterator<Item = (String, String)>, zones: &[String]) -> Topology {
+        let zones = zones.iter().cloned().chain(std::iter::repeat(String::new()));
+        let node = |(node, ((address, admin), zone)): (u64, ((String, String), String))| TopologyNode {
             node,
             address,
             admin,
-            zone: String::new(),
+            zone,
             leaving: self.is_leaving(node),
         };
         Topology {
             generation: self.generation,
             founders: (0..self.founders).collect(),
-            nodes: (0..self.running).zip(addresses).map(node).collect(),
+            nodes: (0..self.running).zip(addresses.zip(zones)).map(node).collect(),
         }
     }
 }

@@ -232,6 +232,52 @@ def rolling(stage, _):
         stage.cluster.wait_whole(WHOLE_WITHIN)
 
 
+@kind("members: a node added, later removed", alone=True)
+def guest(stage, _):
+    """Replicas move to a node more while mail flows, and back when it leaves."""
+    cluster, own = stage.cluster, [node.number for node in stage.nodes]
+    node = cluster.guests[0] if cluster.guests else cluster.invite()
+    generation = cluster.tell([*own, node.number])
+    node.start()
+    cluster.wait_for(lambda: cluster.follow(generation) and cluster.partitions_of(node) and not cluster.why_not_whole(),
+                     "replicas on the node that was added")
+
+    def leave():
+        generation = cluster.tell([*own, node.number], leaving=[node.number])
+        cluster.wait_for(lambda: cluster.follow(generation) and cluster.partitions_of(node) == 0, "end of the moves to the others")
+        generation = cluster.tell(own)
+        cluster.wait_for(lambda: cluster.follow(generation), "node that follows the list without the one that left")
+        node.kill()
+        node.disk.lose_all()
+        node.well()
+
+    return leave
+
+
+@kind("members: a node replaced by an empty one", alone=True)
+def replaced(stage, node):
+    """Its disk is gone and it is taken out; then it comes back empty, as a node that was added."""
+    cluster, own = stage.cluster, [other.number for other in stage.nodes]
+    others = [number for number in own if number != node.number]
+    node.kill()
+    node.disk.lose_all()
+    node.well()
+    generation = cluster.tell(own, leaving=[node.number])
+    fewer = lambda: all(value <= len(others) for value in cluster.voters().values())  # noqa: E731
+    cluster.wait_for(lambda: cluster.follow(generation) and fewer(), "group without the node that is gone")
+    generation = cluster.tell(others)
+    cluster.wait_for(lambda: cluster.follow(generation), "node that follows the list without the one that is gone")
+
+    def come_back():
+        generation = cluster.tell(own)
+        node.start()
+        full = min(3, len(own))
+        cluster.wait_for(lambda: cluster.follow(generation) and all(value >= full for value in cluster.voters().values()),
+                         "replicas on the node that came back")
+
+    return come_back
+
+
 class Nemesis:
     """Runs phases until the time is over, in an order in which every kind comes once before any comes again."""
 

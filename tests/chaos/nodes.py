@@ -143,7 +143,10 @@ class Cluster:
         sandbox.run("cc", "-shared", "-fPIC", "-O2", "-o", shim, dev.ROOT / "tests" / "chaos" / "diskfaults.c", "-ldl")
         self._make(count, partitions)
         self.network = sandbox.Network()
+        self.shim, self.lies = shim, lies
         self.nodes = []
+        # Nodes that come and go; clients do not know them.
+        self.guests = []
         for number in range(count):
             self.network.add(number)
             disk = sandbox.Disk(directory, number)
@@ -152,6 +155,7 @@ class Cluster:
             self._configure(node, count)
             sandbox.run("sync", "-f", disk.path)
             self.nodes.append(node)
+        self.peers = yaml.safe_load(self.nodes[0].config.read_text())["peers"]
         self.stopping = threading.Event()
         threading.Thread(target=self._supervise, daemon=True).start()
 
@@ -179,10 +183,68 @@ class Cluster:
         config["limits"] = {"smtpConnectionsPerAddress": 500, "imapConnectionsPerAddress": 500}
         node.config.write_text(yaml.safe_dump(config))
 
+    @property
+    def all(self):
+        return [*self.nodes, *self.guests]
+
+    def invite(self):
+        """A node more, with an empty disk, not yet started: known to the others with the next `tell`."""
+        number = len(self.all)
+        self.network.add(number)
+        node = Node(number, sandbox.Disk(self.directory, number), self.directory, dev.BIN / "mailnode", self.shim, self.network,
+                    self.lies)
+        config = yaml.safe_load(self.nodes[0].config.read_text())
+        config["node"] = number
+        config["hostname"] = f"node{number}.test"
+        config["dataDir"] = str(node.disk.path / "data")
+        config["listen"] = {"host": sandbox.address(number), "portOffset": 0}
+        node.config.write_text(yaml.safe_dump(config))
+        self.guests.append(node)
+        return node
+
+    def tell(self, numbers, leaving=()):
+        """Gives all nodes a list of these, by their configuration files, under the next generation."""
+        known = {peer["node"]: peer for peer in self.peers}
+        at = {n: sandbox.address(n) for n in numbers}
+        self.peers = [{**known.get(n, {}), "node": n, "address": f"{at[n]}:{PORTS['peer']}", "admin": f"{at[n]}:{PORTS['admin']}",
+                       "leaving": n in leaving} for n in numbers]
+        for node in self.all:
+            config = yaml.safe_load(node.config.read_text())
+            config["generation"] += 1
+            config["peers"] = self.peers
+            new = node.config.with_suffix(".new")
+            new.write_text(yaml.safe_dump(config))
+            new.replace(node.config)
+        return config["generation"]
+
+    def follow(self, generation):
+        """Whether all nodes of the list that run follow it."""
+        listed = {peer["node"] for peer in self.peers if not peer["leaving"]}
+        told = [node.metrics().get(("quorumail_topology_generation", "")) for node in self.all if node.number in listed]
+        return all(value == generation for value in told)
+
+    def partitions_of(self, node):
+        """How many partitions the node has replicas of; none when it does not answer."""
+        held = [labels for name, labels in node.metrics() if name == "quorumail_group_applied_index"]
+        return len([labels for labels in held if labels != 'group="0"']) if held else None
+
+    def voters(self):
+        """Group -> how many voters it has, told by its leader."""
+        return {labels: value for node in self.all for (name, labels), value in node.metrics().items()
+                if name == "quorumail_group_voters"}
+
+    def wait_for(self, condition, what, within=120):
+        end = time.monotonic() + within
+        while not condition():
+            if time.monotonic() > end:
+                self.history.add(op="not-whole", outcome="ok", why=f"{within} s after a change of nodes: no {what}")
+                return
+            time.sleep(0.25)
+
     def _supervise(self):
         """Starts again what ended by itself, and writes down what had no reason to."""
         while not self.stopping.wait(0.1):
-            for node in self.nodes:
+            for node in self.all:
                 with node.lock:
                     if not node.wanted or node.process.poll() is None:
                         continue
@@ -205,19 +267,20 @@ class Cluster:
 
     def why_not_whole(self):
         """None when every node is ready and every group has all its replicas in sync; else what is missing."""
-        for node in self.nodes:
+        members = [*self.nodes, *(guest for guest in self.guests if guest.wanted)]
+        for node in members:
             reason = node.why_not_ready()
             if reason:
                 return f"node {node.number}: {reason}"
-        leads, behind = set(), []
-        for node in self.nodes:
+        groups, leads, behind = set(), set(), []
+        for node in members:
             facts = node.metrics()
             for (name, labels), value in facts.items():
                 if name == "quorumail_group_leads" and value:
                     leads.add(labels)
                 if name == "quorumail_group_voters_in_sync" and value < facts.get(("quorumail_group_voters", labels), value):
                     behind.append(f"{labels} has {value:.0f} replicas in sync")
-            groups = {labels for (name, labels) in facts if name == "quorumail_group_has_leader"}
+            groups |= {labels for (name, labels) in facts if name == "quorumail_group_has_leader"}
         if not groups:
             return "the metrics do not answer"
         if missing := groups - leads:
@@ -249,12 +312,13 @@ class Cluster:
             if node.paused:
                 node.pause(False)
             node.start()
+        # Guests are taken out by the fault that let them in.
 
     def close(self):
-        delayed, failed = (sum(counts) for counts in zip(*(node.faults.counts() for node in self.nodes)))
+        delayed, failed = (sum(counts) for counts in zip(*(node.faults.counts() for node in self.all)))
         self.history.add(op="disk-faults", outcome="ok", delayed=delayed, failed=failed)
         self.stopping.set()
-        for node in self.nodes:
+        for node in self.all:
             node.kill()
 
 

@@ -167,6 +167,32 @@ def test_the_operator_killed_in_the_middle_of_200_mailboxes_finishes_them(servic
                   what="the end of 200 mailboxes")
 
 
+def test_replicas_are_told_in_which_zone_each_pod_runs(service):
+    hosts = {p["metadata"]["name"]: p["spec"]["nodeName"]
+             for p in service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]}
+    label = "topology.kubernetes.io/zone"
+    labels = {host: service.get("node", host)["metadata"]["labels"].get(label) for host in hosts.values()}
+    zones = {host: f"zone-{n}" for n, host in enumerate(sorted(labels))}
+    try:
+        for host, zone in zones.items():
+            service.kubectl("label", "node", host, "--overwrite", f"{label}={zone}")
+        expected = {pod: zones[host] for pod, host in hosts.items()}
+
+        def told():
+            status = service.get("-n", NAMESPACE, "mailcluster", "mail")["status"]
+            return {node["name"]: node.get("zone") for node in status["nodes"]} == expected
+
+        # The operator looks every 15 seconds; the status is what the mailnodes say of themselves.
+        mail.wait_for(told, within=90, every=1, what=f"the zones {expected}")
+        service.wait("Ready", "mailcluster/mail", within=60)
+        config = service.get("-n", NAMESPACE, "configmap", "mail-config")["data"]["mailnode.yaml"]
+        assert all(f"zone: {zone}" in config for zone in zones.values()), config
+        mail.send(smtp(service), mail.message("x@elsewhere.example", "alice@example.org", "over zones"))
+    finally:
+        for host, before in labels.items():
+            service.kubectl("label", "node", host, "--overwrite", f"{label}={before}" if before else f"{label}-")
+
+
 def watch_mail(service, fault):
     """Mail is sent while `fault()` happens; answers the ledger once mail flows again."""
     ledger, stop = mail.Ledger(), threading.Event()

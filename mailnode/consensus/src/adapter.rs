@@ -11,12 +11,15 @@ use quorumail_journal::mutation::{self, Mutation};
 use tokio::sync::watch;
 
 use crate::fatal::Fatal;
+use crate::level::{FIRST_LEVEL, LevelError, Levels};
 use crate::log::{BATCH_BYTES, GroupLog};
 use crate::machine::{Committed, GroupId, MachineError, SnapshotWriter, StateMachine};
 use crate::metrics::Counters;
 use crate::record::COMMAND_OFFSET;
 use crate::runtime::{ShortWork, offload};
-use crate::types::{LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, command_bytes};
+use crate::types::{
+    Command, LogId, Payload, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, command_bytes,
+};
 use crate::unreadable::Unreadable;
 
 /// Commands applied in one call.
@@ -24,13 +27,21 @@ const MAX_APPLY_ENTRIES: usize = 512;
 /// So many are applied without a thread of their own: some tens of microseconds each, as a rule.
 const FEW_ENTRIES: usize = 16;
 /// Version of the position's encoding.
-const POSITION_FORMAT: u8 = 1;
+const POSITION_FORMAT: u8 = 2;
 
 /// How far a state machine is, as openraft wants to know it. What the state machine keeps is this, encoded.
-#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Applied {
     pub(crate) last: Option<LogId>,
     pub(crate) membership: StoredMembership,
+    /// The format level that stands there.
+    pub(crate) level: u32,
+}
+
+impl Default for Applied {
+    fn default() -> Applied {
+        Applied { last: None, membership: StoredMembership::default(), level: FIRST_LEVEL }
+    }
 }
 
 impl Applied {
@@ -43,7 +54,10 @@ impl Applied {
         match bytes.split_first() {
             Some((&POSITION_FORMAT, rest)) => postcard::from_bytes(rest)
                 .map_err(|error| wrong(format!("position cannot be decoded: {error}"))),
-            _ => Err(wrong("position has an unknown format".into())),
+            Some((format, _)) => Err(wrong(format!(
+                "position has format {format}, and this version knows format {POSITION_FORMAT}"
+            ))),
+            None => Err(wrong("position is empty".into())),
         }
     }
 
@@ -56,8 +70,8 @@ impl Applied {
 pub(crate) enum SnapshotData {
     /// To be opened and streamed by whoever sends it.
     OnDemand,
-    /// Received in full, not yet in force.
-    Received(Box<dyn SnapshotWriter>),
+    /// Received in full, not yet in force; with the format level that stands where it was taken.
+    Received(Box<dyn SnapshotWriter>, u32),
 }
 
 /// The state machine of one group as the engine sees it.
@@ -65,6 +79,7 @@ pub(crate) struct Adapter {
     group: GroupId,
     machine: Arc<dyn StateMachine>,
     log: GroupLog,
+    levels: Levels,
     applied: Applied,
     progress: watch::Sender<Applied>,
     fatal: Fatal,
@@ -79,6 +94,7 @@ impl Adapter {
         group: GroupId,
         machine: Arc<dyn StateMachine>,
         log: GroupLog,
+        levels: Levels,
         fatal: Fatal,
         counters: Arc<Counters>,
         short_work: Arc<ShortWork>,
@@ -89,7 +105,18 @@ impl Adapter {
             None => Applied::default(),
         };
         let progress = watch::Sender::new(applied.clone());
-        Ok(Adapter { group, machine, log, applied, progress, fatal, counters, short_work, unreadable })
+        Ok(Adapter {
+            group,
+            machine,
+            log,
+            levels,
+            applied,
+            progress,
+            fatal,
+            counters,
+            short_work,
+            unreadable,
+        })
     }
 
     /// Follows what has been applied.
@@ -121,12 +148,19 @@ impl Adapter {
                 Payload::Membership(membership) => {
                     self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                 }
-                Payload::Normal(command) => {
+                Payload::Normal(Command::Level(level)) => {
+                    self.applied.level = self.applied.level.max(level);
+                    self.check_level()?;
+                    tracing::info!(group = self.group.0, level, "the group is at a higher format level");
+                }
+                Payload::Normal(Command::Normal(command)) => {
+                    self.check_level()?;
                     let record = self.log.position(entry.log_id.index).ok_or_else(|| {
                         io::Error::other(format!("log entry {} is applied but not in the log", entry.log_id))
                     })?;
                     let index = entry.log_id.index;
-                    commands.push(Committed { index, command: command.0, record, offset: COMMAND_OFFSET });
+                    let (level, offset) = (self.applied.level, COMMAND_OFFSET);
+                    commands.push(Committed { index, level, command, record, offset });
                     answers = true;
                 }
             }
@@ -141,6 +175,12 @@ impl Adapter {
         }
         self.progress.send_replace(self.applied.clone());
         Ok(())
+    }
+
+    /// Stops rather than apply what this version does not know: skipping it would make replicas differ.
+    fn check_level(&self) -> io::Result<()> {
+        let wrong = |error: LevelError| MachineError { group: self.group.0, reason: error.to_string() };
+        self.levels.check(self.applied.level).map_err(|error| self.stop(wrong(error)))
     }
 
     async fn call_apply(&self, commands: Vec<Committed>) -> io::Result<Vec<Bytes>> {
@@ -210,11 +250,12 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         meta: &SnapshotMeta,
         snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let SnapshotData::Received(writer) = snapshot else {
+        let SnapshotData::Received(writer, level) = snapshot else {
             return Err(io::Error::other("only a received snapshot can be installed"));
         };
-        let installed = Applied { last: meta.last_log_id, membership: meta.last_membership.clone() };
+        let installed = Applied { last: meta.last_log_id, membership: meta.last_membership.clone(), level };
         assert!(self.applied.last <= installed.last, "a snapshot never takes the state back");
+        assert!(self.applied.level <= level, "nor the format level");
         let (group, position) = (self.group, installed.encode());
         offload(move || writer.finish(&position))
             .await
@@ -249,5 +290,24 @@ impl RaftSnapshotBuilder<TypeConfig> for ManifestBuilder {
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
         Ok(Snapshot { meta: self.0.clone(), snapshot: SnapshotData::OnDemand })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::log_id;
+
+    #[test]
+    fn a_position_keeps_its_level_and_one_of_the_next_version_is_refused_with_both() {
+        let position = Applied { last: Some(log_id(3, 7)), level: 5, ..Applied::default() };
+        let mut bytes = position.encode();
+        let read = Applied::decode(GroupId(1), &bytes).unwrap();
+        assert_eq!((read.last, read.level), (position.last, 5));
+        bytes[0] += 1;
+        let error = Applied::decode(GroupId(1), &bytes).unwrap_err().to_string();
+        for format in [POSITION_FORMAT + 1, POSITION_FORMAT] {
+            assert!(error.contains(&format!("format {format}")), "{error}");
+        }
     }
 }

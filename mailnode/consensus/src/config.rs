@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint, Server};
 
+use crate::level::{LEVELS, Levels};
 use crate::machine::NodeId;
 use crate::topology::Topology;
 
@@ -55,6 +56,11 @@ pub struct Config {
     pub cluster: String,
     /// Version told to peers.
     pub version: String,
+    /// The format levels that this program reads and writes.
+    pub levels: Levels,
+    /// What was last given to [`StateMachine::reach_level`](crate::StateMachine::reach_level) on this disk; on an empty one
+    /// the lowest of `levels`.
+    pub level: u32,
     /// All nodes, as this one knows them when it starts.
     pub topology: Topology,
     /// Number of partitions; groups 1 to this. Group 0 always exists.
@@ -95,6 +101,8 @@ impl Config {
             node,
             cluster: cluster.into(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            levels: LEVELS,
+            level: LEVELS.min,
             topology: topology.into(),
             partitions,
             replicas,

@@ -78,10 +78,13 @@ struct Survey {
     held: BTreeMap<NodeId, BTreeMap<GroupId, bool>>,
     /// The leader of each group that has one, and what it says.
     led: BTreeMap<GroupId, (NodeId, Led)>,
+    /// The highest format level that each node knows.
+    max_levels: BTreeMap<NodeId, u32>,
 }
 
 impl Survey {
     fn take(&mut self, reply: SurveyReply) {
+        self.max_levels.insert(reply.node, reply.max_level);
         let held = self.held.entry(reply.node).or_default();
         for group in reply.groups {
             held.insert(GroupId(group.group), group.proven);
@@ -103,6 +106,12 @@ impl Survey {
             )
         };
         self.led.iter().map(current).collect()
+    }
+
+    /// The highest format level that every node knows; none while one does not answer.
+    fn common_level(&self, topology: &Topology) -> Option<u32> {
+        let levels = topology.ids().into_iter().map(|node| self.max_levels.get(&node).copied());
+        levels.collect::<Option<Vec<u32>>>()?.into_iter().min()
     }
 
     fn proven(&self, group: GroupId) -> Vec<NodeId> {
@@ -170,6 +179,11 @@ impl Inner {
     async fn drive(self: Arc<Self>) -> bool {
         let topology = self.topology();
         let survey = self.survey(&topology).await;
+        if let Some(target) = survey.common_level(&topology) {
+            let level = |(group, (leader, led)): (&GroupId, &(NodeId, Led))| (*group, *leader, led.level);
+            let levels: Vec<_> = survey.led.iter().map(level).collect();
+            self.raise(target, &levels, topology.generation).await;
+        }
         let Some(plan) = self.plan(&topology, &survey) else { return false };
         self.mend_replicas(&topology, &plan, &survey).await;
         let open: Vec<GroupId> = plan

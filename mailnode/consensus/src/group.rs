@@ -218,6 +218,11 @@ impl Group {
         self.membership().voter_ids().any(|voter| voter == node)
     }
 
+    /// The format level that stands in its log, as far as it is applied here.
+    pub(crate) fn level(&self) -> u32 {
+        self.applied.borrow().level
+    }
+
     /// Waits until this replica has applied the entry.
     pub(crate) async fn wait_applied(&self, index: u64) -> bool {
         let mut applied = self.applied.clone();

@@ -20,6 +20,7 @@ mod failover;
 mod fatal;
 mod group;
 mod lane;
+mod level;
 mod log;
 mod machine;
 mod memory;
@@ -47,6 +48,7 @@ mod wire;
 
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
 pub use coordinator::{GroupProgress, Progress};
+pub use level::{FIRST_LEVEL, LEVELS, LevelError, Levels};
 pub use machine::{Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine};
 pub use metrics::{GroupMetrics, LATENCY_BUCKETS_US, Metrics};
 pub use node::{Consensus, GroupStatus, StartError, Writes};

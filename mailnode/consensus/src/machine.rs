@@ -15,6 +15,8 @@ pub type NodeId = u64;
 pub struct Committed {
     /// Raft log index.
     pub index: u64,
+    /// The format level that stood when it was appended: the same on all replicas, whenever they apply it.
+    pub level: u32,
     /// The command, as proposed.
     pub command: Bytes,
     /// Where this replica's journal holds the record that carries the command.
@@ -62,6 +64,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// Deletes the group's state, durably; there may be none. Called before an empty replica is made, and after one was
     /// removed.
     fn remove(&self, group: GroupId) -> Result<(), MachineError>;
+
+    /// Notes that from now on this node may hold what is of a format level, so that a program that does not know it refuses to
+    /// start on this disk. Durable on return; called before anything of the level is written.
+    fn reach_level(&self, level: u32) -> Result<(), MachineError>;
 
     /// Makes everything applied so far durable, so that the log before it is no longer needed for recovery.
     fn checkpoint(&self) -> Result<(), MachineError>;

@@ -22,6 +22,7 @@ use crate::coordinator::{Planned, Progress};
 use crate::disk::DiskHealth;
 use crate::fatal::Fatal;
 use crate::group::Group;
+use crate::level::{LevelError, Levels, Reached};
 use crate::machine::{GroupId, MachineError, NodeId, StateMachine};
 use crate::metrics::{Counters, GroupMetrics, Metrics};
 use crate::network::Links;
@@ -45,6 +46,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Why consensus could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// What is on this disk is of a level that this program does not know.
+    #[error(transparent)]
+    Level(#[from] LevelError),
     /// The settings contradict each other.
     #[error("consensus settings: {0}")]
     Config(String),
@@ -113,6 +117,7 @@ pub(crate) struct Inner {
     /// Where the groups of a new cluster are.
     pub(crate) founding: BTreeMap<GroupId, Placement>,
     pub(crate) topology: watch::Sender<Arc<Topology>>,
+    pub(crate) reached: Reached,
     pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Group>>>,
     /// Groups of which there was a replica here that has been removed, and its last vote.
     pub(crate) forgotten: Mutex<BTreeMap<GroupId, Option<Vote>>>,
@@ -135,6 +140,8 @@ pub(crate) struct Inner {
     pub(crate) leads: watch::Sender<Vec<GroupId>>,
     /// Who led the groups that are not held here, when last heard of.
     hints: Mutex<BTreeMap<GroupId, NodeId>>,
+    /// Why what each node tells of the topology was last refused. Bounded by the nodes of the topology in use.
+    refused: Mutex<BTreeMap<NodeId, TopologyError>>,
 }
 
 /// Consensus of this node. Clones share it.
@@ -155,6 +162,7 @@ impl Consensus {
         machine: Arc<dyn StateMachine>,
         connector: Arc<dyn Connector>,
     ) -> Result<Consensus, StartError> {
+        config.levels.check(config.level)?;
         let topology = config.topology.clone();
         topology.check().map_err(|error| StartError::Config(error.to_string()))?;
         if topology.node(config.node).is_none() {
@@ -180,6 +188,7 @@ impl Consensus {
         let inner = Arc::new(Inner {
             founding: founders_placement(&config),
             topology: watch::Sender::new(Arc::new(topology)),
+            reached: Reached::new(config.level),
             config,
             machine,
             journal,
@@ -202,6 +211,7 @@ impl Consensus {
             writes: AtomicU8::new(Writes::All as u8),
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),
+            refused: Mutex::default(),
         });
         inner.start_groups(recovered).await?;
         inner.clone().tend();
@@ -284,6 +294,17 @@ impl Consensus {
     /// A topology that cannot be, or another one of the same generation.
     pub fn reconfigure(&self, topology: Topology) -> Result<bool, TopologyError> {
         self.0.adopt(topology)
+    }
+
+    /// The format level of the cluster, as far as this node knows: what it proposes may be of this level, and of no higher
+    /// one.
+    pub fn level(&self) -> u32 {
+        self.0.level()
+    }
+
+    /// The format levels that this program knows.
+    pub fn levels(&self) -> Levels {
+        self.0.config.levels
     }
 
     /// The topology in use, and every later one. Whoever starts the node should keep it and give it to the next start.
@@ -448,10 +469,9 @@ impl Inner {
                 topology.founders.clone_from(&known.founders);
             }
             if topology.generation <= known.generation {
-                let reason = "another topology of this generation is in use already".to_owned();
-                let differs = topology.generation == known.generation && **known != topology;
+                let differs = topology.generation == known.generation && !known.says_the_same(&topology);
                 outcome = match differs {
-                    true => Err(TopologyError { generation: topology.generation, reason }),
+                    true => Err(known.refuse_other(&topology)),
                     false => Ok(false),
                 };
                 return false;
@@ -522,13 +542,27 @@ impl Inner {
         let mine = self.topology();
         if let Some(newer) = reply.topology.clone() {
             let adopted = topology::from_wire(newer).and_then(|newer| self.adopt(newer));
-            if let Err(error) = adopted {
-                tracing::warn!(node, %error, "a node told a topology that cannot be taken");
-            }
-        } else if reply.generation < mine.generation {
+            self.note_refused(node, adopted.err());
+        } else {
+            self.note_refused(node, None);
+        }
+        if reply.topology.is_none() && reply.generation < mine.generation {
             return self.say_hello(node, Some(&mine)).await;
         }
         Some(reply)
+    }
+
+    /// Warns of a topology that a node tells and that cannot be taken, once as long as it stays the same.
+    fn note_refused(&self, node: NodeId, error: Option<TopologyError>) {
+        let mut refused = self.refused.lock();
+        match error {
+            None => drop(refused.remove(&node)),
+            Some(error) if refused.get(&node) == Some(&error) => {}
+            Some(error) => {
+                tracing::warn!(node, %error, "a node has a list of nodes that is not taken up");
+                refused.insert(node, error);
+            }
+        }
     }
 
     async fn say_hello(
@@ -543,12 +577,22 @@ impl Inner {
             version: self.config.version.clone(),
             cluster: self.config.cluster.clone(),
             generation: self.topology().generation,
+            fingerprint: self.topology().fingerprint(),
             topology: tell.map(topology::to_wire),
+            level: self.reached.level(),
+            min_level: self.config.levels.min,
+            max_level: self.config.levels.max,
         };
         match tokio::time::timeout(HELLO_TIMEOUT, client.hello(request)).await {
             Ok(Ok(reply)) => {
                 let reply = reply.into_inner();
-                (reply.cluster == self.config.cluster && reply.node == node).then_some(reply)
+                if reply.cluster != self.config.cluster || reply.node != node {
+                    return None;
+                }
+                // The node is about to end when the level is not known.
+                self.refuse_unknown(reply.level).ok()?;
+                self.note_levels(node, reply.max_level);
+                Some(reply)
             }
             Ok(Err(status)) => {
                 let reason = link.failed(&status);

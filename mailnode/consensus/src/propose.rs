@@ -267,7 +267,7 @@ impl Inner {
     }
 
     /// There is something to do for a group: it must not be quiet.
-    async fn rouse(&self, group: &Group) {
+    pub(crate) async fn rouse(&self, group: &Group) {
         group.quiet.touch();
         if group.quiet.is_asleep() {
             self.wake(group).await;
@@ -284,8 +284,14 @@ impl Inner {
         if self.is_read_only() {
             return Attempt::Failed(READ_ONLY.into());
         }
+        if group.level() < self.config.levels.min {
+            // The first thing that happens to a group which is founded by a version that knows no lower level.
+            return Attempt::Failed(
+                "the group is about to be raised to a format level that is known here".into(),
+            );
+        }
         self.rouse(group).await;
-        match timeout(within, group.raft.client_write(Command(command))).await {
+        match timeout(within, group.raft.client_write(Command::Normal(command))).await {
             Ok(Ok(response)) => Attempt::Done(response.data),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))) => not_leader(forward),
             // Cut off by a new leader's log. If another replica kept it, it may still be committed: the command's id

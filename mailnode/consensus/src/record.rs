@@ -12,7 +12,7 @@ use quorumail_journal::HEAD_BYTES;
 use crate::types::{Command, Entry, LogId, Payload, Vote, log_id, term_of};
 
 /// Version of the format below. Records of another version are refused.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 const KIND_ENTRY: u8 = 1;
 const KIND_VOTE: u8 = 2;
@@ -26,6 +26,7 @@ const KIND_FORGOTTEN: u8 = 8;
 const PAYLOAD_BLANK: u8 = 0;
 const PAYLOAD_COMMAND: u8 = 1;
 const PAYLOAD_MEMBERSHIP: u8 = 2;
+const PAYLOAD_LEVEL: u8 = 3;
 
 /// Where the command starts in the payload of a log entry's record:
 /// kind (1), version (1), term (8), index (8), what is carried (1).
@@ -77,9 +78,14 @@ pub(crate) fn encode_entry(entry: &Entry) -> Vec<Bytes> {
             head.push(PAYLOAD_BLANK);
             vec![head.into()]
         }
-        Payload::Normal(command) => {
+        Payload::Normal(Command::Normal(command)) => {
             head.push(PAYLOAD_COMMAND);
-            vec![head.into(), command.0.clone()]
+            vec![head.into(), command.clone()]
+        }
+        Payload::Normal(Command::Level(level)) => {
+            head.push(PAYLOAD_LEVEL);
+            head.extend(level.to_le_bytes());
+            vec![head.into()]
         }
         Payload::Membership(membership) => {
             head.push(PAYLOAD_MEMBERSHIP);
@@ -130,7 +136,7 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
         return Err(DecodeError(format!("{} bytes are too few", payload.len())));
     };
     if *format != FORMAT {
-        return Err(DecodeError(format!("format {format} is not known")));
+        return Err(unknown_format(*format));
     }
     let wrong = |error: postcard::Error| DecodeError(format!("kind {kind}: {error}"));
     Ok(match *kind {
@@ -144,6 +150,10 @@ pub(crate) fn decode(payload: &[u8]) -> Result<Decoded, DecodeError> {
         KIND_FORGOTTEN => Decoded::Forgotten,
         other => return Err(DecodeError(format!("kind {other} is not known"))),
     })
+}
+
+fn unknown_format(format: u8) -> DecodeError {
+    DecodeError(format!("format {format}, and this version knows format {FORMAT}"))
 }
 
 /// The log index of the command that a record carries, told from its first bytes (at least [`COMMAND_OFFSET`]); none
@@ -174,13 +184,19 @@ fn entry_head(rest: &[u8]) -> Result<(LogId, u8), DecodeError> {
 pub(crate) fn decode_entry(payload: &Bytes) -> Result<Entry, DecodeError> {
     match payload.get(..2) {
         Some([KIND_ENTRY, FORMAT]) => {}
-        _ => return Err(DecodeError("not a log entry of this format".into())),
+        Some([KIND_ENTRY, format]) => return Err(unknown_format(*format)),
+        _ => return Err(DecodeError("not a log entry".into())),
     }
     let (log_id, carried) = entry_head(&payload[2..])?;
     let content = payload.slice(COMMAND_OFFSET as usize..);
     let payload = match carried {
         PAYLOAD_BLANK => Payload::Blank,
-        PAYLOAD_COMMAND => Payload::Normal(Command(content)),
+        PAYLOAD_COMMAND => Payload::Normal(Command::Normal(content)),
+        PAYLOAD_LEVEL => {
+            let level =
+                content[..].try_into().map_err(|_| DecodeError("a level has not four bytes".into()))?;
+            Payload::Normal(Command::Level(u32::from_le_bytes(level)))
+        }
         PAYLOAD_MEMBERSHIP => Payload::Membership(
             postcard::from_bytes(&content).map_err(|error| DecodeError(format!("membership: {error}")))?,
         ),
@@ -202,12 +218,12 @@ mod tests {
     proptest! {
         #[test]
         fn a_command_lies_where_its_offset_says(term: u64, index: u64, command: Vec<u8>) {
-            let entry = Entry { log_id: log_id(term, index), payload: Payload::Normal(Command(command.clone().into())) };
+            let entry = Entry { log_id: log_id(term, index), payload: Payload::Normal(Command::Normal(command.clone().into())) };
             let record = joined(encode_entry(&entry));
             prop_assert_eq!(&record[COMMAND_OFFSET as usize..], &command[..]);
             let read = decode_entry(&record).unwrap();
             prop_assert_eq!(read.log_id, entry.log_id);
-            prop_assert!(matches!(read.payload, Payload::Normal(Command(found)) if found == command));
+            prop_assert!(matches!(read.payload, Payload::Normal(Command::Normal(found)) if found == command));
             prop_assert!(matches!(decode(&record).unwrap(), Decoded::Entry(id) if id == entry.log_id));
         }
 
@@ -219,11 +235,38 @@ mod tests {
     }
 
     #[test]
+    fn records_of_the_next_version_are_refused_with_both() {
+        let entry = Entry { log_id: log_id(3, 7), payload: Payload::Normal(Command::Normal("x".into())) };
+        let vote = Vote::new_committed(5, 2);
+        let records =
+            [encode_entry(&entry), encode_vote(&vote), encode_purge(&log_id(1, 1)), encode_proven()];
+        for record in records {
+            let mut record = joined(record).to_vec();
+            record[1] += 1;
+            let (next, both) = (FORMAT + 1, |error: DecodeError| {
+                let error = error.to_string();
+                error.contains(&format!("format {}", FORMAT + 1))
+                    && error.contains(&format!("format {FORMAT}"))
+            });
+            assert!(decode(&record).is_err_and(both), "format {next}");
+            assert!(command_index(&record).is_err());
+            if record[0] == KIND_ENTRY {
+                assert!(decode_entry(&record.into()).is_err_and(both), "format {next}");
+            }
+        }
+    }
+
+    #[test]
     fn membership_votes_and_marks_come_back_as_written() {
         let membership = Membership::new_with_defaults(vec![[1, 2, 3].into()], [4]);
         let entry = Entry { log_id: log_id(3, 7), payload: Payload::Membership(membership.clone()) };
         let read = decode_entry(&joined(encode_entry(&entry))).unwrap();
         assert!(matches!(read.payload, Payload::Membership(found) if found == membership));
+
+        let entry = Entry { log_id: log_id(3, 8), payload: Payload::Normal(Command::Level(7)) };
+        let record = joined(encode_entry(&entry));
+        assert_eq!(decode_entry(&record).unwrap(), entry);
+        assert_eq!(command_index(&record), Ok(None));
 
         let vote = Vote::new_committed(5, 2);
         assert!(

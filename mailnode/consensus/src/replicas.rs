@@ -56,10 +56,11 @@ impl Inner {
         let failed = |reason: String| StartError::Group { group: id.0, reason };
         let log = GroupLog::new(id, self.journal.clone(), self.cache_share(), contents);
         let (machine, adapter_log) = (self.machine.clone(), log.clone());
-        let (fatal, counters) = (self.fatal.clone(), self.counters.clone());
+        let (levels, fatal, counters) = (self.config.levels, self.fatal.clone(), self.counters.clone());
         let (short_work, unreadable) = (self.short_work.clone(), self.links.unreadable.clone());
-        let opening =
-            offload(move || Adapter::open(id, machine, adapter_log, fatal, counters, short_work, unreadable));
+        let opening = offload(move || {
+            Adapter::open(id, machine, adapter_log, levels, fatal, counters, short_work, unreadable)
+        });
         let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
         let applied = adapter.progress();
         let factory = Factory { group: id, links: self.links.clone() };
@@ -166,7 +167,7 @@ impl Inner {
         Ok(())
     }
 
-    fn refuse_older(&self, generation: u64) -> Result<(), String> {
+    pub(crate) fn refuse_older(&self, generation: u64) -> Result<(), String> {
         let known = self.topology().generation;
         match generation < known {
             true => Err(format!("the topology of generation {generation} has been replaced by {known}")),

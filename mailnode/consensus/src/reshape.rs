@@ -34,6 +34,7 @@ impl Inner {
             node: self.config.node,
             generation: self.topology().generation,
             groups: self.groups().iter().map(held).collect(),
+            max_level: self.config.levels.max,
         }
     }
 
@@ -52,6 +53,7 @@ impl Inner {
             learners: membership.learner_ids().collect(),
             in_sync: self.in_sync(group),
             preferred: *group.preferred.lock(),
+            level: group.level(),
         }
     }
 

@@ -13,9 +13,9 @@ use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
     Append, AppendAnswer, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
     LaneFrame, LaneFrames, LaneReplies, LaneReply, MembersReply, MembersRequest, NotLeader, PulseEcho,
-    PulseFrame, ReadIndexReply, ReadIndexRequest, ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest,
-    SnapshotChunk, SnapshotReply, SurveyReply, SurveyRequest, forward_reply, lane_frame, lane_reply,
-    read_index_reply,
+    PulseFrame, RaiseReply, RaiseRequest, ReadIndexReply, ReadIndexRequest, ReplicaReply, ReplicaRequest,
+    ReshapeReply, ReshapeRequest, SnapshotChunk, SnapshotReply, SurveyReply, SurveyRequest, forward_reply,
+    lane_frame, lane_reply, read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -158,6 +158,7 @@ impl Peer for PeerService {
         if !group.may_follow(head.vote.leader_id.term) {
             return Err(Status::failed_precondition(FORGETFUL));
         }
+        self.0.reach(head.level).await.map_err(refused)?;
         let (replies, queue) = mpsc::channel(QUEUED_REPLIES);
         let stream = Stream { head, snapshot: first.snapshot, chunks, replies };
         self.0.run_until(group.stop.clone(), stream.receive(self.0.clone(), group));
@@ -186,19 +187,27 @@ impl Peer for PeerService {
             tracing::warn!(node = request.node, "a node of another cluster called");
             return Err(Status::failed_precondition("another cluster"));
         }
+        self.0.refuse_unknown(request.level).map_err(Status::failed_precondition)?;
+        self.0.note_levels(request.node, request.max_level);
         if let Some(told) = request.topology {
             let invalid = |error: TopologyError| Status::invalid_argument(error.to_string());
             self.0.adopt(topology::from_wire(told).map_err(invalid)?).map_err(invalid)?;
         }
         let topology = self.0.topology();
+        let same_generation = topology.generation == request.generation;
+        let differs = same_generation && topology.fingerprint() != request.fingerprint;
         Ok(Response::new(HelloReply {
             node: config.node,
             version: config.version.clone(),
             initialised: self.0.initialised(),
             generation: topology.generation,
-            topology: (topology.generation > request.generation).then(|| topology::to_wire(&topology)),
+            topology: (topology.generation > request.generation || differs)
+                .then(|| topology::to_wire(&topology)),
             cluster: config.cluster.clone(),
             leaving: !self.0.takes_leads(),
+            level: self.0.reached.level(),
+            min_level: config.levels.min,
+            max_level: config.levels.max,
             standings: self.0.standings(),
         }))
     }
@@ -225,6 +234,11 @@ impl Peer for PeerService {
         let request = request.into_inner();
         self.0.forget(GroupId(request.group), request.generation).await.map_err(refused)?;
         Ok(Response::new(ReplicaReply {}))
+    }
+
+    async fn raise(&self, request: Request<RaiseRequest>) -> Result<Response<RaiseReply>, Status> {
+        self.0.raise_here(request.into_inner()).await.map_err(refused)?;
+        Ok(Response::new(RaiseReply {}))
     }
 
     async fn members(&self, request: Request<MembersRequest>) -> Result<Response<MembersReply>, Status> {
@@ -353,6 +367,9 @@ impl Receiver {
         let request = wire::decode_append(append).map_err(|error| error.to_string())?;
         if !group.may_follow(request.vote.leader_id.term) {
             return Err(FORGETFUL.into());
+        }
+        if let Some(level) = wire::level_in(&request) {
+            self.node.reach(level).await?;
         }
         group.observe_append(&request);
         if group.quiet.is_asleep() {

@@ -214,7 +214,7 @@ async fn install(
     head: &SnapshotHead,
     writer: Box<dyn SnapshotWriter>,
 ) -> Result<GroupReply, Status> {
-    let snapshot = Snapshot { meta: head.meta.clone(), snapshot: SnapshotData::Received(writer) };
+    let snapshot = Snapshot { meta: head.meta.clone(), snapshot: SnapshotData::Received(writer, head.level) };
     let response = group.raft.install_full_snapshot(head.vote, snapshot).await.map_err(failed)?;
     Ok(GroupReply { format: FORMAT, payload: wire::encode(&response) })
 }

@@ -233,7 +233,7 @@ impl Outgoing {
         Ok(Outgoing {
             id: random_number(),
             group,
-            head: wire::encode(&SnapshotHead { vote, meta: applied.meta() }),
+            head: wire::encode(&SnapshotHead { vote, meta: applied.meta(), level: applied.level }),
             last_index: applied.last.map_or(0, |last| last.index),
             counters: links.counters.clone(),
             reading: Some(Reading {

@@ -5,19 +5,30 @@ use std::fmt;
 use bytes::Bytes;
 use openraft::impls::leader_id_std;
 
-/// A command as proposed. Its content is none of our business, so only its size is ever shown.
+/// What a log entry carries besides memberships.
 #[derive(Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Command(pub(crate) Bytes);
+pub(crate) enum Command {
+    /// A command as proposed. Its content is none of our business, so only its size is ever shown.
+    Normal(Bytes),
+    /// The mark that from here on the group is at a format level.
+    Level(u32),
+}
 
 impl fmt::Debug for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Command({} bytes)", self.0.len())
+        match self {
+            Command::Normal(bytes) => write!(f, "Command({} bytes)", bytes.len()),
+            Command::Level(level) => write!(f, "Level({level})"),
+        }
     }
 }
 
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes", self.0.len())
+        match self {
+            Command::Normal(bytes) => write!(f, "{} bytes", bytes.len()),
+            Command::Level(level) => write!(f, "format level {level}"),
+        }
     }
 }
 
@@ -62,7 +73,7 @@ pub(crate) fn term_of(id: &LogId) -> u64 {
 /// Size of the command in an entry, in bytes.
 pub(crate) fn command_bytes(entry: &Entry) -> usize {
     match &entry.payload {
-        Payload::Normal(command) => command.0.len(),
-        Payload::Blank | Payload::Membership(_) => 0,
+        Payload::Normal(Command::Normal(command)) => command.len(),
+        Payload::Normal(Command::Level(_)) | Payload::Blank | Payload::Membership(_) => 0,
     }
 }

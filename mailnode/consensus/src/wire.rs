@@ -11,7 +11,7 @@ use crate::types::{
 };
 
 /// Version of the encodings below.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 /// Largest message of the peer service: a command of the largest size with room for its head.
 pub const MAX_MESSAGE_BYTES: usize = 96 << 20;
 /// Commands below this size are copied out of the message they came in, so that one small command kept in the cache
@@ -43,6 +43,7 @@ enum Carries {
     Blank,
     Command,
     Membership(Membership),
+    Level(u32),
 }
 
 /// Metadata in a snapshot's first chunk.
@@ -50,6 +51,8 @@ enum Carries {
 pub(crate) struct SnapshotHead {
     pub(crate) vote: Vote,
     pub(crate) meta: SnapshotMeta,
+    /// The format level that stands where it was taken.
+    pub(crate) level: u32,
 }
 
 pub(crate) fn encode(message: &impl Serialize) -> Bytes {
@@ -58,7 +61,7 @@ pub(crate) fn encode(message: &impl Serialize) -> Bytes {
 
 pub(crate) fn decode<T: DeserializeOwned>(format: u32, bytes: &[u8]) -> Result<T, WireError> {
     if format != FORMAT {
-        return Err(WireError(format!("format {format} is not known")));
+        return Err(WireError(format!("format {format}, and this version knows format {FORMAT}")));
     }
     postcard::from_bytes(bytes).map_err(|error| WireError(error.to_string()))
 }
@@ -71,9 +74,10 @@ pub(crate) fn encode_append(group: u32, request: AppendRequest) -> (Append, usiz
         let carries = match entry.payload {
             Payload::Blank => Carries::Blank,
             Payload::Membership(membership) => Carries::Membership(membership),
-            Payload::Normal(command) => {
-                bytes += command.0.len();
-                commands.push(command.0);
+            Payload::Normal(Command::Level(level)) => Carries::Level(level),
+            Payload::Normal(Command::Normal(command)) => {
+                bytes += command.len();
+                commands.push(command);
                 Carries::Command
             }
         };
@@ -104,10 +108,15 @@ pub(crate) fn decode_append(frame: Append) -> Result<AppendRequest, WireError> {
         let payload = match entry.carries {
             Carries::Blank => Payload::Blank,
             Carries::Membership(membership) => Payload::Membership(membership),
+            Carries::Level(level) => Payload::Normal(Command::Level(level)),
             Carries::Command => {
                 let command = commands.next().ok_or_else(|| WireError("a command is missing".into()))?;
                 let small = command.len() < COPY_BELOW;
-                Payload::Normal(Command(if small { Bytes::copy_from_slice(&command) } else { command }))
+                Payload::Normal(Command::Normal(if small {
+                    Bytes::copy_from_slice(&command)
+                } else {
+                    command
+                }))
             }
         };
         entries.push(Entry { log_id: id, payload });
@@ -116,6 +125,15 @@ pub(crate) fn decode_append(frame: Append) -> Result<AppendRequest, WireError> {
         return Err(WireError("a command belongs to no entry".into()));
     }
     Ok(AppendRequest { vote: head.vote, prev_log_id: head.prev, entries, leader_commit: head.commit })
+}
+
+/// The highest format level that an append request brings; none when it raises none.
+pub(crate) fn level_in(request: &AppendRequest) -> Option<u32> {
+    let level = |entry: &Entry| match entry.payload {
+        Payload::Normal(Command::Level(level)) => Some(level),
+        _ => None,
+    };
+    request.entries.iter().filter_map(level).max()
 }
 
 pub(crate) fn encode_append_result(result: &AppendResult) -> Bytes {
@@ -133,9 +151,13 @@ mod tests {
     fn request(commands: &[&'static [u8]]) -> AppendRequest {
         let entry = |(index, command): (usize, &&'static [u8])| Entry {
             log_id: log_id(2, 8 + index as u64),
-            payload: Payload::Normal(Command(Bytes::from_static(command))),
+            payload: Payload::Normal(Command::Normal(Bytes::from_static(command))),
         };
         let mut entries: Vec<Entry> = commands.iter().enumerate().map(entry).collect();
+        entries.push(Entry {
+            log_id: log_id(3, 8 + entries.len() as u64),
+            payload: Payload::Normal(Command::Level(2)),
+        });
         entries.push(Entry { log_id: log_id(3, 8 + entries.len() as u64), payload: Payload::Blank });
         AppendRequest {
             vote: Vote::new_committed(3, 1),
@@ -155,6 +177,18 @@ mod tests {
         assert_eq!(
             (received.vote, received.prev_log_id, received.leader_commit),
             (sent.vote, sent.prev_log_id, sent.leader_commit)
+        );
+    }
+
+    #[test]
+    fn messages_of_the_next_version_are_refused_with_both() {
+        let (mut frame, _) = encode_append(0, request(&[b"one"]));
+        frame.format += 1;
+        let error = decode_append(frame).unwrap_err().to_string();
+        let both = [FORMAT + 1, FORMAT].map(|format| format!("format {format}"));
+        assert!(both.iter().all(|format| error.contains(format)), "{error}");
+        assert!(
+            decode::<SnapshotHead>(FORMAT + 1, &[]).is_err_and(|error| error.to_string().contains(&both[0]))
         );
     }
 

@@ -235,7 +235,9 @@ async fn an_older_topology_is_replaced_by_the_one_that_the_others_have() {
     assert_eq!(cluster.node(0).consensus.reconfigure(old), Ok(false), "an older one changes nothing");
     let mut other = new.clone();
     other.nodes.pop();
-    assert!(cluster.node(0).consensus.reconfigure(other).is_err(), "two of one generation");
+    let refused =
+        cluster.node(0).consensus.reconfigure(other).expect_err("two of one generation").to_string();
+    assert!(refused.contains("node 2 only here") && refused.contains("generation of 3"), "{refused}");
     cluster.topology = new;
 }
 
@@ -294,4 +296,30 @@ async fn a_node_knows_which_replicas_it_gave_up_after_a_restart_above_a_moved_fl
     }
     cluster.settled().await;
     all_are_there(&cluster, &written);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_with_another_list_of_the_same_generation_is_told_of_with_what_differs() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let seen = kit::logged();
+    let mut cluster = Cluster::start(3, 2).await;
+    cluster.ready().await;
+    cluster.crash(2);
+    let old = cluster.topology.clone();
+    cluster.topology.nodes[0].zone = "elsewhere".into();
+    cluster.up(2).await;
+    // Both sides see it: node 2, and those that it differs from.
+    for told in ["\"\" here and \"elsewhere\" there", "\"elsewhere\" here and \"\" there"] {
+        until("the difference to be told of", || {
+            let seen = seen.lock();
+            seen.lines()
+                .any(|line| {
+                    line.contains("WARN") && line.contains(told) && line.contains("one list of peers")
+                })
+                .then_some(())
+        })
+        .await;
+    }
+    assert_eq!(**cluster.node(0).consensus.watch_topology().borrow(), old, "and it changes nothing");
+    cluster.node(2).propose(1, 1, b"body", PATIENCE).await.expect("the cluster goes on");
 }

@@ -15,7 +15,10 @@ pub enum OpenError {
         dir: PathBuf,
     },
     /// Bytes that had been safe on disk are not what was written. Nothing was changed on disk.
-    #[error("journal segment {segment} is damaged at offset {offset}: {reason}")]
+    #[error(
+        "journal segment {segment} is damaged at offset {offset}: {reason}; when other replicas are well, remove the \
+         node's whole data directory so that it is filled from them"
+    )]
     Damaged {
         /// File name of the segment.
         segment: String,

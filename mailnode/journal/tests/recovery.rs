@@ -245,10 +245,9 @@ fn an_earlier_segment_cut_between_two_records_is_refused() {
     fs::write(segment_path(&options, 1), &bytes).unwrap();
     fs::remove_file(options.dir.join("0000000000000001.seg.idx")).unwrap();
     let error = open(&options).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("journal segment 0000000000000001.seg is damaged at offset {boundary}: it has no seal")
-    );
+    let told =
+        format!("journal segment 0000000000000001.seg is damaged at offset {boundary}: it has no seal; ");
+    assert!(error.to_string().starts_with(&told), "{error}");
 }
 
 #[test]

@@ -86,13 +86,40 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, _: Uri) -> Self::Future {
         let address = self.address.clone();
-        let connector = TlsConnector::from(self.tls.client());
+        let tls = Arc::clone(&self.tls);
+        let connector = TlsConnector::from(tls.client());
         Box::pin(async move {
             let stream = TcpStream::connect(&address).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(NODE_NAME).expect("the name of nodes is a DNS name");
-            Ok(TokioIo::new(connector.connect(name, Buffered::new(stream)).await?))
+            match connector.connect(name, Buffered::new(stream)).await {
+                Ok(stream) => Ok(TokioIo::new(stream)),
+                Err(error) => {
+                    if is_about_certificates(&error) && tls.refusals.is_news(&address) {
+                        tracing::warn!(
+                            address,
+                            %error,
+                            expected = tls.authority(),
+                            "a node was refused for its certificate; it must be signed by the authority of tls.internal.ca, \
+                             the same on all nodes of the cluster"
+                        );
+                    }
+                    Err(error)
+                }
+            }
         })
+    }
+}
+
+/// Whether one side of a handshake did not accept the other's certificate.
+fn is_about_certificates(error: &io::Error) -> bool {
+    use rustls::{AlertDescription as Alert, Error};
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::InvalidCertificate(_)) => true,
+        Some(Error::AlertReceived(alert)) => {
+            matches!(alert, Alert::UnknownCA | Alert::BadCertificate | Alert::DecryptError)
+        }
+        _ => false,
     }
 }
 
@@ -139,7 +166,14 @@ pub fn incoming(
                 match shaken {
                     // The receiver is gone only when the service stops.
                     Ok(Ok(stream)) => drop(send.send(Ok(stream)).await),
-                    Ok(Err(error)) => tracing::warn!(%remote, %error, "a gRPC client was refused"),
+                    Ok(Err(error)) if tls.refusals.is_news(&remote.ip().to_string()) => tracing::warn!(
+                        %remote,
+                        %error,
+                        expected = tls.authority(),
+                        "a gRPC client was refused; its certificate must be signed by the authority of tls.internal.ca and \
+                         name its role"
+                    ),
+                    Ok(Err(_)) => {}
                     Err(_) => tracing::warn!(%remote, "a gRPC client did not finish its TLS handshake"),
                 }
             });

@@ -151,8 +151,8 @@ impl Groups {
         let command = Command { id, at: now(), op, body }.encode();
         // Boxed: the compiler cannot see through all that lies below, and callers nest this future deeply.
         let answer = self.consensus.propose(group, command, within).boxed().await.map_err(unavailable)?;
-        let outcome = decode_outcome(&answer)
-            .ok_or_else(|| CommandFailure::Unavailable("the answer cannot be decoded".to_owned()))?;
+        let outcome =
+            decode_outcome(&answer).map_err(|error| CommandFailure::Unavailable(error.to_string()))?;
         Ok(outcome?)
     }
 
@@ -166,9 +166,9 @@ impl Groups {
         let answer = self.consensus.query(group, query.encode(), within).boxed().await;
         let answer = answer.map_err(|error| QueryFailure(error.to_string()))?;
         match Reply::decode(&answer) {
-            Some(Reply::Unreadable(reason)) => Err(QueryFailure(reason)),
-            Some(reply) => Ok(reply),
-            None => Err(QueryFailure("the answer cannot be decoded".to_owned())),
+            Ok(Reply::Unreadable(reason)) => Err(QueryFailure(reason)),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(QueryFailure(error.to_string())),
         }
     }
 

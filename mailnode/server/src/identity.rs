@@ -40,6 +40,13 @@ pub fn role(certificate: &CertificateDer<'_>) -> Option<Role> {
     }
 }
 
+/// Which certificate it is, as `openssl x509 -noout -subject -serial` tells it; none when it cannot be read.
+pub fn subject_and_serial(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    let serial: String = certificate.raw_serial().iter().map(|byte| format!("{byte:02X}")).collect();
+    Some(format!("{} (serial {serial})", certificate.subject()))
+}
+
 /// When a certificate expires, in Unix seconds; none when it cannot be read.
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;

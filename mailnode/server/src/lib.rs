@@ -23,6 +23,7 @@ pub mod listeners;
 pub mod machine;
 pub mod metrics;
 pub mod node;
+pub mod refusals;
 pub mod smtp_backend;
 pub mod throttle;
 pub mod tls;

@@ -1,11 +1,20 @@
 //! The store as consensus sees it: a state machine of bytes.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use quorumail_consensus::{Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine};
 use quorumail_store::{LogCommand, Store, StoreError};
 
-/// The replicas of this node.
-pub struct Machine(pub Store);
+use crate::data_dir::DataDir;
+
+/// The replicas of this node, and the directory that they lie in.
+pub struct Machine {
+    /// The replicas.
+    pub store: Store,
+    /// The directory.
+    pub data: Arc<DataDir>,
+}
 
 struct Reader(u32, quorumail_store::SnapshotReader);
 struct Writer(u32, quorumail_store::SnapshotWriter);
@@ -16,7 +25,7 @@ fn failed(group: u32) -> impl Fn(StoreError) -> MachineError {
 
 impl StateMachine for Machine {
     fn position(&self, group: GroupId) -> Result<Option<Vec<u8>>, MachineError> {
-        self.0.position(group.0).map_err(failed(group.0))
+        self.store.position(group.0).map_err(failed(group.0))
     }
 
     fn apply(
@@ -31,29 +40,36 @@ impl StateMachine for Machine {
             record: committed.record,
             offset: committed.offset,
         });
-        self.0.apply(group.0, batch.collect(), position).map_err(failed(group.0))
+        self.store.apply(group.0, batch.collect(), position).map_err(failed(group.0))
     }
 
     fn query(&self, group: GroupId, query: Bytes) -> Bytes {
-        self.0.query_bytes(group.0, query)
+        self.store.query_bytes(group.0, query)
     }
 
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
-        let reader = self.0.snapshot(group.0).map_err(failed(group.0))?;
+        let reader = self.store.snapshot(group.0).map_err(failed(group.0))?;
         Ok(Box::new(Reader(group.0, reader)))
     }
 
     fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError> {
-        let writer = self.0.install(group.0).map_err(failed(group.0))?;
+        let writer = self.store.install(group.0).map_err(failed(group.0))?;
         Ok(Box::new(Writer(group.0, writer)))
     }
 
     fn remove(&self, group: GroupId) -> Result<(), MachineError> {
-        self.0.remove(group.0).map_err(failed(group.0))
+        self.store.remove(group.0).map_err(failed(group.0))
+    }
+
+    fn reach_level(&self, level: u32) -> Result<(), MachineError> {
+        self.data.reach_level(level).map_err(|error| MachineError {
+            group: 0,
+            reason: format!("failed to note that format level {level} is in use: {error}"),
+        })
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {
-        self.0.checkpoint().map_err(failed(0))
+        self.store.checkpoint().map_err(failed(0))
     }
 }
 

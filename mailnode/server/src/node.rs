@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use quorumail_consensus::{Consensus, Topology, Writes, command_index, open_log};
+use quorumail_consensus::{Consensus, LEVELS, Topology, Writes, command_index, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_store::{JournalBodies, Store};
@@ -124,7 +124,7 @@ impl Node {
         let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
         let delivery = delivery_config(&config)?;
         let dns = quorumail_delivery::Dns::new(&config.smtp.dns_servers).context("failed to set up DNS")?;
-        let data = DataDir::open(&config.data_dir, &config.cluster, config.node());
+        let data = DataDir::open(&config.data_dir, &config.cluster, config.node(), LEVELS);
         let data = Arc::new(data.context("this data directory cannot be used")?);
         let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
         let rest = CancellationToken::new();
@@ -244,17 +244,18 @@ async fn start_groups(
     peer: TcpListener,
     rest: &CancellationToken,
 ) -> anyhow::Result<(Journal, Arc<Groups>)> {
-    let data = Arc::clone(data);
+    // Before anything is opened: what it refuses must be left as it is.
+    let topology = topology::at_start(config)?;
+    let opening = Arc::clone(data);
     let opened =
-        tokio::task::spawn_blocking(move || open_data(&data)).await.context("opening the data failed")?;
+        tokio::task::spawn_blocking(move || open_data(&opening)).await.context("opening the data failed")?;
     let (journal, recovered, store) = opened?;
     let connector = Arc::new(PeerConnector(Arc::clone(tls)));
-    let machine = Arc::new(Machine(store.clone()));
-    let topology = topology::at_start(config)?;
-    let consensus =
-        Consensus::start(consensus_config(config, topology), journal.clone(), recovered, machine, connector)
-            .await
-            .context("failed to start consensus")?;
+    let machine = Arc::new(Machine { store: store.clone(), data: Arc::clone(data) });
+    let settings = consensus_config(config, topology, data.level());
+    let consensus = Consensus::start(settings, journal.clone(), recovered, machine, connector)
+        .await
+        .context("failed to start consensus")?;
     let peers = channels::incoming(peer, Arc::clone(tls), &[Role::Node], rest.clone());
     let service = channels::server().add_service(consensus.peer_service());
     spawn("peer", service.serve_with_incoming_shutdown(peers, rest.clone().cancelled_owned()));
@@ -349,7 +350,7 @@ async fn serve_mail(
     listeners.serve(sockets, stop).await;
 }
 
-fn consensus_config(config: &Config, topology: Topology) -> quorumail_consensus::Config {
+fn consensus_config(config: &Config, topology: Topology, level: u32) -> quorumail_consensus::Config {
     let defaults = quorumail_consensus::Config::new(
         config.node(),
         config.cluster.clone(),
@@ -360,6 +361,7 @@ fn consensus_config(config: &Config, topology: Topology) -> quorumail_consensus:
     quorumail_consensus::Config {
         snapshots_at_once: config.snapshots.at_once,
         snapshot_bytes_per_second: config.snapshots.bytes_per_second,
+        level,
         ..defaults
     }
 }

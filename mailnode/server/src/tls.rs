@@ -20,7 +20,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config, identity};
+use crate::{config, identity, refusals::Refusals};
 
 /// How often the files are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(2);
@@ -69,6 +69,8 @@ pub struct PublicTls {
 /// TLS between nodes and from the operator.
 #[derive(Debug)]
 pub struct InternalTls {
+    /// Of connections, to and from others.
+    pub refusals: Refusals,
     files: config::InternalTls,
     current: RwLock<Arc<Internal>>,
     seen: Mutex<blake3::Hash>,
@@ -80,6 +82,7 @@ struct Internal {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
     leaf: CertificateDer<'static>,
+    authority: String,
 }
 
 impl PublicTls {
@@ -127,7 +130,13 @@ impl InternalTls {
     pub fn load(files: &config::InternalTls) -> Result<Arc<Self>, TlsError> {
         let read = Read::new(&[&files.ca, &files.cert, &files.key])?;
         let current = RwLock::new(Arc::new(internal(files, &read)?));
-        Ok(Arc::new(Self { files: files.clone(), current, seen: Mutex::new(read.hash) }))
+        let refusals = Refusals::default();
+        Ok(Arc::new(Self { refusals, files: files.clone(), current, seen: Mutex::new(read.hash) }))
+    }
+
+    /// The authority that must have signed the certificates of others, in words.
+    pub fn authority(&self) -> String {
+        self.current.read().authority.clone()
     }
 
     /// Accepts clients whose certificate the cluster's authority signed.
@@ -251,7 +260,10 @@ fn unusable(path: &Path, error: &dyn std::fmt::Display) -> TlsError {
 
 fn internal(files: &config::InternalTls, read: &Read) -> Result<Internal, TlsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in read.certificates(&files.ca, 0)? {
+    let authorities = read.certificates(&files.ca, 0)?;
+    let authority =
+        authorities.iter().filter_map(identity::subject_and_serial).collect::<Vec<_>>().join(" or ");
+    for certificate in authorities {
         roots.add(certificate).map_err(|error| unusable(&files.ca, &error))?;
     }
     let roots = Arc::new(roots);
@@ -274,7 +286,7 @@ fn internal(files: &config::InternalTls, read: &Read) -> Result<Internal, TlsErr
         .with_client_auth_cert(chain, read.key(&files.key, 2)?)
         .map_err(|error| unusable(&files.cert, &error))?;
     client.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
-    Ok(Internal { server: Arc::new(server), client: Arc::new(client), leaf })
+    Ok(Internal { server: Arc::new(server), client: Arc::new(client), leaf, authority })
 }
 
 #[cfg(test)]

@@ -65,6 +65,10 @@ pub fn of_config(config: &Config) -> Topology {
 pub fn at_start(config: &Config) -> anyhow::Result<Topology> {
     let configured = of_config(config);
     let Some(kept) = load(&config.data_dir)? else { return Ok(configured) };
+    if kept.generation == configured.generation && !kept.differences(&configured).is_empty() {
+        let error = kept.refuse_other(&configured);
+        tracing::warn!(%error, "the configuration has a list of nodes that is not taken up");
+    }
     let newest = if kept.generation >= configured.generation { kept } else { configured };
     anyhow::ensure!(
         newest.node(config.node()).is_some(),

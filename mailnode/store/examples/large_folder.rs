@@ -81,7 +81,7 @@ impl Log {
         let started = Instant::now();
         let query = Query::Select { mailbox: LARGE, name: "INBOX".to_owned() }.encode();
         let reply = self.store.query_bytes(1, query);
-        let Some(Reply::Selected(Some(selection))) = Reply::decode(&reply) else {
+        let Ok(Reply::Selected(Some(selection))) = Reply::decode(&reply) else {
             return Err("the folder is gone".into());
         };
         let ranges = selection.uids.ranges()?;
@@ -106,7 +106,7 @@ impl Log {
                 digests: Vec::new(),
                 max_bytes,
             };
-            Reply::decode(&self.store.query_bytes(1, query.encode())).ok_or("the answer cannot be read")?;
+            Reply::decode(&self.store.query_bytes(1, query.encode()))?;
         }
         println!("{title}: {:?} for {} messages", started.elapsed(), uids.len());
         Ok(())

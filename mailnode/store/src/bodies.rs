@@ -42,6 +42,11 @@ impl KeptHead {
         Some(Self { group: u32::from_le_bytes(*group), body: BodyId(u64::from_le_bytes(*body)) })
     }
 
+    fn not_understood(head: &[u8]) -> String {
+        let found = head.first().copied().unwrap_or_default();
+        format!("a kept body has format {found}, and this version knows format {}", Self::FORMAT)
+    }
+
     pub(crate) fn encode(&self) -> [u8; Self::LEN] {
         let mut out = [Self::FORMAT; Self::LEN];
         out[1..5].copy_from_slice(&self.group.to_le_bytes());
@@ -79,7 +84,7 @@ impl JournalBodies {
 
     fn owner(&self, info: &RecordInfo) -> Result<Option<BodyRecord>, String> {
         let owner = if info.stream == KEPT_BODIES {
-            let head = KeptHead::decode(&info.head).ok_or("the head of a kept body is not understood")?;
+            let head = KeptHead::decode(&info.head).ok_or_else(|| KeptHead::not_understood(&info.head))?;
             Some((head.group, head.body))
         } else {
             (self.command_index)(&info.head)?.map(|index| (info.stream.0, BodyId(index)))

@@ -5,11 +5,14 @@ use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, ModSeq, PartitionId, QueueEntry,
-    QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity, UploadId,
+    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, MessageError, ModSeq, PartitionId,
+    QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
+    UploadId, query,
 };
 
-/// The version of the encoding that [`Command::encode`] writes; the first byte of every command.
+/// The version of the encoding that [`Command::encode`] writes; the first byte of every command. Whatever changes what the
+/// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
+/// knows the format but not the kind would refuse what others apply.
 pub const COMMAND_FORMAT: u8 = 2;
 
 /// A command as it is proposed. Encoded as: format byte, length of the head (u32, little endian), head (postcard),
@@ -184,14 +187,20 @@ pub enum Op {
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
 pub type Outcome = Result<Applied, Refusal>;
 
+/// Version of an outcome's encoding, its first byte; the rest is postcard.
+pub const OUTCOME_FORMAT: u8 = 1;
+
 /// The bytes that applying a command answers.
 pub fn encode_outcome(outcome: &Outcome) -> Bytes {
-    postcard::to_stdvec(outcome).expect("an outcome holds no type that postcard refuses").into()
+    query::encode(OUTCOME_FORMAT, outcome)
 }
 
-/// Reads the encoded outcome of a command, as applying it answers; none for other bytes.
-pub fn decode_outcome(bytes: &[u8]) -> Option<Outcome> {
-    postcard::from_bytes(bytes).ok()
+/// Reads the encoded outcome of a command, as applying it answers.
+///
+/// # Errors
+/// For other bytes.
+pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, MessageError> {
+    query::decode("outcome", OUTCOME_FORMAT, bytes)
 }
 
 /// The answer of a command that took effect (or had already).
@@ -268,7 +277,7 @@ pub enum Refusal {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CommandError {
     /// Written by a later version.
-    #[error("command format {0} is newer than this version understands ({COMMAND_FORMAT})")]
+    #[error("command format {0} is not known to this version, which knows format {COMMAND_FORMAT}")]
     Format(u8),
     /// Cut off or damaged.
     #[error("a command cannot be decoded")]

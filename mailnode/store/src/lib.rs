@@ -44,7 +44,8 @@ use quorumail_message::{Address, Domain};
 pub use apply::REMEMBERED_COMMANDS;
 pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
 pub use command::{
-    Applied, COMMAND_FORMAT, Command, CommandError, Op, Outcome, Refusal, decode_outcome, encode_outcome,
+    Applied, COMMAND_FORMAT, Command, CommandError, OUTCOME_FORMAT, Op, Outcome, Refusal, decode_outcome,
+    encode_outcome,
 };
 pub use compaction::{
     BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
@@ -63,7 +64,9 @@ pub use model::{
     DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions, QueueClass, QueueEntry,
     QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
 };
-pub use query::{FolderChanges, FoundMessage, Octets, Query, Reply, Selection};
+pub use query::{
+    FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,
+};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};
 pub use uids::FolderUids;

@@ -1,12 +1,56 @@
 //! Queries: what is read from a partition. They travel between nodes when the node that was asked holds no replica.
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     FolderId, FolderInfo, FolderUids, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry, QueueId,
     Timestamp, Uid, Usage,
 };
+
+/// Version of a query's encoding, its first byte; the rest is postcard.
+pub const QUERY_FORMAT: u8 = 1;
+/// Version of a reply's encoding, its first byte; the rest is postcard.
+pub const REPLY_FORMAT: u8 = 1;
+
+/// Bytes from another node that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MessageError {
+    /// Of another version.
+    #[error(
+        "a {what} has format {found}, and this version knows format {known}; run one version on all nodes"
+    )]
+    Format {
+        /// What it should have been.
+        what: &'static str,
+        /// What its first byte says.
+        found: u8,
+        /// What this version reads.
+        known: u8,
+    },
+    /// Cut off or damaged.
+    #[error("a {0} cannot be decoded")]
+    Malformed(&'static str),
+}
+
+/// A message that begins with its format.
+pub(crate) fn encode(format: u8, message: &impl Serialize) -> Bytes {
+    postcard::to_extend(message, vec![format]).expect("messages hold no type that postcard refuses").into()
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(
+    what: &'static str,
+    known: u8,
+    bytes: &[u8],
+) -> Result<T, MessageError> {
+    match bytes.split_first() {
+        Some((format, rest)) if *format == known => {
+            postcard::from_bytes(rest).map_err(|_| MessageError::Malformed(what))
+        }
+        Some((found, _)) => Err(MessageError::Format { what, found: *found, known }),
+        None => Err(MessageError::Malformed(what)),
+    }
+}
 
 /// A question to one partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,23 +208,29 @@ pub struct FoundMessage {
 impl Query {
     /// The bytes that travel between nodes.
     pub fn encode(&self) -> Bytes {
-        postcard::to_stdvec(self).expect("a query holds no type that postcard refuses").into()
+        encode(QUERY_FORMAT, self)
     }
 
-    /// Reads what [`Query::encode`] wrote; none for other bytes.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        postcard::from_bytes(bytes).ok()
+    /// Reads what [`Query::encode`] wrote.
+    ///
+    /// # Errors
+    /// For other bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        decode("query", QUERY_FORMAT, bytes)
     }
 }
 
 impl Reply {
     /// The bytes that travel between nodes.
     pub fn encode(&self) -> Bytes {
-        postcard::to_stdvec(self).expect("a reply holds no type that postcard refuses").into()
+        encode(REPLY_FORMAT, self)
     }
 
-    /// Reads what [`Reply::encode`] wrote; none for other bytes.
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        postcard::from_bytes(bytes).ok()
+    /// Reads what [`Reply::encode`] wrote.
+    ///
+    /// # Errors
+    /// For other bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        decode("reply", REPLY_FORMAT, bytes)
     }
 }

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Format of the index; a later one is refused at start.
-pub(crate) const STATE_FORMAT: u32 = 4;
+pub(crate) const STATE_FORMAT: u32 = 5;
 /// Changes a subscriber may lie behind; one that is further behind is told so and looks at everything.
 const CHANGES_KEPT: usize = 4096;
 /// Keys removed in one batch while the space of an old state is cleared.
@@ -266,8 +266,8 @@ impl Store {
     /// As [`Store::query`], with the query and the reply encoded.
     pub fn query_bytes(&self, group: u32, query: Bytes) -> Bytes {
         let reply = match Query::decode(&query) {
-            Some(query) => self.query(group, &query),
-            None => Reply::Unreadable("the query cannot be decoded".to_owned()),
+            Ok(query) => self.query(group, &query),
+            Err(error) => Reply::Unreadable(error.to_string()),
         };
         reply.encode()
     }
@@ -515,5 +515,50 @@ impl LogCommand {
         let start = self.command.len().checked_sub(len)?;
         let offset = self.offset.checked_add(u32::try_from(start).ok()?)?;
         Some(BodyRef { record: self.record, offset, len: u32::try_from(len).ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BodyId;
+
+    struct NoBodies;
+
+    impl Bodies for NoBodies {
+        fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
+            Err("there are no bodies".to_owned())
+        }
+        fn keep(&self, _: u32, _: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
+            Err("there are no bodies".to_owned())
+        }
+    }
+
+    #[test]
+    fn an_index_of_the_next_version_is_refused_with_both_and_nothing_in_it_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Arc::new(NoBodies)).unwrap();
+        store.apply(1, Vec::new(), b"5").unwrap();
+        let key = keys::in_space(keys::ROOT, &[keys::ROOT_FORMAT]);
+        store.put(key, &(STATE_FORMAT + 1).to_be_bytes()).unwrap();
+        // Left by a crash: a version that understood the index would clear it away.
+        store.put(keys::in_space(store.new_space(), b"left"), b"behind").unwrap();
+        store.committed();
+        store.checkpoint().unwrap();
+        drop(store);
+        let everything = || {
+            let index = Index::open(dir.path()).unwrap();
+            let pairs = index.range(Vec::new()..vec![u8::MAX; 8]);
+            pairs
+                .map(|pair| pair.unwrap())
+                .map(|(key, value)| (key.to_vec(), value.to_vec()))
+                .collect::<Vec<_>>()
+        };
+        let before = everything();
+        let error = Store::open(dir.path(), Arc::new(NoBodies)).unwrap_err().to_string();
+        for format in [STATE_FORMAT + 1, STATE_FORMAT] {
+            assert!(error.contains(&format.to_string()), "{error}");
+        }
+        assert_eq!(everything(), before);
     }
 }

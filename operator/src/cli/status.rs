@@ -1,7 +1,7 @@
 //! `quorumail status`.
 
 use clap::Args;
-use quorumail_proto::admin::ClusterStatus;
+use quorumail_proto::admin::{ClusterStatus, NodeReport};
 use serde::Serialize;
 
 use super::{
@@ -23,6 +23,8 @@ struct Facts {
     nodes: Vec<Node>,
     partitions: Partitions,
     groups: Vec<Group>,
+    /// At which the cluster writes: the highest that a node tells.
+    format_level: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -34,6 +36,8 @@ struct Node {
     ready: bool,
     reason: String,
     version: String,
+    /// The highest format level that its version knows.
+    max_format_level: u32,
     /// Groups that it leads.
     leads: usize,
     zone: String,
@@ -96,6 +100,8 @@ fn facts(status: ClusterStatus) -> Facts {
         })
         .collect();
     let leads = |node| groups.iter().filter(|group| group.leader == Some(node)).count();
+    let level = |report: &NodeReport| report.status.as_ref().map_or(0, |status| status.level);
+    let format_level = status.nodes.iter().map(level).max().unwrap_or(0);
     let nodes = status
         .nodes
         .into_iter()
@@ -108,6 +114,7 @@ fn facts(status: ClusterStatus) -> Facts {
                 ready: status.ready,
                 reason: status.reason,
                 version: status.version,
+                max_format_level: status.max_level,
                 leads: leads(report.node),
                 zone: report.zone,
                 leaving: report.leaving,
@@ -127,7 +134,7 @@ fn facts(status: ClusterStatus) -> Facts {
         moving: status.moving,
         paused: status.paused,
     };
-    Facts { nodes, partitions, groups }
+    Facts { nodes, partitions, groups, format_level }
 }
 
 /// How far a node is that joins or leaves.
@@ -143,6 +150,24 @@ fn change_of(node: &Node) -> String {
     String::new()
 }
 
+/// At which format level the cluster is, and what keeps it there when some nodes know a higher one.
+fn levels(facts: &Facts) -> String {
+    let level = facts.format_level;
+    let highest = facts.nodes.iter().map(|node| node.max_format_level).max().unwrap_or(0);
+    if highest <= level {
+        return format!("format level {level}\n");
+    }
+    let behind = facts.nodes.iter().filter(|node| node.max_format_level <= level);
+    let behind: Vec<String> = behind.map(|node| node.node.to_string()).collect();
+    match behind.is_empty() {
+        true => format!("format level {level}, about to be raised: all nodes know a higher one\n"),
+        false => format!(
+            "format level {level}, raised once every node knows a higher one: not yet told by node {}\n",
+            behind.join(", ")
+        ),
+    }
+}
+
 fn table(facts: &Facts, with_partitions: bool) -> String {
     let nodes = facts.nodes.iter().map(|node| {
         let state = match (node.reachable, node.ready) {
@@ -151,13 +176,15 @@ fn table(facts: &Facts, with_partitions: bool) -> String {
             (true, false) => format!("not ready: {}{}", node.reason, change_of(node)),
         };
         let (leads, replicas) = (node.leads.to_string(), node.replicas.to_string());
-        [node.node.to_string(), node.address.clone(), state, leads, replicas, node.version.clone()]
+        let zone = if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() };
+        [node.node.to_string(), node.address.clone(), zone, state, leads, replicas, node.version.clone()]
     });
-    let mut text = output::table(["NODE", "ADDRESS", "STATE", "LEADS", "REPLICAS", "VERSION"], nodes);
+    let mut text = output::table(["NODE", "ADDRESS", "ZONE", "STATE", "LEADS", "REPLICAS", "VERSION"], nodes);
     let Partitions { total, leaderless, under_replicated, moving, paused } = &facts.partitions;
     text += &format!(
         "\n{total} partitions, {leaderless} without a leader, {under_replicated} under-replicated\n"
     );
+    text += &levels(facts);
     if *moving > 0 {
         text += &format!("{moving} groups change their members\n");
     }
@@ -185,7 +212,7 @@ fn table(facts: &Facts, with_partitions: bool) -> String {
 
 #[cfg(test)]
 mod tests {
-    use quorumail_proto::admin::{GroupStatus, NodeReport, NodeStatus};
+    use quorumail_proto::admin::{GroupStatus, NodeStatus};
 
     use super::*;
 
@@ -198,7 +225,8 @@ mod tests {
             in_sync: in_sync.to_vec(),
             ..GroupStatus::default()
         };
-        let up = NodeStatus { ready: true, version: "1".into(), ..NodeStatus::default() };
+        let up =
+            NodeStatus { ready: true, version: "1".into(), level: 1, max_level: 2, ..NodeStatus::default() };
         let facts = facts(ClusterStatus {
             nodes: vec![
                 NodeReport {
@@ -206,6 +234,7 @@ mod tests {
                     address: "a:1".into(),
                     reachable: true,
                     status: Some(up.clone()),
+                    zone: "west".into(),
                     ..NodeReport::default()
                 },
                 NodeReport { node: 1, address: "b:1".into(), ..NodeReport::default() },
@@ -239,6 +268,8 @@ mod tests {
         );
         assert!(text.contains("joining: 25 %") && text.contains("leaving: 2 replicas left"), "{text}");
         assert!(text.contains("3 groups change their members"), "{text}");
+        assert!(text.contains("west") && text.contains("ZONE"), "{text}");
+        assert!(text.contains("format level 1, raised once") && text.contains("by node 1\n"), "{text}");
         assert_eq!(facts.nodes[0].leads, 2);
     }
 }

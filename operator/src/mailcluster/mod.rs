@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod objects;
 pub mod pod;
 pub mod status;
+pub mod zones;
 
 use std::{sync::Arc, time::Duration};
 
@@ -158,12 +159,18 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         certificates::current(&stored, &cluster.name_any(), &objects::public_names(cluster), now)?;
     let (relay_username, problem) = references(cluster, context).await?;
     let (client, told) = ask(cluster, context).await;
-    let kept = kept_shape(cluster, context).await?;
+    let kept = kept_nodes(cluster, context).await?;
     let told_status = told.as_ref().ok();
-    let known = newest(kept, told_status).unwrap_or_else(|| Shape::founded(u64::from(cluster.spec.nodes)));
-    let shape = known.next(u64::from(cluster.spec.nodes), told_status);
+    let (known, known_zones) = newest(kept, told_status)
+        .unwrap_or_else(|| (Shape::founded(u64::from(cluster.spec.nodes)), Vec::new()));
+    let next = known.next(u64::from(cluster.spec.nodes), told_status);
+    let pods = pods(cluster, context).await?;
+    let hosts = zones::of_hosts(&context.client, &pods).await;
+    let found = zones::of_mailnodes(cluster, next.running, &pods, &hosts, &known_zones);
+    let (shape, zones) = zones::told((known, &known_zones), next, found, told_status);
     let surroundings = Surroundings {
         shape,
+        zones: zones.clone(),
         image: context.settings.mailnode_image.clone(),
         pull_policy: context.settings.image_pull_policy.clone(),
         relay_username,
@@ -177,10 +184,11 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     if seen.problem.is_none()
         && let Some(client) = &client
     {
-        tell_shape(cluster, &shape, client, told_status).await;
+        tell_nodes(cluster, (&shape, &zones), client, told_status).await;
     }
     seen.shape = Some(shape);
-    observe(cluster, context, told, &mut seen).await?;
+    seen.pods = pods;
+    seen.told = Some(told);
     let status = status::status(cluster, &seen, now);
     let ready = status.conditions.iter().any(|c| c.type_ == kind::READY && c.status == "True");
     report(cluster, context, &status).await?;
@@ -314,8 +322,8 @@ async fn ask(
     }
 }
 
-/// The nodes that the configuration lists which the mailnodes have now.
-async fn kept_shape(cluster: &MailCluster, context: &Context) -> Result<Option<Shape>, Error> {
+/// The nodes, and their zones, that the configuration lists which the mailnodes have now.
+async fn kept_nodes(cluster: &MailCluster, context: &Context) -> Result<Option<(Shape, Vec<String>)>, Error> {
     let name = Names::new(&cluster.name_any()).config;
     let maps: Api<ConfigMap> =
         Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
@@ -323,44 +331,47 @@ async fn kept_shape(cluster: &MailCluster, context: &Context) -> Result<Option<S
     let text = map.and_then(|map| map.data?.remove(CONFIG_FILE));
     // One that cannot be read is written anew; the mailnodes know their nodes themselves.
     let config = text.and_then(|text| serde_yaml::from_str::<MailnodeConfig>(&text).ok());
-    Ok(config.as_ref().map(objects::shape_of))
+    Ok(config.as_ref().map(|config| (objects::shape_of(config), objects::zones_of(config))))
 }
 
 /// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts.
-fn newest(kept: Option<Shape>, told: Option<&ClusterStatus>) -> Option<Shape> {
+fn newest(kept: Option<(Shape, Vec<String>)>, told: Option<&ClusterStatus>) -> Option<(Shape, Vec<String>)> {
     let count = |nodes: usize| u64::try_from(nodes).unwrap_or(u64::MAX);
-    let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| Shape {
-        generation: topology.generation,
-        founders: count(topology.founders.len()),
-        staying: count(topology.nodes.iter().filter(|node| !node.leaving).count()),
-        running: count(topology.nodes.len()),
+    let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| {
+        let shape = Shape {
+            generation: topology.generation,
+            founders: count(topology.founders.len()),
+            staying: count(topology.nodes.iter().filter(|node| !node.leaving).count()),
+            running: count(topology.nodes.len()),
+        };
+        let mut nodes: Vec<_> = topology.nodes.iter().collect();
+        nodes.sort_unstable_by_key(|node| node.node);
+        (shape, nodes.into_iter().map(|node| node.zone.clone()).collect())
     });
-    [followed, kept].into_iter().flatten().max_by_key(|shape| shape.generation)
+    [followed, kept].into_iter().flatten().max_by_key(|(shape, _)| shape.generation)
 }
 
 /// Tells the mailnodes of their nodes: the file that they have it in follows only after a while.
-async fn tell_shape(cluster: &MailCluster, shape: &Shape, client: &Connection, told: Option<&ClusterStatus>) {
+async fn tell_nodes(
+    cluster: &MailCluster,
+    (shape, zones): (&Shape, &[String]),
+    client: &Connection,
+    told: Option<&ClusterStatus>,
+) {
     let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| topology.generation);
     if followed.is_none_or(|generation| generation >= shape.generation) {
         return;
     }
-    if let Err(error) = client.admin.reconfigure(objects::topology(cluster, shape)).await {
+    if let Err(error) = client.admin.reconfigure(objects::topology(cluster, shape, zones)).await {
         tracing::warn!(%error, cluster = cluster.name_any(), "the mailnodes could not be told of a change of nodes");
     }
 }
 
-async fn observe(
-    cluster: &MailCluster,
-    context: &Context,
-    told: Result<ClusterStatus, String>,
-    seen: &mut Observation,
-) -> Result<(), Error> {
+async fn pods(cluster: &MailCluster, context: &Context) -> Result<Vec<Pod>, Error> {
     let namespace = cluster.namespace().unwrap_or_default();
     let pods: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
     let params = ListParams::default().labels(&format!("{CLUSTER_LABEL}={}", cluster.name_any()));
-    seen.pods = pods.list(&params).await.map_err(failed("list pods of", cluster.name_any()))?.items;
-    seen.told = Some(told);
-    Ok(())
+    Ok(pods.list(&params).await.map_err(failed("list pods of", cluster.name_any()))?.items)
 }
 
 async fn report(

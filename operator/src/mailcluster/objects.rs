@@ -93,6 +93,8 @@ pub struct Surroundings {
     pub relay_username: Option<String>,
     /// Its nodes, as far as they have come.
     pub shape: Shape,
+    /// The zone of each, empty where it is not known.
+    pub zones: Vec<String>,
 }
 
 /// Everything that is applied for a MailCluster.
@@ -114,7 +116,8 @@ pub struct Objects {
 
 /// Builds them.
 pub fn build(cluster: &MailCluster, certificates: &Certificates, surroundings: &Surroundings) -> Objects {
-    let config = config(cluster, &surroundings.shape, surroundings.relay_username.as_deref());
+    let relay_username = surroundings.relay_username.as_deref();
+    let config = config(cluster, &surroundings.shape, &surroundings.zones, relay_username);
     let nodes = pod::stateful_set(cluster, &config, surroundings);
     Objects {
         secrets: secrets(cluster, certificates),
@@ -191,16 +194,26 @@ pub fn shape_of(config: &MailnodeConfig) -> Shape {
     }
 }
 
+/// The zones that a configuration lists.
+pub fn zones_of(config: &MailnodeConfig) -> Vec<String> {
+    config.peers.iter().map(|peer| peer.zone.clone()).collect()
+}
+
 /// The nodes as the mailnodes are to be told of them.
-pub fn topology(cluster: &MailCluster, shape: &Shape) -> Topology {
+pub fn topology(cluster: &MailCluster, shape: &Shape, zones: &[String]) -> Topology {
     let of = |port| addresses(cluster, shape.running, port).into_iter();
-    shape.topology(of(port::PEER).zip(of(port::ADMIN)))
+    shape.topology(of(port::PEER).zip(of(port::ADMIN)), zones)
 }
 
 /// The configuration of the mailnodes.
-pub fn config(cluster: &MailCluster, shape: &Shape, relay_username: Option<&str>) -> MailnodeConfig {
+pub fn config(
+    cluster: &MailCluster,
+    shape: &Shape,
+    zones: &[String],
+    relay_username: Option<&str>,
+) -> MailnodeConfig {
     let spec = &cluster.spec;
-    let topology = topology(cluster, shape);
+    let topology = topology(cluster, shape, zones);
     let peer = |node: TopologyNode| Peer {
         node: node.node,
         address: node.address,

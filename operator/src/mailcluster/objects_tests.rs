@@ -18,6 +18,7 @@ fn objects(spec: &str) -> Objects {
         image: "mailnode:1".into(),
         pull_policy: "Never".into(),
         relay_username: spec.contains("secretRef").then(|| "user".to_owned()),
+        zones: Vec::new(),
     };
     build(&cluster, &certificates, &surroundings)
 }
@@ -60,8 +61,12 @@ fn everything_is_owned_by_the_cluster_and_found_by_its_label() {
 
 #[test]
 fn the_configuration_names_every_node() {
-    let config =
-        config(&cluster("{nodes: 5, partitions: 8, hostname: mail.example.org}"), &Shape::founded(5), None);
+    let config = config(
+        &cluster("{nodes: 5, partitions: 8, hostname: mail.example.org}"),
+        &Shape::founded(5),
+        &[],
+        None,
+    );
     assert_eq!((config.peers.len(), config.partitions, config.replicas), (5, 8, 3));
     assert_eq!(config.peers[4].address, "mc-4.mc-nodes.ns.svc:9444");
     assert_eq!(config.peers[4].admin, "mc-4.mc-nodes.ns.svc:9443");
@@ -85,15 +90,43 @@ fn a_changed_configuration_replaces_the_pods_and_a_renewed_certificate_does_not(
 fn nodes_that_leave_run_until_they_are_empty() {
     let cluster = cluster("{nodes: 3}");
     let shape = Shape { generation: 4, founders: 1, staying: 3, running: 5 };
-    let config = config(&cluster, &shape, None);
+    let zones = ["west", "east", "", "", ""].map(str::to_owned).to_vec();
+    let config = config(&cluster, &shape, &zones, None);
     let leaving: Vec<bool> = config.peers.iter().map(|peer| peer.leaving).collect();
     assert_eq!(leaving, [false, false, false, true, true]);
     assert_eq!((config.founders.clone(), config.generation), (vec![0], 4));
-    assert_eq!(shape_of(&config), shape, "read back as it was written");
+    assert_eq!((shape_of(&config), zones_of(&config)), (shape, zones), "read back as it was written");
     let certificates = current(&Stored::default(), "mc", &public_names(&cluster), Timestamp::now()).unwrap();
-    let surroundings =
-        Surroundings { shape, image: "mailnode:1".into(), pull_policy: "Never".into(), relay_username: None };
+    let surroundings = Surroundings {
+        shape,
+        image: "mailnode:1".into(),
+        pull_policy: "Never".into(),
+        relay_username: None,
+        zones: Vec::new(),
+    };
     assert_eq!(build(&cluster, &certificates, &surroundings).nodes.spec.unwrap().replicas, Some(5));
+}
+
+#[test]
+fn zones_are_told_and_replace_no_pods() {
+    let with = |zones: &[&str]| {
+        let cluster = cluster("{nodes: 3}");
+        let certificates =
+            current(&Stored::default(), "mc", &public_names(&cluster), Timestamp::now()).unwrap();
+        let surroundings = Surroundings {
+            shape: Shape { generation: 2, ..Shape::founded(3) },
+            image: "mailnode:1".into(),
+            pull_policy: "Never".into(),
+            relay_username: None,
+            zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+        };
+        build(&cluster, &certificates, &surroundings)
+    };
+    let (before, after) = (with(&[]), with(&["west", "east", "north"]));
+    let text = &after.config.data.unwrap()[CONFIG_FILE];
+    let peers = serde_yaml::from_str::<MailnodeConfig>(text).unwrap().peers;
+    assert_eq!(peers.iter().map(|peer| peer.zone.as_str()).collect::<Vec<_>>(), ["west", "east", "north"]);
+    assert_eq!(before.nodes, after.nodes);
 }
 
 #[test]

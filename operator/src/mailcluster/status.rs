@@ -85,6 +85,7 @@ fn nodes(cluster: &MailCluster, seen: &Observation, told: Option<&ClusterStatus>
             ready: status.is_some_and(|s| s.ready),
             version: status.map(|s| s.version.clone()).filter(|v| !v.is_empty()),
             node: pods.get(&name).and_then(|pod| pod.spec.as_ref()?.node_name.clone()),
+            zone: report.map(|r| r.zone.clone()).filter(|zone| !zone.is_empty()),
             leaving: report.is_some_and(|r| r.leaving),
             replicas: report.map_or(0, |r| r.replicas),
             target_replicas: report.map_or(0, |r| r.target_replicas),

@@ -142,7 +142,7 @@ impl Client {
         let command = self.command(op, body).encode();
         loop {
             if let Some(answer) = self.attempt(group, &command, true).await {
-                return decode_outcome(&answer).ok_or_else(|| "the answer is no outcome".to_owned());
+                return decode_outcome(&answer).map_err(|error| error.to_string());
             }
         }
     }
@@ -153,10 +153,10 @@ impl Client {
             if let Some(answer) = self.attempt(self.group, &query, false).await {
                 return match Reply::decode(&answer) {
                     // Another replica has it.
-                    Some(Reply::Unreadable(_)) if self.world.damaged().is_some() => continue,
-                    Some(Reply::Unreadable(reason)) => Err(format!("a query is not answered: {reason}")),
-                    Some(reply) => Ok(reply),
-                    None => Err("the answer is no reply".to_owned()),
+                    Ok(Reply::Unreadable(_)) if self.world.damaged().is_some() => continue,
+                    Ok(Reply::Unreadable(reason)) => Err(format!("a query is not answered: {reason}")),
+                    Ok(reply) => Ok(reply),
+                    Err(error) => Err(error.to_string()),
                 };
             }
         }

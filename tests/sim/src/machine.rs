@@ -1,6 +1,7 @@
 //! The store as consensus sees it, with the checker looking on, and bodies in a journal that is driven by hand.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -20,6 +21,8 @@ pub(crate) struct Machine {
     pub(crate) node: NodeId,
     pub(crate) store: Store,
     pub(crate) checker: Checker,
+    /// The format level that the node's disk may hold; outlives the process.
+    pub(crate) level: Arc<AtomicU32>,
 }
 
 struct Reader(u32, quorumail_store::SnapshotReader);
@@ -71,6 +74,11 @@ impl StateMachine for Machine {
 
     fn remove(&self, group: GroupId) -> Result<(), MachineError> {
         self.store.remove(group.0).map_err(failed(group.0))
+    }
+
+    fn reach_level(&self, level: u32) -> Result<(), MachineError> {
+        self.level.store(level, Ordering::SeqCst);
+        Ok(())
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {

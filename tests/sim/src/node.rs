@@ -3,11 +3,14 @@
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt;
 use parking_lot::Mutex;
-use quorumail_consensus::{Config, Consensus, GroupId, NodeId, Topology, command_index, open_log_on, server};
+use quorumail_consensus::{
+    Config, Consensus, GroupId, LEVELS, NodeId, Topology, command_index, open_log_on, server,
+};
 use quorumail_journal::{Options, SimDisk};
 use quorumail_store::{JournalBodies, MemoryIndex, Store, StoreError};
 use tokio::sync::Notify;
@@ -36,12 +39,15 @@ pub(crate) struct Disks {
     pub(crate) life: u64,
     /// The newest topology that the node was told.
     pub(crate) topology: Arc<Mutex<Option<Topology>>>,
+    /// The format level that the disk may hold.
+    pub(crate) level: Arc<AtomicU32>,
 }
 
 impl Disks {
     pub(crate) fn new(seed: u64) -> Disks {
         let (index, topology) = (MemoryIndex::default(), Arc::default());
-        Disks { disk: SimDisk::new(seed), index, life: 0, topology }
+        let level = Arc::new(AtomicU32::new(LEVELS.min));
+        Disks { disk: SimDisk::new(seed), index, life: 0, topology, level }
     }
 
     /// The power is gone: what was not synced is kept, lost or torn.
@@ -69,9 +75,10 @@ pub(crate) struct Node {
 ///
 /// # Errors
 /// In words, when it refuses to start.
-pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks) -> Result<Node, String> {
+pub(crate) async fn start(world: &Arc<World>, mut config: Config, disks: &mut Disks) -> Result<Node, String> {
     let id = config.node;
     disks.life += 1;
+    config.level = disks.level.load(Ordering::SeqCst);
     let options = Options {
         segment_bytes: SEGMENT_BYTES,
         max_record_bytes: RECORD_BYTES,
@@ -88,7 +95,8 @@ pub(crate) async fn start(world: &Arc<World>, config: Config, disks: &mut Disks)
     let pump: SharedPump = Arc::new(Mutex::new(Some(pump)));
     let bodies = JournalBodies::new(journal.clone(), command_index);
     let store = Store::open_on(&disks.index, Arc::new(bodies.clone())).map_err(|error| error.to_string())?;
-    let machine = Machine { node: id, store: store.clone(), checker: world.checker.clone() };
+    let (checker, level) = (world.checker.clone(), disks.level.clone());
+    let machine = Machine { node: id, store: store.clone(), checker, level };
     let down = CancellationToken::new();
     let pumping = tokio::spawn(drive(world.clone(), id, pump.clone(), work, down.clone()));
     let dialer = Arc::new(world.network.connector(id));

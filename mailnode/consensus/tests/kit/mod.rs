@@ -13,15 +13,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use disk::{Drag, DraggedDisk, Writing};
+use parking_lot::Mutex;
 use quorumail_consensus::{
-    Config, ConnectError, Connector, Consensus, GroupId, LogRetention, NodeId, Peer, ProposeError, Topology,
-    endpoint, open_log, open_log_on, server,
+    Config, ConnectError, Connector, Consensus, GroupId, LEVELS, Levels, LogRetention, NodeId, Peer,
+    ProposeError, Topology, endpoint, open_log, open_log_on, server,
 };
 use quorumail_journal::{FsDisk, Options};
 use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint, Server};
-use toy::{Toy, command};
+use toy::{Toy, command, level_of};
+use tracing_subscriber::fmt;
 use wires::{Cuts, Dial};
 
 /// Longest wait for anything in these tests.
@@ -41,6 +43,47 @@ pub fn peers(ids: std::ops::Range<NodeId>) -> Vec<Peer> {
         Peer::new(*id, listener.local_addr().expect("an address").to_string())
     };
     reserved.iter().map(peer).collect()
+}
+
+/// What all nodes of this process log from warnings up, and whatever else RUST_LOG asks for to be shown of a failed run.
+pub fn logged() -> Arc<Mutex<String>> {
+    use tracing_subscriber::{
+        EnvFilter, Layer, filter::LevelFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt,
+    };
+    static LOGGED: std::sync::OnceLock<Arc<Mutex<String>>> = std::sync::OnceLock::new();
+    let make = || {
+        let text = Arc::new(Mutex::new(String::new()));
+        let kept =
+            fmt::layer().with_ansi(false).with_writer(Kept(text.clone())).with_filter(LevelFilter::WARN);
+        let shown =
+            fmt::layer().with_ansi(false).with_test_writer().with_filter(EnvFilter::from_default_env());
+        tracing_subscriber::registry().with(kept).with(shown).init();
+        text
+    };
+    LOGGED.get_or_init(make).clone()
+}
+
+/// Writes into a string.
+#[derive(Clone)]
+struct Kept(Arc<Mutex<String>>);
+
+impl std::io::Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().push_str(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl fmt::MakeWriter<'_> for Kept {
+    type Writer = Kept;
+
+    fn make_writer(&self) -> Kept {
+        self.clone()
+    }
 }
 
 /// How a node reaches its peers: over sockets that can be cut.
@@ -74,7 +117,16 @@ impl Node {
         body: &[u8],
         within: Duration,
     ) -> Result<Bytes, ProposeError> {
-        let (consensus, command) = (self.consensus.clone(), command(id, body));
+        self.propose_command(group, command(id, body), within).await
+    }
+
+    pub async fn propose_command(
+        &self,
+        group: u32,
+        command: Bytes,
+        within: Duration,
+    ) -> Result<Bytes, ProposeError> {
+        let consensus = self.consensus.clone();
         let runtime = self.runtime.as_ref().expect("the node runs");
         // On the node's own runtime, so that it dies with the node.
         let proposal = runtime.spawn(async move { consensus.propose(GroupId(group), command, within).await });
@@ -106,6 +158,8 @@ pub struct Cluster {
     dir: tempfile::TempDir,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
     partitions: u32,
+    /// Nodes whose program knows other format levels.
+    pub levels: BTreeMap<NodeId, Levels>,
 }
 
 impl Cluster {
@@ -118,9 +172,7 @@ impl Cluster {
         partitions: u32,
         change: impl Fn(&mut Config) + Send + Sync + 'static,
     ) -> Cluster {
-        // RUST_LOG tells what to show of a failed run; the first test of the process sets it up.
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).try_init();
+        logged();
         let topology = Topology::from(peers(0..nodes));
         let dir = tempfile::tempdir().expect("a directory");
         let mut cluster = Cluster {
@@ -131,6 +183,7 @@ impl Cluster {
             dir,
             change: Box::new(change),
             partitions,
+            levels: BTreeMap::new(),
         };
         for id in 0..nodes {
             cluster.up(id).await;
@@ -138,17 +191,26 @@ impl Cluster {
         cluster
     }
 
-    fn dir(&self, id: NodeId) -> PathBuf {
+    pub fn dir(&self, id: NodeId) -> PathBuf {
         self.dir.path().join(format!("node-{id}"))
     }
 
     /// Starts a node, with whatever its disk holds.
     pub async fn up(&mut self, id: NodeId) {
+        self.try_up(id).await.expect("the node starts");
+    }
+
+    /// Starts a node that may refuse to.
+    pub async fn try_up(&mut self, id: NodeId) -> Result<(), String> {
         let mut config = Config::new(id, "test", self.topology.clone(), self.partitions, 3);
         config.heartbeat = Duration::from_millis(100);
         config.election_timeout = Duration::from_millis(400)..Duration::from_millis(600);
         config.log_retention = LogRetention { entries: 100_000, bytes: 1 << 30 };
         config.checkpoint_interval = Duration::from_millis(500);
+        config.levels = self.levels.get(&id).copied().unwrap_or(LEVELS);
+        config.level = level_of(&self.dir(id), config.levels.min);
+        // As the server does, before it opens anything.
+        config.levels.check(config.level).map_err(|error| error.to_string())?;
         (self.change)(&mut config);
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -163,6 +225,7 @@ impl Cluster {
         let started = runtime.spawn(async move { start_node(config, dir, drag, &address, wires).await });
         let (consensus, machine, writing) = started.await.expect("the node starts");
         self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine, _writing: writing });
+        Ok(())
     }
 
     /// Has every sync of the node's journal take so much longer, also after a restart.
@@ -325,7 +388,7 @@ async fn start_node(
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     let writing = Writing::start(pump);
-    let machine = Arc::new(Toy::open(dir.join("state"), journal.clone()));
+    let machine = Arc::new(Toy::open(dir.join("state"), journal.clone(), config.levels.max));
     let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(wires))
         .await
         .expect("consensus starts");

@@ -1,4 +1,7 @@
 //! A state machine that keeps everything in memory and, at checkpoints, in a file.
+//!
+//! It has two versions. The next one knows one more kind of command, mixes every command into the digest in another way and
+//! writes another snapshot, all of it at format level 2. The present one fails on any of that, as a real one would.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,6 +23,20 @@ const KEPT_BODY: usize = 16 << 10;
 /// Bytes in a chunk of a snapshot.
 const CHUNK: usize = 4000;
 
+/// A command that only the next version knows.
+pub fn next_command(id: u64, body: &[u8]) -> Bytes {
+    command(id, &[NEXT, body].concat())
+}
+
+/// How the body of such a command begins.
+const NEXT: &[u8] = b"\xffnext";
+/// The level at which the next version writes.
+const NEXT_LEVEL: u32 = 2;
+
+fn is_next(command: &[u8]) -> bool {
+    command[8..].starts_with(NEXT)
+}
+
 fn id_of(command: &[u8]) -> u64 {
     u64::from_le_bytes(command[..8].try_into().expect("a command has an id"))
 }
@@ -34,11 +51,17 @@ struct State {
     bodies: Vec<u8>,
     /// Depends on every command and on their order.
     digest: u64,
+    /// That of the last command.
+    level: u32,
+    /// Commands of the next kind.
+    next: u64,
     position: Option<Vec<u8>>,
 }
 
 pub struct Toy {
     file: PathBuf,
+    /// The highest format level that this version knows.
+    max_level: u32,
     journal: Journal,
     groups: std::sync::Arc<Mutex<BTreeMap<GroupId, State>>>,
     /// One at a time writes the file.
@@ -52,7 +75,7 @@ pub struct Toy {
 }
 
 impl Toy {
-    pub fn open(file: PathBuf, journal: Journal) -> Toy {
+    pub fn open(file: PathBuf, journal: Journal, max_level: u32) -> Toy {
         let groups = match std::fs::read(&file) {
             Ok(bytes) => {
                 postcard::from_bytes(&bytes).expect("a checkpoint that was renamed into place is whole")
@@ -62,6 +85,7 @@ impl Toy {
         let groups = std::sync::Arc::new(Mutex::new(groups));
         Toy {
             file,
+            max_level,
             journal,
             groups,
             saving: Mutex::new(()),
@@ -77,6 +101,11 @@ impl Toy {
 
     pub fn digest(&self, group: GroupId) -> (usize, u64) {
         self.groups.lock().get(&group).map_or((0, 0), |state| (state.order.len(), state.digest))
+    }
+
+    /// How many commands of the next kind were applied.
+    pub fn next_commands(&self, group: GroupId) -> u64 {
+        self.groups.lock().get(&group).map_or(0, |state| state.next)
     }
 
     pub fn ids(&self, group: GroupId) -> Vec<u64> {
@@ -105,6 +134,9 @@ impl StateMachine for Toy {
                 .read_range(committed.record, committed.offset, len)
                 .expect("the record is there");
             assert_eq!(stored, committed.command, "the journal holds the command where it says");
+            assert!(committed.level <= self.max_level, "a level that is not known never comes here");
+            let early = is_next(&committed.command) && committed.level < NEXT_LEVEL;
+            assert!(!early, "nothing of a level comes before it was raised");
         }
         let mut groups = self.groups.lock();
         let state = groups.entry(group).or_default();
@@ -116,6 +148,12 @@ impl StateMachine for Toy {
             if answer == next {
                 let mut hasher = DefaultHasher::new();
                 (state.digest, &committed.command[..]).hash(&mut hasher);
+                // What a command does depends on the level: replicas agree only if they see the same one.
+                if committed.level >= NEXT_LEVEL {
+                    committed.level.hash(&mut hasher);
+                }
+                state.level = committed.level;
+                state.next += u64::from(is_next(&committed.command));
                 state.digest = hasher.finish();
                 state.order.push(id);
                 let body = &committed.command[8..];
@@ -139,7 +177,9 @@ impl StateMachine for Toy {
 
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
         let state = self.groups.lock().get(&group).cloned().unwrap_or_default();
-        let bytes = Bytes::from(postcard::to_stdvec(&state).expect("the state can be encoded"));
+        let format = if state.level >= NEXT_LEVEL { 2 } else { 1 };
+        let bytes = postcard::to_extend(&state, vec![format]).expect("the state can be encoded");
+        let bytes = Bytes::from(bytes);
         let readable = match self.unreadable.load(Ordering::Relaxed) {
             true => bytes.len() / 2,
             false => bytes.len(),
@@ -149,12 +189,18 @@ impl StateMachine for Toy {
     }
 
     fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError> {
-        Ok(Box::new(Writer { group, groups: self.groups.clone(), bytes: Vec::new() }))
+        let max_level = self.max_level;
+        Ok(Box::new(Writer { group, max_level, groups: self.groups.clone(), bytes: Vec::new() }))
     }
 
     fn remove(&self, group: GroupId) -> Result<(), MachineError> {
         self.groups.lock().remove(&group);
         self.checkpoint()
+    }
+
+    fn reach_level(&self, level: u32) -> Result<(), MachineError> {
+        let wrong = |error: std::io::Error| MachineError { group: 0, reason: error.to_string() };
+        std::fs::write(self.file.with_file_name(LEVEL_FILE), level.to_string()).map_err(wrong)
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {
@@ -165,6 +211,15 @@ impl StateMachine for Toy {
         std::fs::write(&new, bytes).map_err(wrong)?;
         std::fs::rename(&new, &self.file).map_err(wrong)
     }
+}
+
+/// Where a node keeps the level that it has reached.
+const LEVEL_FILE: &str = "level";
+
+/// The level that a node's directory is at.
+pub fn level_of(dir: &std::path::Path, lowest: u32) -> u32 {
+    let kept = std::fs::read_to_string(dir.join(LEVEL_FILE));
+    kept.map_or(lowest, |text| text.parse().expect("a number"))
 }
 
 struct Reader {
@@ -191,6 +246,7 @@ impl SnapshotReader for Reader {
 
 struct Writer {
     group: GroupId,
+    max_level: u32,
     groups: std::sync::Arc<Mutex<BTreeMap<GroupId, State>>>,
     bytes: Vec<u8>,
 }
@@ -202,7 +258,8 @@ impl SnapshotWriter for Writer {
     }
 
     fn finish(self: Box<Self>, position: &[u8]) -> Result<(), MachineError> {
-        let mut state: State = postcard::from_bytes(&self.bytes)
+        assert!(u32::from(self.bytes[0]) <= self.max_level, "a snapshot that is not known never comes here");
+        let mut state: State = postcard::from_bytes(&self.bytes[1..])
             .map_err(|error| MachineError { group: self.group.0, reason: error.to_string() })?;
         state.position = Some(position.to_vec());
         self.groups.lock().insert(self.group, state);

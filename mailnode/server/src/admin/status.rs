@@ -43,6 +43,8 @@ pub(super) fn of_node(service: &AdminService) -> NodeStatus {
         groups: groups.collect(),
         generation: consensus.watch_topology().borrow().generation,
         plan: consensus.progress().map(plan),
+        level: consensus.level(),
+        max_level: consensus.levels().max,
     }
 }
 

@@ -223,6 +223,10 @@ impl Sources {
         let generation = self.groups.consensus.watch_topology().borrow().generation;
         text.gauge("topology_generation", "Generation of the topology that this node follows.")
             .value(generation);
+        let consensus = &self.groups.consensus;
+        text.gauge("format_level", "Format level at which this node writes.").value(consensus.level());
+        text.gauge("format_level_known", "Highest format level that this version knows.")
+            .value(consensus.levels().max);
         let mut family = text.gauge("group_applied_index", "Log index applied here.");
         for (group, metrics) in &node.groups {
             family.labelled("group", group.0, metrics.applied_index);

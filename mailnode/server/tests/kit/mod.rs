@@ -49,6 +49,8 @@ impl Authority {
         fs::create_dir_all(dir).unwrap();
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        let name = format!("authority {}", dir.file_name().unwrap().to_string_lossy());
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         fs::write(dir.join("ca.pem"), certificate.pem()).unwrap();

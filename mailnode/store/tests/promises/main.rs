@@ -8,6 +8,7 @@ mod crashes;
 mod determinism;
 mod digests;
 mod directory;
+mod formats;
 mod mailboxes;
 mod model;
 mod queue;

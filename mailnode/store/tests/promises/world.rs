@@ -248,7 +248,7 @@ impl Node {
         let (uids, digests) = (uids.to_vec(), digests.to_vec());
         let query = Query::Messages { mailbox: MAILBOX, folder, uids, octets, digests, max_bytes };
         match Reply::decode(&self.store.query_bytes(GROUP, query.encode())) {
-            Some(Reply::Messages(found)) => found,
+            Ok(Reply::Messages(found)) => found,
             other => panic!("{other:?}"),
         }
     }
