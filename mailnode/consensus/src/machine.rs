@@ -63,6 +63,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// removed.
     fn remove(&self, group: GroupId) -> Result<(), MachineError>;
 
+    /// The body that the command at a log index brought, for another replica that has lost it to its disk; none when this
+    /// one has none of that name. Nobody is asked for it: two that have both lost it would ask each other for ever.
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError>;
+
     /// Makes everything applied so far durable, so that the log before it is no longer needed for recovery.
     fn checkpoint(&self) -> Result<(), MachineError>;
 }

@@ -11,10 +11,10 @@ use quorumail_proto::peer::append_frame::Mode;
 use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
-    AppendFrame, AppendReply, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
-    MembersReply, MembersRequest, NotLeader, PulseEcho, PulseFrame, ReadIndexReply, ReadIndexRequest,
-    ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SurveyReply, SurveyRequest,
-    forward_reply, read_index_reply,
+    AppendFrame, AppendReply, BodyReply, BodyRequest, ForwardReply, ForwardRequest, GroupCall, GroupReply,
+    HelloReply, HelloRequest, MembersReply, MembersRequest, NotLeader, PulseEcho, PulseFrame, ReadIndexReply,
+    ReadIndexRequest, ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SurveyReply,
+    SurveyRequest, forward_reply, read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
@@ -251,6 +251,13 @@ impl Peer for PeerService {
         let group = self.group(request.into_inner().group)?;
         let members = self.0.members_here(&group).await.map_err(refused)?;
         Ok(Response::new(MembersReply { members }))
+    }
+
+    async fn fetch_body(&self, request: Request<BodyRequest>) -> Result<Response<BodyReply>, Status> {
+        let BodyRequest { group, index } = request.into_inner();
+        let group = self.group(group)?.id;
+        let body = self.0.body_here(group, index).await.map_err(Status::data_loss)?;
+        Ok(Response::new(BodyReply { body }))
     }
 }
 

@@ -217,7 +217,7 @@ async fn checkpoints(node: Arc<Inner>) {
 
 /// Moves the journal's floor up to the oldest segment that the log of a group needs, if it has moved at all. Before that
 /// each group writes down what the records below add up to, those whose replica was removed here as well.
-async fn move_floor(node: &Arc<Inner>) {
+pub(crate) async fn move_floor(node: &Arc<Inner>) {
     // No replica is made or removed meanwhile: one that is in neither of the two maps below would lose its vote.
     let _turn = node.changing.lock().await;
     let newest = node.journal.last_of_log(0);
@@ -250,7 +250,13 @@ async fn move_floor(node: &Arc<Inner>) {
 async fn purge(node: &Inner, group: &Group, applied: u64) {
     let retention = node.config.log_retention;
     let oldest = node.journal.last_of_log(retention.bytes);
-    let Some(upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
+    if let Some(upto) = group.log.purge_point(applied, retention.entries, oldest) {
+        purge_upto(group, upto).await;
+    }
+}
+
+/// Purges the log up to an entry that is applied and checkpointed.
+pub(crate) async fn purge_upto(group: &Group, upto: u64) {
     // The engine purges only what it knows to be in a snapshot; the state machine is one.
     let marked = async {
         group.raft.trigger().snapshot().await.ok()?;

@@ -395,6 +395,13 @@ impl Journal {
         if self.is_sealed(segment) { scanned } else { Err(not_found()) }
     }
 
+    /// Whether a record that is damaged would be what was written if its payload went on with these bytes from `offset` on,
+    /// to its end. None when that cannot be told. Blocking I/O.
+    pub fn would_mend(&self, position: Position, offset: u32, bytes: &[u8]) -> Option<bool> {
+        let is_sealed = self.is_sealed(position.segment);
+        verify::would_mend(&*self.shared.catalog.disk, is_sealed, position, offset, bytes)
+    }
+
     fn is_sealed(&self, segment: u64) -> bool {
         let known = self.shared.catalog.state.lock().segments.get(&segment).copied();
         known.is_some_and(|known| known.sealed)

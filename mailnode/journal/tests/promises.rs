@@ -440,3 +440,44 @@ fn a_scan_names_exactly_the_records_that_are_damaged() {
     fs::remove_file(options.dir.join("0000000000000001.seg.idx")).unwrap();
     assert_eq!(journal.scan(1, &mut |_| true).unwrap().lost_from, Some(positions[1].offset));
 }
+
+#[test]
+fn the_checksum_of_a_damaged_record_tells_its_bytes_from_others() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let body = |i: u8| [vec![i; 200], vec![100 + i; 700]].concat();
+    let positions: Vec<Position> =
+        (0..12u8).map(|i| journal.append(vec![record(1, &body(i))], || {})[0]).collect();
+    journal.flush();
+    let flip = |position: Position, at: u64| {
+        let path = options.dir.join(format!("{:016}.seg", position.segment));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[usize::try_from(position.offset + 32 + at).unwrap()] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+    };
+    let (first, last) = (positions[1], positions[11]);
+    assert!(journal.records(last.segment).is_err(), "the last record lies in a segment without a side index");
+    for position in [first, last] {
+        flip(position, 300);
+        assert!(journal.check(position).is_err());
+    }
+    for (position, i) in [(first, 1), (last, 11)] {
+        let whole = body(i);
+        // What stands before the bytes is well, but that is known for certain only of what the side index holds.
+        assert_eq!(journal.would_mend(position, 200, &whole[200..]), Some(true));
+        assert_eq!(journal.would_mend(position, 200, &[7; 700]), None);
+        assert_eq!(journal.would_mend(position, 40, &whole[40..]), Some(true));
+        let wrong = (position == first).then_some(false);
+        assert_eq!(journal.would_mend(position, 40, &[7; 860]), wrong);
+        assert_eq!(journal.would_mend(position, 0, &[7; 900]), Some(false));
+        assert_eq!(journal.would_mend(position, 200, &whole[201..]), Some(false), "too short");
+        flip(position, 150);
+        assert_eq!(
+            journal.would_mend(position, 200, &whole[200..]),
+            None,
+            "what stands before is damaged, too"
+        );
+        assert_eq!(journal.would_mend(position, 40, &whole[40..]), Some(true));
+    }
+}

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use quorumail_consensus::{Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine};
-use quorumail_store::{LogCommand, Store, StoreError};
+use quorumail_store::{BodyId, LogCommand, Store, StoreError};
 
 /// The replicas of this node.
 pub struct Machine(pub Store);
@@ -50,6 +50,10 @@ impl StateMachine for Machine {
 
     fn remove(&self, group: GroupId) -> Result<(), MachineError> {
         self.0.remove(group.0).map_err(failed(group.0))
+    }
+
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError> {
+        self.0.body(group.0, BodyId(index)).map_err(failed(group.0))
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {

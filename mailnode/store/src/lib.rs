@@ -33,6 +33,8 @@ mod query;
 mod queue;
 mod records;
 mod recovery;
+mod repair;
+mod scrub;
 mod snapshot;
 mod store;
 mod txn;
@@ -64,6 +66,8 @@ pub use model::{
     QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
 };
 pub use query::{FolderChanges, FoundMessage, Octets, Query, Reply, Selection};
+pub use repair::{LostBody, Repair};
+pub use scrub::{Findings, Scrubbed};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};
 pub use uids::FolderUids;

@@ -136,6 +136,10 @@ impl Cluster {
         self.dir.path().join(format!("node-{id}"))
     }
 
+    pub fn journal_dir(&self, id: NodeId) -> PathBuf {
+        self.dir(id).join("journal")
+    }
+
     /// Starts a node, with whatever its disk holds.
     pub async fn up(&mut self, id: NodeId) {
         let mut config = Config::new(id, "test", self.topology.clone(), self.partitions, 3);

@@ -38,7 +38,9 @@ pub struct Toy {
     saving: Mutex<()>,
     /// Repeated commands met.
     pub repeated: AtomicU64,
-    /// Fails all further batches when set.
+    /// Bodies of the commands that were applied since the start, by log index, with the commands' ids.
+    bodies: Mutex<BTreeMap<(GroupId, u64), (u64, Bytes)>>,
+    /// Fails all further batches, and reads of bodies, when set.
     pub broken: std::sync::atomic::AtomicBool,
 }
 
@@ -57,6 +59,7 @@ impl Toy {
             groups,
             saving: Mutex::new(()),
             repeated: AtomicU64::new(0),
+            bodies: Mutex::default(),
             broken: false.into(),
         }
     }
@@ -67,6 +70,12 @@ impl Toy {
 
     pub fn digest(&self, group: GroupId) -> (usize, u64) {
         self.groups.lock().get(&group).map_or((0, 0), |state| (state.order.len(), state.digest))
+    }
+
+    /// The log index at which a command was applied.
+    pub fn index_of(&self, group: GroupId, id: u64) -> Option<u64> {
+        let bodies = self.bodies.lock();
+        bodies.iter().find(|(at, (of, _))| at.0 == group && *of == id).map(|(at, _)| at.1)
     }
 
     pub fn ids(&self, group: GroupId) -> Vec<u64> {
@@ -95,6 +104,8 @@ impl StateMachine for Toy {
                 .read_range(committed.record, committed.offset, len)
                 .expect("the record is there");
             assert_eq!(stored, committed.command, "the journal holds the command where it says");
+            let body = (id_of(&stored), stored.slice(8..));
+            self.bodies.lock().insert((group, committed.index), body);
         }
         let mut groups = self.groups.lock();
         let state = groups.entry(group).or_default();
@@ -136,6 +147,13 @@ impl StateMachine for Toy {
     fn remove(&self, group: GroupId) -> Result<(), MachineError> {
         self.groups.lock().remove(&group);
         self.checkpoint()
+    }
+
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(MachineError { group: group.0, reason: "broken on purpose".into() });
+        }
+        Ok(self.bodies.lock().get(&(group, index)).map(|(_, body)| body.clone()))
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {

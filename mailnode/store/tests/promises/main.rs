@@ -11,6 +11,7 @@ mod directory;
 mod mailboxes;
 mod model;
 mod queue;
+mod repair;
 mod snapshots;
 mod uploads;
 mod world;
