@@ -22,6 +22,8 @@ pub mod listeners;
 pub mod machine;
 pub mod metrics;
 pub mod node;
+pub mod repairer;
+pub mod scrubber;
 pub mod smtp_backend;
 pub mod throttle;
 pub mod tls;
