@@ -6,10 +6,12 @@
 //! writes its base record from memory, and the floor moves. The replica forgets nothing and may vote all along; a follower
 //! that lacks what was purged gets a snapshot.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::group::Group;
 use crate::machine::MachineError;
 use crate::node::Consensus;
 use crate::runtime::offload;
@@ -21,21 +23,22 @@ const PURGE_PATIENCE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Consensus {
-    /// Sees to it that no log needs a record in this segment of the journal or one before it. Durable on return.
+    /// Sees to it that no log needs a record in this segment of the journal or one before it; the newest is ended for it.
+    /// Durable on return.
     ///
     /// # Errors
-    /// In words, who still needs it: entries that are not applied yet are needed, and the newest segment always is. All is
-    /// as well as before then; try again later.
+    /// In words, who still needs it: entries that are not applied yet are needed. All is as well as before then; try again
+    /// later.
     pub async fn retire_log(&self, segment: u64) -> Result<(), String> {
         let node = &self.0;
         let is_retired = || node.journal.stats().floor > segment;
         if is_retired() {
             return Ok(());
         }
-        if node.journal.last_of_log(0) <= segment {
-            return Err("it is the newest segment, which is still written to".into());
-        }
         let groups = node.groups();
+        if node.journal.last_of_log(0) <= segment {
+            self.leave_newest(&groups, segment).await?;
+        }
         // What was applied before the checkpoint began is what it covers for certain.
         let covered: Vec<Option<u64>> =
             groups.iter().map(|group| group.applied.borrow().last.map(|id| id.index)).collect();
@@ -66,6 +69,18 @@ impl Consensus {
             Ok(())
         } else {
             Err("the floor of the journal could not be moved beyond it".into())
+        }
+    }
+
+    /// Ends the newest segment of the log, and begins the next one with a record.
+    async fn leave_newest(&self, groups: &[Arc<Group>], segment: u64) -> Result<(), String> {
+        let journal = &self.0.journal;
+        journal.end_segment(segment).map_err(|error| error.to_string())?;
+        let group = groups.first().ok_or("there is no group here that could write to the next segment")?;
+        group.log.write_base().await.ok_or("the node is being stopped")?;
+        match journal.last_of_log(0) > segment {
+            true => Ok(()),
+            false => Err(format!("there is no segment {segment} yet")),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! is on disk here before the index points to it. See ADR 12.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -57,6 +57,8 @@ struct State {
     waiting: usize,
     /// Bodies that could not be repaired, and when that was last tried.
     open: BTreeMap<Name, (LostBody, Instant)>,
+    /// Segments in which bodies have rotted and that the logs must leave behind.
+    rotten: BTreeSet<u64>,
 }
 
 /// How a repair ended.
@@ -96,6 +98,11 @@ impl Repairer {
     /// Lost bodies that no replica could give so far.
     pub fn open(&self) -> Vec<LostBody> {
         self.state.lock().open.values().map(|(lost, _)| *lost).collect()
+    }
+
+    /// Segments in which bodies have rotted, since this was last asked, that the logs need for a start.
+    pub fn take_rotten_log(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut self.state.lock().rotten)
     }
 
     /// Queues a request, unless the body is being repaired already, and waits in line for the answer.
@@ -191,7 +198,7 @@ impl RepairWorker {
             let (repairer, consensus) = (Arc::clone(&repairer), consensus.clone());
             let disk = Disk { store: store.clone(), bodies: bodies.clone() };
             async move {
-                let outcome = disk.repair(lost, &consensus).await;
+                let outcome = disk.repair(lost, &consensus, &repairer).await;
                 repairer.settle(lost, outcome);
             }
         };
@@ -207,9 +214,14 @@ struct Disk {
 }
 
 impl Disk {
-    async fn repair(&self, lost: LostBody, consensus: &Consensus) -> Outcome {
+    async fn repair(&self, lost: LostBody, consensus: &Consensus, repairer: &Repairer) -> Outcome {
         let lost = match self.blocking(move |disk| disk.look(lost)).await {
-            Ok(Ok(lost)) => lost,
+            Ok(Ok((lost, is_log))) => {
+                if is_log {
+                    repairer.state.lock().rotten.insert(lost.place.record.segment);
+                }
+                lost
+            }
             Ok(Err(outcome)) => return outcome,
             Err(reason) => return Outcome::Lost(reason),
         };
@@ -244,12 +256,12 @@ impl Disk {
         Outcome::Lost(reasons)
     }
 
-    /// Where the body is lost now, unless that has ended.
-    fn look(&self, lost: LostBody) -> Result<LostBody, Outcome> {
+    /// Where the body is lost now, and whether the logs need that segment; unless it is not lost any more.
+    fn look(&self, lost: LostBody) -> Result<(LostBody, bool), Outcome> {
         match self.store.place_of(lost.group, lost.body) {
             Ok(Some(place)) => match self.bodies.read(place, None) {
                 Ok(bytes) => Err(Outcome::Well(bytes)),
-                Err(_) => Ok(LostBody { place, ..lost }),
+                Err(_) => Ok((LostBody { place, ..lost }, self.bodies.leave(place.record.segment))),
             },
             Ok(None) => Err(Outcome::Gone),
             Err(error) => Err(Outcome::Lost(error.to_string())),

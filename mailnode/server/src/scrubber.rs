@@ -159,6 +159,11 @@ impl Scrubbing {
                 scrub.retry(&mut rotten_log).await;
                 retried = Instant::now();
             }
+            let met = scrub.repairer.take_rotten_log();
+            if !met.is_empty() {
+                rotten_log.extend(met);
+                scrub.retire(&mut rotten_log).await;
+            }
             let is_on = scrub.options.bytes_per_second > 0;
             if !is_on || !progress.is_due(scrub.options.every, unix_seconds()) {
                 // An elapsed time is the normal case.
@@ -285,7 +290,13 @@ impl Scrubbing {
 
     /// Has the logs leave behind what has rotted, oldest first; what they still need stays for the next time.
     async fn retire(&self, segments: &mut BTreeSet<u64>) {
+        // The scrubber and a reader may have met the same, and one that is left behind takes those before it along.
+        let floor = || self.journal.stats().floor;
         for segment in segments.clone() {
+            if segment < floor() {
+                segments.remove(&segment);
+                continue;
+            }
             match self.consensus.retire_log(segment).await {
                 Ok(()) => {
                     segments.remove(&segment);

@@ -83,6 +83,17 @@ impl JournalBodies {
         Ok(next.map(|info| (info.number, info.class == Class::Log && info.number >= floor)))
     }
 
+    /// Has nothing more written to a segment in which something has rotted, if it is one of kept bodies: at the next start
+    /// it would be read to its end, and the start refused. Answers whether the logs need the segment: then they must leave
+    /// it behind.
+    pub fn leave(&self, segment: u64) -> bool {
+        let is_log = Class::of(segment) == Class::Log;
+        if !is_log && let Err(error) = self.journal.end_segment(segment) {
+            tracing::warn!(segment, %error, "a segment in which something has rotted could not be ended");
+        }
+        is_log && segment >= self.journal.stats().floor
+    }
+
     /// Reads a sealed segment from the disk and looks for records that are not what was written. `pace` is called with the
     /// number of bytes after each: it may wait, or break off.
     ///
