@@ -9,10 +9,12 @@
 //!
 //! [`open_log`] replays the journal, [`Consensus::start`] starts the groups, [`Consensus::peer_service`] is what other
 //! nodes call. [`Consensus::propose`] returns once a majority has the command on disk and it is applied;
-//! [`Consensus::query`] reads what is certain to contain everything acknowledged before.
+//! [`Consensus::query`] reads what is certain to contain everything acknowledged before. What rots on this node's disk is
+//! mended with [`Consensus::fetch_body`] and [`Consensus::retire_log`].
 
 mod adapter;
 mod batches;
+mod bodies;
 mod config;
 mod coordinator;
 mod disk;
@@ -36,6 +38,7 @@ mod quiet;
 mod record;
 mod replicas;
 mod reshape;
+mod retire;
 mod runtime;
 mod service;
 mod snapshot_in;

@@ -69,6 +69,10 @@ pub trait StateMachine: Send + Sync + 'static {
     /// start on this disk. Durable on return; called before anything of the level is written.
     fn reach_level(&self, level: u32) -> Result<(), MachineError>;
 
+    /// The body that the command at a log index brought, for another replica that has lost it to its disk; none when this
+    /// one has none of that name. Nobody is asked for it: two that have both lost it would ask each other for ever.
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError>;
+
     /// Makes everything applied so far durable, so that the log before it is no longer needed for recovery.
     fn checkpoint(&self) -> Result<(), MachineError>;
 }

@@ -17,6 +17,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::bodies::BODIES_AT_ONCE;
 use crate::config::{Config, Connector, Peer};
 use crate::coordinator::{Planned, Progress};
 use crate::disk::DiskHealth;
@@ -133,6 +134,8 @@ pub(crate) struct Inner {
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) proposal_room: Semaphore,
+    /// Bounds the bodies that are read for other nodes.
+    pub(crate) bodies: Semaphore,
     leaving: AtomicBool,
     /// Tells this process from the one before it under the same number.
     pub(crate) incarnation: u64,
@@ -206,6 +209,7 @@ impl Consensus {
             stop,
             tasks: TaskTracker::new(),
             proposal_room,
+            bodies: Semaphore::new(BODIES_AT_ONCE),
             leaving: AtomicBool::new(false),
             incarnation: rand::random(),
             writes: AtomicU8::new(Writes::All as u8),

@@ -11,11 +11,11 @@ use openraft::raft::TransferLeaderRequest;
 use quorumail_proto::peer::forward_request::Kind;
 use quorumail_proto::peer::peer_server::Peer;
 use quorumail_proto::peer::{
-    Append, AppendAnswer, ForwardReply, ForwardRequest, GroupCall, GroupReply, HelloReply, HelloRequest,
-    LaneFrame, LaneFrames, LaneReplies, LaneReply, MembersReply, MembersRequest, NotLeader, PulseEcho,
-    PulseFrame, RaiseReply, RaiseRequest, ReadIndexReply, ReadIndexRequest, ReplicaReply, ReplicaRequest,
-    ReshapeReply, ReshapeRequest, SnapshotChunk, SnapshotReply, SurveyReply, SurveyRequest, forward_reply,
-    lane_frame, lane_reply, read_index_reply,
+    Append, AppendAnswer, BodyReply, BodyRequest, ForwardReply, ForwardRequest, GroupCall, GroupReply,
+    HelloReply, HelloRequest, LaneFrame, LaneFrames, LaneReplies, LaneReply, MembersReply, MembersRequest,
+    NotLeader, PulseEcho, PulseFrame, RaiseReply, RaiseRequest, ReadIndexReply, ReadIndexRequest,
+    ReplicaReply, ReplicaRequest, ReshapeReply, ReshapeRequest, SnapshotChunk, SnapshotReply, SurveyReply,
+    SurveyRequest, forward_reply, lane_frame, lane_reply, read_index_reply,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -245,6 +245,13 @@ impl Peer for PeerService {
         let group = self.group(request.into_inner().group)?;
         let members = self.0.members_here(&group).await.map_err(refused)?;
         Ok(Response::new(MembersReply { members }))
+    }
+
+    async fn fetch_body(&self, request: Request<BodyRequest>) -> Result<Response<BodyReply>, Status> {
+        let BodyRequest { group, index } = request.into_inner();
+        let group = self.group(group)?.id;
+        let body = self.0.body_here(group, index).await.map_err(Status::data_loss)?;
+        Ok(Response::new(BodyReply { body }))
     }
 }
 

@@ -232,7 +232,7 @@ async fn checkpoints(node: Arc<Inner>) {
 
 /// Moves the journal's floor up to the oldest segment that the log of a group needs, if it has moved at all. Before that
 /// each group writes down what the records below add up to, those whose replica was removed here as well.
-async fn move_floor(node: &Arc<Inner>) {
+pub(crate) async fn move_floor(node: &Arc<Inner>) {
     // No replica is made or removed meanwhile: one that is in neither of the two maps below would lose its vote.
     let _turn = node.changing.lock().await;
     let newest = node.journal.last_of_log(0);
@@ -275,6 +275,11 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
     if group.raft.metrics().borrow_watched().purged.is_some_and(|purged| purged.index >= upto) {
         return;
     }
+    purge_upto(group, upto).await;
+}
+
+/// Purges the log up to an entry that is applied and checkpointed.
+pub(crate) async fn purge_upto(group: &Group, upto: u64) {
     // The engine purges only what it knows to be in a snapshot; the state machine is one.
     let marked = async {
         group.raft.trigger().snapshot().await.ok()?;

@@ -276,25 +276,41 @@ impl Journal {
         if let Some(failure) = self.shared.catalog.failure() {
             return Err(KeepError::Io(std::io::Error::other(failure.to_string())));
         }
-        self.shared.keeper.keep(records).map_err(|error| {
-            let error = kept::keep_error(error);
-            if let KeepError::Io(source) = &error {
-                let path = self.shared.catalog.disk.path("");
-                let failure = Failure::new("write kept records in", path, source);
-                self.shared.catalog.fail(&failure);
-                if self.shared.thread.is_some() {
-                    die(&failure.to_string());
-                }
+        self.shared.keeper.keep(records).map_err(|error| self.not_kept(error))
+    }
+
+    /// Has nothing more written to a segment, as if it were full: for one in which something was found damaged, so that it
+    /// can be left behind. One of kept records is sealed on return, one of the log with the next record. Blocking I/O.
+    ///
+    /// # Errors
+    /// As [`Journal::keep`].
+    pub fn end_segment(&self, segment: u64) -> Result<(), KeepError> {
+        match segment::class(segment) {
+            Class::Log => self.shared.queue.end_segment(segment),
+            Class::Kept => self.shared.keeper.end_segment(segment).map_err(|error| self.not_kept(error))?,
+        }
+        Ok(())
+    }
+
+    /// What a failure to write kept records means; the process ends unless the disk was only full.
+    fn not_kept(&self, error: std::io::Error) -> KeepError {
+        let error = kept::keep_error(error);
+        if let KeepError::Io(source) = &error {
+            let path = self.shared.catalog.disk.path("");
+            let failure = Failure::new("write kept records in", path, source);
+            self.shared.catalog.fail(&failure);
+            if self.shared.thread.is_some() {
+                die(&failure.to_string());
             }
-            error
-        })
+        }
+        error
     }
 
     /// All segments, those of the log first, each class in the order of writing. Blocking I/O the first time, for the
     /// segments below the floor have not been looked at before.
     ///
     /// # Errors
-    /// When a segment that has no side index cannot be read.
+    /// When the system refuses to read one.
     pub fn segments(&self) -> Result<Vec<SegmentInfo>, ReadError> {
         let known: Vec<_> = {
             let state = self.shared.catalog.state.lock();
@@ -308,6 +324,11 @@ impl Journal {
                 None => match self.count(number) {
                     Ok(records) => records,
                     Err(ReadError::NotFound { .. }) => continue,
+                    // It cannot tell itself, but it is there, and must not hide all the others.
+                    Err(ReadError::Damaged { .. }) => {
+                        self.note_records(number, 0);
+                        0
+                    }
                     Err(error) => return Err(error),
                 },
             };
@@ -395,6 +416,13 @@ impl Journal {
         if self.is_sealed(segment) { scanned } else { Err(not_found()) }
     }
 
+    /// Whether a record that is damaged would be what was written if its payload went on with these bytes from `offset` on,
+    /// to its end. None when that cannot be told. Blocking I/O.
+    pub fn would_mend(&self, position: Position, offset: u32, bytes: &[u8]) -> Option<bool> {
+        let is_sealed = self.is_sealed(position.segment);
+        verify::would_mend(&*self.shared.catalog.disk, is_sealed, position, offset, bytes)
+    }
+
     fn is_sealed(&self, segment: u64) -> bool {
         let known = self.shared.catalog.state.lock().segments.get(&segment).copied();
         known.is_some_and(|known| known.sealed)
@@ -408,10 +436,15 @@ impl Journal {
             Some(records) => records,
             None => verify::index_of(disk, segment)?.records,
         };
+        self.note_records(segment, records);
+        Ok(records)
+    }
+
+    /// Remembers how many records a segment has.
+    fn note_records(&self, segment: u64, records: u64) {
         if let Some(known) = self.shared.catalog.state.lock().segments.get_mut(&segment) {
             known.records = Some(records);
         }
-        Ok(records)
     }
 
     /// What the journal has done and takes.

@@ -67,6 +67,18 @@ impl Keeper {
         Ok(positions)
     }
 
+    /// Seals a segment if it is the one that is written to.
+    pub(crate) fn end_segment(&self, segment: u64) -> io::Result<()> {
+        let mut current = self.tail.lock();
+        match current.take() {
+            Some(mut tail) if tail.header.number == segment => tail.seal(&self.catalog).map(drop),
+            other => {
+                *current = other;
+                Ok(())
+            }
+        }
+    }
+
     /// Whether a record has room at `end`, with the seal behind it.
     fn fits(&self, end: u64, record: &Record) -> bool {
         end + len_of(record) + 2 * RECORD_HEADER as u64 <= self.segment_bytes

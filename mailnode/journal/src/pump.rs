@@ -189,7 +189,7 @@ impl Pump {
             return Ok(());
         }
         assert_eq!(self.tail.synced, self.tail.end, "idle with unsynced records");
-        let Some(offset) = self.queue.place_mark() else { return Ok(()) };
+        let Some(offset) = self.queue.place_mark(self.tail.header.number) else { return Ok(()) };
         assert_eq!(offset, self.tail.end, "the mark's position leaves a gap");
         self.tail.note(Kind::Mark)
     }

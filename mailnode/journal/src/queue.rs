@@ -201,10 +201,20 @@ impl Queue {
         self.room.notify_all();
     }
 
-    /// Reserves room for a mark at the end of the current segment when nothing is queued; returns its offset.
-    pub(crate) fn place_mark(&self) -> Option<u64> {
+    /// Has the next record begin a new segment, if it would go to this one.
+    pub(crate) fn end_segment(&self, segment: u64) {
         let mut state = self.state.lock();
-        if !state.entries.is_empty() {
+        if state.segment == segment && state.offset > SEGMENT_HEADER as u64 {
+            state.segment += 1;
+            state.offset = SEGMENT_HEADER as u64;
+        }
+    }
+
+    /// Reserves room for a mark at the end of a segment when nothing is queued and the next record goes there; returns its
+    /// offset.
+    pub(crate) fn place_mark(&self, segment: u64) -> Option<u64> {
+        let mut state = self.state.lock();
+        if !state.entries.is_empty() || state.segment != segment {
             return None;
         }
         let offset = state.offset;

@@ -39,6 +39,13 @@ pub enum Class {
     Kept,
 }
 
+impl Class {
+    /// Of the segment with this number.
+    pub fn of(segment: u64) -> Class {
+        crate::segment::class(segment)
+    }
+}
+
 /// A segment, as [`Journal::segments`](crate::Journal::segments) tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SegmentInfo {
@@ -48,7 +55,8 @@ pub struct SegmentInfo {
     pub class: Class,
     /// Length of its file in bytes: what recycling it gives back.
     pub bytes: u64,
-    /// Records in it; of a segment that is still written to, those so far.
+    /// Records in it; of a segment that is still written to, those so far; none of one that is damaged and has no side
+    /// index.
     pub records: u64,
     /// Whether nothing more will be written to it.
     pub sealed: bool,

@@ -79,6 +79,50 @@ pub(crate) fn scan(
     Ok(report)
 }
 
+/// Whether a damaged record would be what was written if its payload went on with `bytes` from `offset` on. None when that
+/// cannot be told: what stands before may be damaged as well, or the checksum is lost.
+pub(crate) fn would_mend(
+    disk: &dyn Disk,
+    is_sealed: bool,
+    position: Position,
+    offset: u32,
+    bytes: &[u8],
+) -> Option<bool> {
+    if u64::from(offset) + bytes.len() as u64 != u64::from(position.len) {
+        return Some(false);
+    }
+    let entry = match is_sealed {
+        true => index_of(disk, position.segment).ok()?.iter().find(|record| record.position == position),
+        false => None,
+    };
+    let file = disk.open(&segment::name(position.segment)).ok()?;
+    let known = entry.as_ref().and_then(|record| record.head.get(..offset as usize));
+    let (start, is_certain) = match known {
+        Some(start) => (start.to_vec(), true),
+        None => {
+            let mut start = vec![0; offset as usize];
+            file.read_at(&mut start, position.offset + RECORD_HEADER as u64).ok()?;
+            (start, offset == 0)
+        }
+    };
+    let expected = match entry {
+        Some(record) => record.crc,
+        None => payload_crc(&*file, position)?,
+    };
+    let fits = crc32c::crc32c_append(crc32c::crc32c(&start), bytes) == expected;
+    (fits || is_certain).then_some(fits)
+}
+
+/// The checksum in a record's header, if the header is well.
+fn payload_crc(file: &dyn DiskFile, position: Position) -> Option<u32> {
+    let (mut segment, mut record) = ([0; SEGMENT_HEADER], [0; RECORD_HEADER]);
+    file.read_at(&mut segment, 0).ok()?;
+    file.read_at(&mut record, position.offset).ok()?;
+    let segment = SegmentHeader::decode(&segment).ok()?;
+    let header = RecordHeader::decode(&record, &segment, position.offset)?;
+    (header.len == position.len).then_some(header.payload_crc)
+}
+
 fn is_well(file: &dyn DiskFile, segment: &SegmentHeader, record: &RecordInfo, buffer: &mut Vec<u8>) -> bool {
     buffer.resize(RECORD_HEADER + record.position.len as usize, 0);
     if file.read_at(buffer, record.position.offset).is_err() {

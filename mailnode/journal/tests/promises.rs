@@ -439,4 +439,94 @@ fn a_scan_names_exactly_the_records_that_are_damaged() {
     assert_eq!(first.records, 1, "who paces it may end it");
     fs::remove_file(options.dir.join("0000000000000001.seg.idx")).unwrap();
     assert_eq!(journal.scan(1, &mut |_| true).unwrap().lost_from, Some(positions[1].offset));
+    journal.set_floor(2).unwrap();
+    drop(journal);
+    let told = open(&options).segments().unwrap();
+    assert_eq!((told[0].number, told[0].records), (1, 0), "it does not hide the others: {told:?}");
+    assert!(told.len() > 2 && told[1].records > 0, "{told:?}");
+}
+
+#[test]
+fn the_checksum_of_a_damaged_record_tells_its_bytes_from_others() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let body = |i: u8| [vec![i; 200], vec![100 + i; 700]].concat();
+    let positions: Vec<Position> =
+        (0..12u8).map(|i| journal.append(vec![record(1, &body(i))], || {})[0]).collect();
+    journal.flush();
+    let flip = |position: Position, at: u64| {
+        let path = options.dir.join(format!("{:016}.seg", position.segment));
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[usize::try_from(position.offset + 32 + at).unwrap()] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+    };
+    let (first, last) = (positions[1], positions[11]);
+    assert!(journal.records(last.segment).is_err(), "the last record lies in a segment without a side index");
+    for position in [first, last] {
+        flip(position, 300);
+        assert!(journal.check(position).is_err());
+    }
+    for (position, i) in [(first, 1), (last, 11)] {
+        let whole = body(i);
+        // What stands before the bytes is well, but that is known for certain only of what the side index holds.
+        assert_eq!(journal.would_mend(position, 200, &whole[200..]), Some(true));
+        assert_eq!(journal.would_mend(position, 200, &[7; 700]), None);
+        assert_eq!(journal.would_mend(position, 40, &whole[40..]), Some(true));
+        let wrong = (position == first).then_some(false);
+        assert_eq!(journal.would_mend(position, 40, &[7; 860]), wrong);
+        assert_eq!(journal.would_mend(position, 0, &[7; 900]), Some(false));
+        assert_eq!(journal.would_mend(position, 200, &whole[201..]), Some(false), "too short");
+        flip(position, 150);
+        assert_eq!(
+            journal.would_mend(position, 200, &whole[200..]),
+            None,
+            "what stands before is damaged, too"
+        );
+        assert_eq!(journal.would_mend(position, 40, &whole[40..]), Some(true));
+    }
+}
+
+#[test]
+fn a_segment_that_is_ended_is_sealed_and_what_has_rotted_in_it_does_not_keep_the_journal_from_opening() {
+    let dir = TempDir::new().unwrap();
+    let options = small(&dir);
+    let journal = open(&options);
+    let first = journal.append(vec![record(1, &[1; 500])], || {})[0];
+    journal.flush();
+    let kept = journal.keep(&[record(9, &[2; 500]), record(9, &[3; 500])]).unwrap();
+    let spoil = |position: Position, name: &str| {
+        let path = options.dir.join(name);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[usize::try_from(position.offset).unwrap() + 100] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+    };
+    spoil(kept[0], "0000000000000000.kept");
+    spoil(first, "0000000000000001.seg");
+    assert!(journal.check(first).is_err() && journal.check(kept[0]).is_err());
+
+    for segment in [first.segment, kept[0].segment] {
+        journal.end_segment(segment).unwrap();
+        // Twice, or too late: nothing happens.
+        journal.end_segment(segment).unwrap();
+    }
+    let second = journal.append(vec![record(1, &[4; 500])], || {})[0];
+    journal.flush();
+    let again = journal.keep(&[record(9, &[5; 500])]).unwrap()[0];
+    assert_eq!((second.segment, again.segment), (2, kept[0].segment + 1));
+    journal.end_segment(first.segment).unwrap();
+    let sealed: Vec<u64> =
+        journal.segments().unwrap().iter().filter(|info| info.sealed).map(|info| info.number).collect();
+    assert_eq!(sealed, [1, kept[0].segment]);
+    assert_eq!(journal.scan(kept[0].segment, &mut |_| true).unwrap().damaged.len(), 1);
+    // An idle journal writes its mark all the same.
+    let third = journal.append(vec![record(1, &[6; 500])], || {})[0];
+    journal.flush();
+    assert_eq!(third.segment, 2);
+    journal.set_floor(2).unwrap();
+    drop(journal);
+    let journal = open(&options);
+    for (position, byte) in [(second, 4), (third, 6), (kept[1], 3), (again, 5)] {
+        assert_eq!(journal.read(position).unwrap()[0], byte);
+    }
 }

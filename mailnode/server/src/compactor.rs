@@ -113,8 +113,8 @@ impl Compaction {
     }
 }
 
-/// Waits as long as copying so many bytes may take; breaks off when the node stops.
-fn pace(bytes: u64, bytes_per_second: u64, stop: &CancellationToken) -> ControlFlow<()> {
+/// Waits as long as so many bytes may take; breaks off when the node stops.
+pub(crate) fn pace(bytes: u64, bytes_per_second: u64, stop: &CancellationToken) -> ControlFlow<()> {
     const SLICE: Duration = Duration::from_millis(100);
     let mut left = Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64);
     while !left.is_zero() && !stop.is_cancelled() {

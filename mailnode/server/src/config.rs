@@ -105,6 +105,26 @@ pub struct Config {
     /// How replicas are filled that cannot catch up from the log.
     #[serde(default)]
     pub snapshots: Snapshots,
+    /// How the disk is searched for rot.
+    #[serde(default)]
+    pub scrub: Scrub,
+}
+
+/// How the disk is searched for rot: all that is kept is read and compared with its checksums.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Scrub {
+    /// Rate of reading; 0: nothing is read. At the default 100 GiB take 29 hours.
+    pub bytes_per_second: u64,
+    /// A pass begins at the earliest so long after the one before it began; at least a second.
+    #[serde(deserialize_with = "duration")]
+    pub every: Duration,
+}
+
+impl Default for Scrub {
+    fn default() -> Self {
+        Self { bytes_per_second: 1024 * 1024, every: Duration::from_secs(24 * 3600) }
+    }
 }
 
 /// How the disk space of deleted mail is given back.
@@ -446,6 +466,9 @@ impl Config {
         }
         if !(self.compaction.dead_share > 0.0 && self.compaction.dead_share <= 1.0) {
             return invalid("compaction.deadShare", "must be above 0 and at most 1".to_owned());
+        }
+        if self.scrub.every < Duration::from_secs(1) {
+            return invalid("scrub.every", "must be at least 1s".to_owned());
         }
         if self.compaction.bytes_per_second == 0 {
             return invalid("compaction.bytesPerSecond", "must be at least 1".to_owned());

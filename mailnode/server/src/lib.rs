@@ -24,6 +24,8 @@ pub mod machine;
 pub mod metrics;
 pub mod node;
 pub mod refusals;
+pub mod repairer;
+pub mod scrubber;
 pub mod smtp_backend;
 pub mod throttle;
 pub mod tls;

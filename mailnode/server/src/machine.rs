@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use quorumail_consensus::{Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine};
-use quorumail_store::{LogCommand, Store, StoreError};
+use quorumail_store::{BodyId, LogCommand, Store, StoreError};
 
 use crate::data_dir::DataDir;
 
@@ -66,6 +66,10 @@ impl StateMachine for Machine {
             group: 0,
             reason: format!("failed to note that format level {level} is in use: {error}"),
         })
+    }
+
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError> {
+        self.store.body(group.0, BodyId(index)).map_err(failed(group.0))
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {

@@ -39,6 +39,8 @@ use crate::{
     listeners::Listeners,
     machine::Machine,
     metrics::{Metrics, sampled::Sources},
+    repairer::Repairer,
+    scrubber::Scrubbing,
     smtp_backend::SmtpBackend,
     tls::{self, InternalTls, PublicTls},
     topology,
@@ -144,9 +146,24 @@ impl Node {
             options: config.compaction,
             totals: Arc::default(),
         };
+        let (repairer, repairs) =
+            Repairer::new(groups.store.clone(), groups.consensus.clone(), compaction.bodies.clone());
+        groups.store.repair_with(Arc::clone(&repairer) as Arc<dyn quorumail_store::Repair>);
+        let scrubbing = Scrubbing {
+            store: groups.store.clone(),
+            consensus: groups.consensus.clone(),
+            bodies: compaction.bodies.clone(),
+            journal: journal.clone(),
+            repairer: Arc::clone(&repairer),
+            options: config.scrub,
+            dir: config.data_dir.clone(),
+            totals: Arc::default(),
+        };
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
+            scrub: Arc::clone(&scrubbing.totals),
+            repairer,
             compaction: Arc::clone(&compaction.totals),
             disk: Arc::clone(&disk),
             public_tls: Arc::clone(&public_tls),
@@ -154,6 +171,8 @@ impl Node {
             ready: is_ready.clone(),
         });
         tokio::spawn(compaction.run(rest.clone()));
+        tokio::spawn(repairs.run(rest.clone()));
+        tokio::spawn(scrubbing.run(rest.clone()));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let service = AdminService {
             groups: Arc::clone(&groups),

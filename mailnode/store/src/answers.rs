@@ -5,15 +5,15 @@ use std::{collections::HashMap, ops::ControlFlow};
 use bytes::Bytes;
 
 use crate::{
-    Bodies, Digests, FolderChanges, FolderId, FolderInfo, FolderUids, FoundMessage, MailboxId, MessageMeta,
-    ModSeq, Octets, Query, QueueClass, QueueEntry, QueueId, Reply, Selection, StoreError, Timestamp, Uid,
-    body_table,
+    Digests, FolderChanges, FolderId, FolderInfo, FolderUids, FoundMessage, MailboxId, MessageMeta, ModSeq,
+    Octets, Query, QueueClass, QueueEntry, QueueId, Reply, Selection, StoreError, Timestamp, Uid, body_table,
     digests::{Answering, Fresh},
     folder_name,
     folders::{self, Folder},
     keys, messages,
     queue::QueueIndex,
     records::{self, Message, Queued},
+    repair::Reads,
     txn::{SnapshotView, View},
     uids,
 };
@@ -48,7 +48,7 @@ impl FromIndex {
 /// it and are to be kept.
 pub(crate) fn answer(
     view: &SnapshotView<'_>,
-    bodies: &dyn Bodies,
+    bodies: Reads<'_>,
     digests: &dyn Digests,
     query: &Query,
     index: FromIndex,
@@ -82,7 +82,7 @@ pub(crate) fn answer(
             None => Reply::QueueEntry(None),
             Some(value) => {
                 let queued: Queued = records::decode(&value)?;
-                match body_table::read(view, bodies, queued.body, None)? {
+                match body_table::read(view, &bodies, queued.body, None)? {
                     Ok(body) => Reply::QueueEntry(Some((queued.entry, body))),
                     Err(reason) => Reply::Unreadable(reason),
                 }
@@ -216,7 +216,7 @@ const SCANNED_RUN: usize = 4;
 
 /// Messages on their way into an answer.
 struct Gather<'a> {
-    bodies: &'a dyn Bodies,
+    bodies: Reads<'a>,
     digests: Answering<'a>,
     octets: Octets,
     /// Octets that still fit.
@@ -227,7 +227,7 @@ struct Gather<'a> {
 }
 
 impl<'a> Gather<'a> {
-    fn new(bodies: &'a dyn Bodies, digests: Answering<'a>, octets: Octets, max_bytes: u32) -> Self {
+    fn new(bodies: Reads<'a>, digests: Answering<'a>, octets: Octets, max_bytes: u32) -> Self {
         Self { bodies, digests, octets, left: max_bytes.into(), full: false, any: false, found: Vec::new() }
     }
 
@@ -308,7 +308,7 @@ impl<'a> Gather<'a> {
         }
         let bodies = self.bodies;
         let mut read =
-            |prefix| body_table::read(view, bodies, message.body.id, prefix)?.map_err(StoreError::Bodies);
+            |prefix| body_table::read(view, &bodies, message.body.id, prefix)?.map_err(StoreError::Bodies);
         let octets = match self.octets {
             Octets::Nothing => Bytes::new(),
             Octets::Prefix(_) => read(Some(wanted))?,

@@ -72,7 +72,7 @@ pub type CommandIndex = fn(&[u8]) -> Result<Option<u64>, String>;
 /// Bodies in the node's journal.
 #[derive(Clone)]
 pub struct JournalBodies {
-    journal: Journal,
+    pub(crate) journal: Journal,
     command_index: CommandIndex,
 }
 
@@ -82,7 +82,7 @@ impl JournalBodies {
         Self { journal, command_index }
     }
 
-    fn owner(&self, info: &RecordInfo) -> Result<Option<BodyRecord>, String> {
+    pub(crate) fn owner(&self, info: &RecordInfo) -> Result<Option<BodyRecord>, String> {
         let owner = if info.stream == KEPT_BODIES {
             let head = KeptHead::decode(&info.head).ok_or_else(|| KeptHead::not_understood(&info.head))?;
             Some((head.group, head.body))

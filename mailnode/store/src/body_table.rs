@@ -8,10 +8,11 @@ use bytes::{Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Bodies, BodyId, BodyRef, StoreError,
+    BodyId, BodyRef, StoreError,
     error::Stop,
     keys,
     live::LiveChange,
+    repair::Reads,
     txn::{Txn, View},
 };
 
@@ -123,13 +124,13 @@ pub(crate) fn add(txn: &mut Txn<'_>, arrived: &Arrived) {
 /// The bytes of a body, or its first `prefix` bytes. The inner error tells people what could not be read.
 pub(crate) fn read<V: View>(
     view: &V,
-    bodies: &dyn Bodies,
+    bodies: &Reads<'_>,
     id: BodyId,
     prefix: Option<u32>,
 ) -> Result<Result<Bytes, String>, StoreError> {
     let BodyEntry { state, place } = named(view, id)?;
     if let Some(place) = place {
-        return Ok(bodies.read(place, prefix));
+        return Ok(bodies.read(id, place, prefix));
     }
     let wanted = prefix.map_or(state.len, |prefix| prefix.min(state.len)) as usize;
     let mut whole = BytesMut::with_capacity(wanted);
@@ -140,7 +141,7 @@ pub(crate) fn read<V: View>(
         let place =
             named(view, part)?.place.ok_or(StoreError::Damaged("a part of a body has parts itself"))?;
         let left = u32::try_from(wanted - whole.len()).unwrap_or(u32::MAX);
-        match bodies.read(place, Some(left.min(place.len))) {
+        match bodies.read(part, place, Some(left.min(place.len))) {
             Ok(bytes) => whole.extend_from_slice(&bytes),
             Err(reason) => return Ok(Err(reason)),
         }

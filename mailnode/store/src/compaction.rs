@@ -162,10 +162,10 @@ struct Retired {
 
 /// A body that is to be moved.
 #[derive(Debug, Clone, Copy)]
-struct Live {
-    group: u32,
-    body: BodyId,
-    place: BodyRef,
+pub(crate) struct Live {
+    pub(crate) group: u32,
+    pub(crate) body: BodyId,
+    pub(crate) place: BodyRef,
 }
 
 impl Compactor {
@@ -249,8 +249,17 @@ impl Compactor {
         pace: &mut dyn FnMut(u64) -> ControlFlow<()>,
         done: &mut Compacted,
     ) -> Result<(), StoreError> {
-        let records = self.segments.records(segment.number).map_err(StoreError::Bodies)?;
-        let live = self.store.live_among(&records)?;
+        let live = match self.segments.records(segment.number) {
+            Ok(records) => self.store.live_among(&records)?,
+            Err(reason) => {
+                tracing::warn!(
+                    segment = segment.number,
+                    reason,
+                    "a segment cannot tell what is in it; the tables of bodies are read"
+                );
+                self.store.live_in(segment.number)?
+            }
+        };
         let mut rest = &live[..];
         while !rest.is_empty() {
             let mut bytes = 0;
@@ -294,12 +303,12 @@ impl Compactor {
     fn copy(&mut self, segment: u64, live: &[Live]) -> Result<Option<u64>, StoreError> {
         let mut read = Vec::with_capacity(live.len());
         for one in live {
-            match self.store.0.bodies.read(one.place, None) {
+            match self.store.reads(one.group).read(one.body, one.place, None) {
                 Ok(bytes) => read.push(bytes),
                 Err(reason) => {
                     let Live { group, body, .. } = *one;
                     // It may have gone since it was found live.
-                    if self.store.live_place(group, body)? != Some(one.place) {
+                    if self.store.place_of(group, body)? != Some(one.place) {
                         read.push(Bytes::new());
                         continue;
                     }
@@ -371,14 +380,8 @@ impl Store {
         })
     }
 
-    /// Where a body lies now; none when nothing refers to it.
-    fn live_place(&self, group: u32, body: BodyId) -> Result<Option<BodyRef>, StoreError> {
-        let Some(view) = self.view(group)? else { return Ok(None) };
-        Ok(body_table::find(&view, body)?.and_then(|entry| entry.place))
-    }
-
     /// Those of the records that hold a body which is referred to.
-    fn live_among(&self, records: &[BodyRecord]) -> Result<Vec<Live>, StoreError> {
+    pub(crate) fn live_among(&self, records: &[BodyRecord]) -> Result<Vec<Live>, StoreError> {
         let mut by_group: BTreeMap<u32, Vec<&BodyRecord>> = BTreeMap::new();
         for record in records {
             by_group.entry(record.group).or_default().push(record);
@@ -399,7 +402,7 @@ impl Store {
     }
 
     /// Keeps copies of bodies of a group, and points the table to them where it still points to the old places.
-    fn move_bodies(&self, group: u32, bodies: Vec<(Live, Bytes)>) -> Result<(), StoreError> {
+    pub(crate) fn move_bodies(&self, group: u32, bodies: Vec<(Live, Bytes)>) -> Result<(), StoreError> {
         let (mut old, mut copies) = (Vec::with_capacity(bodies.len()), Vec::with_capacity(bodies.len()));
         for (live, bytes) in bodies {
             if bytes.len() == live.place.len as usize {

@@ -163,6 +163,12 @@ pub(crate) fn body(id: BodyId) -> Vec<u8> {
     join(BODY, &[&id.0.to_be_bytes()])
 }
 
+/// The body in a key of [`BODY`].
+pub(crate) fn body_of(key: &[u8]) -> Option<BodyId> {
+    let [BODY, id @ ..] = key else { return None };
+    id.try_into().ok().map(u64::from_be_bytes).map(BodyId)
+}
+
 /// The prefix of all chunks of an upload.
 pub(crate) fn upload(id: UploadId) -> Vec<u8> {
     join(CHUNK, &[&id.0.to_be_bytes()])

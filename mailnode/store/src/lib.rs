@@ -33,6 +33,8 @@ mod query;
 mod queue;
 mod records;
 mod recovery;
+mod repair;
+mod scrub;
 mod snapshot;
 mod store;
 mod txn;
@@ -67,6 +69,8 @@ pub use model::{
 pub use query::{
     FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,
 };
+pub use repair::{LostBody, Repair};
+pub use scrub::{Findings, Scrubbed};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};
 pub use uids::FolderUids;

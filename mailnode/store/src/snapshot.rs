@@ -33,6 +33,7 @@ const END: u8 = 3;
 /// Reads a consistent view of a group.
 pub struct SnapshotReader {
     store: Store,
+    group: u32,
     /// Of the readers: bodies stay where they are until it is given back.
     ticket: u64,
     position: Vec<u8>,
@@ -62,6 +63,7 @@ impl Store {
         let ticket = self.0.readers.take();
         let mut reader = SnapshotReader {
             store: self.clone(),
+            group,
             ticket,
             position: Vec::new(),
             pairs: None,
@@ -143,7 +145,8 @@ impl SnapshotReader {
             chunk.extend_from_slice(value);
             return Ok(());
         };
-        let bytes = self.store.0.bodies.read(place, None).map_err(StoreError::Bodies)?;
+        let name = body_of(key)?;
+        let bytes = self.store.reads(self.group).read(name, place, None).map_err(StoreError::Bodies)?;
         if bytes.len() != state.len as usize {
             return Err(StoreError::Bodies(format!(
                 "a body has {} bytes instead of {}",
@@ -299,16 +302,15 @@ impl Drop for SnapshotWriter {
 
 /// A body's name and state, as a frame tells them.
 fn state_of(key: &[u8], state: &[u8], len: usize) -> Result<(BodyId, BodyState), StoreError> {
-    let id = match key {
-        [keys::BODY, id @ ..] => id.try_into().map(u64::from_be_bytes).ok(),
-        _ => None,
-    };
-    match (id, BodyState::split(state)?) {
-        (Some(id), (state, [])) if state.len as usize == len && state.parts.is_empty() => {
-            Ok((BodyId(id), state))
-        }
+    match (body_of(key)?, BodyState::split(state)?) {
+        (id, (state, [])) if state.len as usize == len && state.parts.is_empty() => Ok((id, state)),
         _ => Err(StoreError::Damaged("a body of a snapshot is not what its frame says")),
     }
+}
+
+/// The body that a key of the table names.
+fn body_of(key: &[u8]) -> Result<BodyId, StoreError> {
+    keys::body_of(key).ok_or(StoreError::Damaged("a key of a body is none"))
 }
 
 fn length(len: usize) -> Result<u32, StoreError> {

@@ -22,7 +22,7 @@ use quorumail_journal::Position;
 use tokio::sync::broadcast;
 
 use crate::{
-    Bodies, BodyRef, Digests, Directory, FolderId, MailboxId, Query, Reply, StoreError, accounts,
+    Bodies, BodyRef, Digests, Directory, FolderId, MailboxId, Query, Repair, Reply, StoreError, accounts,
     answers::{self, FromIndex},
     apply,
     body_table::BodyState,
@@ -103,6 +103,7 @@ pub(crate) struct Inner {
     pub(crate) index: Index,
     pub(crate) bodies: Arc<dyn Bodies>,
     digests: OnceLock<Arc<dyn Digests>>,
+    pub(crate) repair: OnceLock<Arc<dyn Repair>>,
     pub(crate) directory: Directory,
     pub(crate) changes: broadcast::Sender<Change>,
     pub(crate) live: LiveBytes,
@@ -143,6 +144,7 @@ impl Store {
             index,
             bodies,
             digests: OnceLock::new(),
+            repair: OnceLock::new(),
             directory: Directory::default(),
             changes: broadcast::channel(CHANGES_KEPT).0,
             live: LiveBytes::default(),
@@ -227,7 +229,7 @@ impl Store {
         drop(queue);
         let Some(view) = view else { return Ok(answers::nothing(query)) };
         let digests = self.0.digests.get().map_or(&NoDigests as &dyn Digests, AsRef::as_ref);
-        let (reply, fresh) = answers::answer(&view, self.0.bodies.as_ref(), digests, query, index)?;
+        let (reply, fresh) = answers::answer(&view, self.reads(group.number), digests, query, index)?;
         if let Query::Messages { mailbox, folder, .. } = query
             && !fresh.is_empty()
             && let Err(error) = self.keep_digests(&group, view.space, (*mailbox, *folder), fresh)

@@ -9,7 +9,7 @@ use quorumail_consensus::{
     Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine,
 };
 use quorumail_journal::Pump;
-use quorumail_store::{LogCommand, Store, StoreError};
+use quorumail_store::{BodyId, LogCommand, Store, StoreError};
 
 use crate::check::Checker;
 
@@ -79,6 +79,10 @@ impl StateMachine for Machine {
     fn reach_level(&self, level: u32) -> Result<(), MachineError> {
         self.level.store(level, Ordering::SeqCst);
         Ok(())
+    }
+
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError> {
+        self.store.body(group.0, BodyId(index)).map_err(failed(group.0))
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {

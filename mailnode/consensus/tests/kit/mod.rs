@@ -195,6 +195,10 @@ impl Cluster {
         self.dir.path().join(format!("node-{id}"))
     }
 
+    pub fn journal_dir(&self, id: NodeId) -> PathBuf {
+        self.dir(id).join("journal")
+    }
+
     /// Starts a node, with whatever its disk holds.
     pub async fn up(&mut self, id: NodeId) {
         self.try_up(id).await.expect("the node starts");

@@ -68,7 +68,9 @@ pub struct Toy {
     saving: Mutex<()>,
     /// Repeated commands met.
     pub repeated: AtomicU64,
-    /// Fails all further batches when set.
+    /// Bodies of the commands that were applied since the start, by log index, with the commands' ids.
+    bodies: Mutex<BTreeMap<(GroupId, u64), (u64, Bytes)>>,
+    /// Fails all further batches, and reads of bodies, when set.
     pub broken: std::sync::atomic::AtomicBool,
     /// Cannot be read in full when set: snapshots break off in the middle.
     pub unreadable: std::sync::atomic::AtomicBool,
@@ -90,6 +92,7 @@ impl Toy {
             groups,
             saving: Mutex::new(()),
             repeated: AtomicU64::new(0),
+            bodies: Mutex::default(),
             broken: false.into(),
             unreadable: false.into(),
         }
@@ -106,6 +109,12 @@ impl Toy {
     /// How many commands of the next kind were applied.
     pub fn next_commands(&self, group: GroupId) -> u64 {
         self.groups.lock().get(&group).map_or(0, |state| state.next)
+    }
+
+    /// The log index at which a command was applied.
+    pub fn index_of(&self, group: GroupId, id: u64) -> Option<u64> {
+        let bodies = self.bodies.lock();
+        bodies.iter().find(|(at, (of, _))| at.0 == group && *of == id).map(|(at, _)| at.1)
     }
 
     pub fn ids(&self, group: GroupId) -> Vec<u64> {
@@ -137,6 +146,8 @@ impl StateMachine for Toy {
             assert!(committed.level <= self.max_level, "a level that is not known never comes here");
             let early = is_next(&committed.command) && committed.level < NEXT_LEVEL;
             assert!(!early, "nothing of a level comes before it was raised");
+            let body = (id_of(&stored), stored.slice(8..));
+            self.bodies.lock().insert((group, committed.index), body);
         }
         let mut groups = self.groups.lock();
         let state = groups.entry(group).or_default();
@@ -201,6 +212,13 @@ impl StateMachine for Toy {
     fn reach_level(&self, level: u32) -> Result<(), MachineError> {
         let wrong = |error: std::io::Error| MachineError { group: 0, reason: error.to_string() };
         std::fs::write(self.file.with_file_name(LEVEL_FILE), level.to_string()).map_err(wrong)
+    }
+
+    fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError> {
+        if self.broken.load(Ordering::Relaxed) {
+            return Err(MachineError { group: group.0, reason: "broken on purpose".into() });
+        }
+        Ok(self.bodies.lock().get(&(group, index)).map(|(_, body)| body.clone()))
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {

@@ -17,6 +17,8 @@ use crate::{
     exposition::Exposition,
     groups::{self, DIRECTORY, Groups},
     http::Readiness,
+    repairer::Repairer,
+    scrubber,
     tls::{InternalTls, PublicTls},
 };
 
@@ -28,6 +30,10 @@ pub struct Sources {
     pub journal: Journal,
     /// What compaction of it does.
     pub compaction: Arc<compactor::Totals>,
+    /// What is found rotten in it.
+    pub scrub: Arc<scrubber::Totals>,
+    /// What is repaired.
+    pub repairer: Arc<Repairer>,
     /// The disk of both.
     pub disk: Arc<Disk>,
     /// Certificates of SMTP and IMAP.
@@ -51,6 +57,7 @@ impl Sources {
             certificates.labelled("section", section, expiry.unwrap_or(0));
         }
         self.journal(&mut text);
+        self.rot(&mut text);
         self.consensus(&mut text);
         self.groups(&mut text);
         self.store(&mut text);
@@ -107,6 +114,30 @@ impl Sources {
             Room::ReadOnly | Room::Full => 0,
         });
         text.gauge("disk_size_bytes", "Size of the data's file system.").value(self.disk.size());
+    }
+
+    fn rot(&self, text: &mut Exposition) {
+        let scrub = &self.scrub;
+        text.counter("scrub_bytes_total", "Bytes read to look for rot.").value(scrub.bytes.load(Relaxed));
+        if let Some(age) = scrub.last_pass_age() {
+            text.gauge("scrub_last_pass_age_seconds", "Time since all of the journal was last read through.")
+                .value(age);
+        }
+        text.counter("scrub_rotten_records_total", "Records found that are not what was written.")
+            .labelled("kind", "body", scrub.bodies.load(Relaxed))
+            .labelled("kind", "log", scrub.log.load(Relaxed))
+            .labelled("kind", "dead", scrub.dead.load(Relaxed));
+        let (repaired, failed, refused) = self.repairer.counts();
+        text.counter("repairs_total", "Rotten bodies, and segments of the log, that were repaired.")
+            .labelled("kind", "body", repaired)
+            .labelled("kind", "log", scrub.retired.load(Relaxed));
+        text.counter("repair_failures_total", "Repairs that failed; each is tried again.")
+            .labelled("kind", "body", failed)
+            .labelled("kind", "log", scrub.not_retired.load(Relaxed));
+        text.counter("repair_refused_total", "Repairs refused because too many were waiting.").value(refused);
+        text.gauge("unrepaired", "Rotten bodies, and segments of the log, that are needed and not repaired.")
+            .labelled("kind", "body", self.repairer.open().len())
+            .labelled("kind", "log", scrub.open.load(Relaxed));
     }
 
     fn consensus(&self, text: &mut Exposition) {

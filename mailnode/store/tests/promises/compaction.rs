@@ -18,12 +18,12 @@ use quorumail_store::*;
 
 use crate::{determinism, world::*};
 
-const EVERYTHING: CompactionPolicy = CompactionPolicy { dead_share: 0.01 };
+pub const EVERYTHING: CompactionPolicy = CompactionPolicy { dead_share: 0.01 };
 
 /// A floor above all segments of the log.
-const NO_LOG: u64 = u32::MAX as u64;
+pub const NO_LOG: u64 = u32::MAX as u64;
 
-fn compactor(node: &Node, policy: CompactionPolicy) -> Compactor {
+pub fn compactor(node: &Node, policy: CompactionPolicy) -> Compactor {
     Compactor::new(node.store.clone(), Arc::clone(&node.bodies) as Arc<dyn Segments>, policy)
 }
 
@@ -32,7 +32,7 @@ fn go_on(_: u64) -> ControlFlow<()> {
 }
 
 /// Compacts until there is nothing to do.
-fn compact_all(compactor: &mut Compactor) -> Compacted {
+pub fn compact_all(compactor: &mut Compactor) -> Compacted {
     let mut sum = Compacted::default();
     loop {
         let done = compactor.step(0, false, &mut go_on).unwrap();
@@ -48,7 +48,7 @@ fn compact_all(compactor: &mut Compactor) -> Compacted {
 }
 
 /// The bodies of all messages of the mailboxes that the random logs know.
-fn all_bodies(store: &Store) -> BTreeMap<(MailboxId, FolderId, Uid), Bytes> {
+pub fn all_bodies(store: &Store) -> BTreeMap<(MailboxId, FolderId, Uid), Bytes> {
     let mut found = BTreeMap::new();
     for mailbox in (1..=3).map(MailboxId).chain([MAILBOX]) {
         let Reply::Folders(folders) = store.query(GROUP, &Query::Folders(mailbox)) else { panic!() };
@@ -299,7 +299,7 @@ proptest! {
 }
 
 /// What of a record's head tells the log index, as these tests write it.
-fn command_index(head: &[u8]) -> Result<Option<u64>, String> {
+pub fn command_index(head: &[u8]) -> Result<Option<u64>, String> {
     let index = head.first_chunk::<8>().ok_or("too short")?;
     Ok(Some(u64::from_le_bytes(*index)))
 }

@@ -12,6 +12,7 @@ mod formats;
 mod mailboxes;
 mod model;
 mod queue;
+mod repair;
 mod snapshots;
 mod uploads;
 mod world;

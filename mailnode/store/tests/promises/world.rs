@@ -1,7 +1,7 @@
 //! A store with bodies in memory, driven by commands as consensus would.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::Path,
     sync::{Arc, Mutex},
 };
@@ -30,6 +30,10 @@ struct Records {
     floor: u64,
     /// Whose body it is, and the payload.
     by_position: BTreeMap<Position, (u32, BodyId, Bytes)>,
+    /// Records that cannot be read.
+    rotten: BTreeSet<Position>,
+    /// Refuses to keep anything.
+    full: bool,
 }
 
 impl MemoryBodies {
@@ -47,6 +51,25 @@ impl MemoryBodies {
     pub fn set_floor(&self, segment: u64) {
         let mut records = self.records.lock().unwrap();
         records.floor = records.floor.max(segment);
+    }
+
+    /// Makes every record that holds these bytes unreadable; answers how many.
+    pub fn rot(&self, bytes: &[u8]) -> usize {
+        let mut records = self.records.lock().unwrap();
+        let holds = |payload: &Bytes| payload.windows(bytes.len()).any(|window| window == bytes);
+        let found: Vec<Position> = records
+            .by_position
+            .iter()
+            .filter(|(_, (_, _, payload))| holds(payload))
+            .map(|(at, _)| *at)
+            .collect();
+        records.rotten.extend(&found);
+        found.len()
+    }
+
+    /// Whether bodies can be kept.
+    pub fn set_full(&self, full: bool) {
+        self.records.lock().unwrap().full = full;
     }
 
     /// Bytes of all records.
@@ -88,6 +111,9 @@ impl Bodies for MemoryBodies {
     fn read(&self, body: BodyRef, prefix: Option<u32>) -> Result<Bytes, String> {
         let records = self.records.lock().unwrap();
         let (_, _, record) = records.by_position.get(&body.record).ok_or("no such record")?;
+        if records.rotten.contains(&body.record) {
+            return Err("rotten".to_owned());
+        }
         let len = prefix.unwrap_or(body.len).min(body.len) as usize;
         let start = body.offset as usize;
         Ok(record.slice(start..start + len))
@@ -95,6 +121,9 @@ impl Bodies for MemoryBodies {
 
     fn keep(&self, group: u32, bodies: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
         let mut records = self.records.lock().unwrap();
+        if records.full {
+            return Err("full".to_owned());
+        }
         let keep = |(body, bytes): (BodyId, Bytes)| {
             records.kept += 1;
             let (segment, len) = (FIRST_KEPT + records.kept / SEGMENT_RECORDS, bytes.len() as u32);
