@@ -174,7 +174,7 @@ fn purge(store: &Store, mailbox: MailboxId) -> Result<(), Box<dyn std::error::Er
         let outcomes = store.apply(1, vec![command], b"")?;
         slowest = slowest.max(begun.elapsed());
         let last = outcomes.last().ok_or("there is no answer")?;
-        if !matches!(decode_outcome(last), Some(Ok(Applied::More))) {
+        if !matches!(decode_outcome(last), Ok(Ok(Applied::More))) {
             break;
         }
     }
