@@ -123,7 +123,8 @@ async fn a_receiver_that_takes_nothing_is_sent_no_more_of_a_snapshot_than_the_wi
     assert!(most[1] >= WINDOW * 3 / 4, "nothing was in the way of the snapshot: {most:?}");
     assert!(most.iter().all(|most| *most < WINDOW + (64 << 10)), "{most:?} bytes in flight");
     cluster.settled().await;
-    assert_eq!(in_flight(), 0);
+    // The receiver has everything a little before the sender knows.
+    until("what was held for it to be let go", || (in_flight() == 0).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
