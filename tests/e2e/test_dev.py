@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 
 import pytest
 
@@ -237,14 +238,26 @@ def test_plain_passwords_are_not_asked_for_without_tls_elsewhere_but_tls_works(t
 
 
 def test_metrics_and_probes_answer(three):
-    import urllib.request
-
     for node in range(3):
         base = f"http://{three.node(node)['http']}"
         assert urllib.request.urlopen(f"{base}/livez", timeout=10).status == 200
         assert urllib.request.urlopen(f"{base}/readyz", timeout=10).status == 200
         text = urllib.request.urlopen(f"{base}/metrics", timeout=10).read().decode()
         assert "quorumail_" in text
+
+
+def quiet_groups(dev, node):
+    with urllib.request.urlopen(f"http://{dev.node(node)['http']}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("quorumail_group_quiet{"))
+
+
+def test_every_group_of_an_idle_cluster_goes_quiet(three):
+    """Nothing that the nodes do by themselves keeps the groups awake: no heartbeats, no polling."""
+    end = time.monotonic() + 90
+    while (quiet := [quiet_groups(three, node) for node in range(3)]) != [17.0] * 3:
+        assert time.monotonic() < end, f"quiet groups of 17: {quiet}"
+        time.sleep(0.5)
 
 
 def test_an_edited_resource_is_applied(tmp_path):
@@ -294,8 +307,6 @@ def test_acknowledged_mail_survives_kill_of_any_mailnode(tmp_path):
                 mail.wait_for(lambda: dev.node(node)["pid"] != old, within=30, what="the node's restart")
                 during = len(ledger.acknowledged)
                 mail.wait_for(lambda: len(ledger.acknowledged) > during + 50, within=60, what="mail flowing after the kill")
-                import urllib.request
-
                 mail.wait_for(
                     lambda: urllib.request.urlopen(f"http://{dev.node(node)['http']}/readyz", timeout=5).status == 200,
                     within=60, what="the node's readiness")

@@ -139,6 +139,11 @@ impl QueueIndex {
         due.take(limit as usize).map(|(_, id)| id).collect()
     }
 
+    /// The earliest next attempt.
+    pub(crate) fn next_due(&self) -> Option<Timestamp> {
+        self.due.iter().next().map(|(due, _)| due)
+    }
+
     /// Entries, oldest first.
     pub(crate) fn oldest(&self, class: Option<QueueClass>, limit: u32) -> Vec<QueueId> {
         let limit = limit as usize;

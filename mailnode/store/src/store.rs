@@ -22,7 +22,8 @@ use quorumail_journal::Position;
 use tokio::sync::broadcast;
 
 use crate::{
-    Bodies, BodyRef, Digests, Directory, FolderId, MailboxId, Query, Repair, Reply, StoreError, accounts,
+    Bodies, BodyRef, Digests, Directory, FolderId, MailboxId, Query, Repair, Reply, StoreError, Timestamp,
+    accounts,
     answers::{self, FromIndex},
     apply,
     body_table::BodyState,
@@ -216,6 +217,13 @@ impl Store {
             tracing::error!(group, %error, "a query could not be answered");
             Reply::Unreadable(error.to_string())
         })
+    }
+
+    /// When the next attempt of an entry in a group's queue is due, as the replica here has it; none while all wait for a
+    /// person, or there are none. From memory, however long the queue is.
+    pub fn next_due(&self, group: u32) -> Option<Timestamp> {
+        let group = self.0.groups.read().get(&group).cloned()?;
+        group.queue.read().next_due()
     }
 
     fn try_query(&self, group: u32, query: &Query) -> Result<Reply, StoreError> {

@@ -20,7 +20,10 @@ pub(crate) struct FolderLoad {
     /// Password.
     #[arg(long)]
     password: String,
-    /// Messages to append before the folder is opened.
+    /// Which folder.
+    #[arg(long, default_value = "large")]
+    folder: String,
+    /// Messages to append before the folder is opened, a multiple of the connections.
     #[arg(long, default_value_t = 0)]
     fill: usize,
     /// Connections that append.
@@ -62,7 +65,8 @@ impl FolderLoad {
         let mut lines = self.login().await?;
         let mut body = smtp::message(self.size, &self.user);
         body.truncate(body.len() - 3);
-        let command = [format!("c APPEND large {{{}+}}\r\n", body.len()).as_bytes(), &body, b"\r\n"].concat();
+        let command =
+            [format!("c APPEND {} {{{}+}}\r\n", self.folder, body.len()).as_bytes(), &body, b"\r\n"].concat();
         for _ in 0..count {
             lines.send(&command).await?;
             lines.answer("c").await?;
@@ -74,7 +78,9 @@ impl FolderLoad {
         if self.fill == 0 {
             return Ok(None);
         }
-        self.login().await?.command("b", b"CREATE large").await?;
+        if self.folder != "INBOX" {
+            self.login().await?.command("b", format!("CREATE {}", self.folder).as_bytes()).await?;
+        }
         let start = Instant::now();
         let each = self.fill / self.connections;
         let mut clients = JoinSet::new();
@@ -100,13 +106,14 @@ pub(crate) async fn run(load: FolderLoad) -> anyhow::Result<FolderFigures> {
     let load = Arc::new(load);
     let append_per_second = load.fill().await?;
     let mut lines = load.login().await?;
-    let (select_ms, answer) = timed(&mut lines, "SELECT large").await?;
+    let select = format!("SELECT {}", load.folder);
+    let (select_ms, answer) = timed(&mut lines, &select).await?;
     let exists = answer.iter().find_map(|line| line.strip_prefix("* ")?.strip_suffix(" EXISTS\r\n"));
     let messages: usize = exists.map_or(Ok(0), str::parse)?;
     ensure!(messages > 0, "the folder is empty");
     let read = load.read.min(messages);
     let mut again = load.login().await?;
-    let (select_again_ms, _) = timed(&mut again, "SELECT large").await?;
+    let (select_again_ms, _) = timed(&mut again, &select).await?;
     let envelopes = format!("FETCH 1:{read} (UID FLAGS INTERNALDATE RFC822.SIZE ENVELOPE)");
     let (envelopes_ms, answer) = timed(&mut again, &envelopes).await?;
     ensure!(answer.len() >= read, "only {} of {read} envelopes came", answer.len());

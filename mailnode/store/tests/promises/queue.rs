@@ -22,6 +22,7 @@ fn entries_come_due_in_order_of_their_next_attempt() {
     add(3, 12, vec![recipient("a@x.org", Bad, 0)]);
     add(4, 13, vec![recipient("a@x.org", Remote, 200), recipient("b@x.org", Local, 100)]);
 
+    assert_eq!((node.store.next_due(GROUP), node.store.next_due(99)), (Some(Timestamp(-5)), None));
     assert_eq!(ids(&node.queue(&due(99, 10))), [2]);
     assert_eq!(ids(&node.queue(&due(1000, 10))), [2, 4, 1]);
     assert_eq!(ids(&node.queue(&due(1000, 2))), [2, 4]);
@@ -33,6 +34,7 @@ fn entries_come_due_in_order_of_their_next_attempt() {
     assert_eq!(ids(&node.queue(&due(49, 10))), [2]);
     let op = Op::UpdateQueue { id: QueueId(2), done: vec![], changed: vec![recipient("a@x.org", Held, 0)] };
     node.run(op).unwrap();
+    assert_eq!(node.store.next_due(GROUP), Some(Timestamp(50)));
     assert_eq!(ids(&node.queue(&due(1000, 10))), [4, 1]);
     assert_eq!(ids(&node.queue(&Query::QueueList { class: Some(Held), limit: 10 })), [1, 2]);
     assert_eq!(ids(&node.queue(&Query::QueueList { class: None, limit: 3 })), [1, 2, 3]);
