@@ -59,6 +59,7 @@ pub use open::{OpenError, RecoveredLog, open_log, open_log_on};
 pub use placement::{Current, DIRECTORY_VOTERS, Placement, founding, placement};
 pub use propose::{MAX_COMMAND_BYTES, ProposeError};
 pub use record::{COMMAND_OFFSET, command_index};
+pub use runtime::offload;
 #[cfg(feature = "simulation")]
 pub use runtime::seed_random_numbers;
 pub use service::PeerService;

@@ -30,7 +30,7 @@ use crate::network::Links;
 use crate::open::RecoveredLog;
 use crate::placement::{Placement, founding};
 use crate::propose::ProposeError;
-use crate::runtime::{ShortWork, offload};
+use crate::runtime::{ShortWork, offload, random_number};
 use crate::service::PeerService;
 use crate::snapshot_out::Sending;
 use crate::topology::{self, Topology, TopologyError};
@@ -211,7 +211,7 @@ impl Consensus {
             proposal_room,
             bodies: Semaphore::new(BODIES_AT_ONCE),
             leaving: AtomicBool::new(false),
-            incarnation: rand::random(),
+            incarnation: random_number(),
             writes: AtomicU8::new(Writes::All as u8),
             leads: watch::Sender::new(Vec::new()),
             hints: Mutex::default(),

@@ -40,7 +40,10 @@ pub(crate) fn random_number() -> u64 {
 
 /// Runs blocking work without holding up this thread's other tasks. On a runtime of one thread it is done at once and
 /// in place: there the order of everything must not depend on another thread.
-pub(crate) async fn offload<T, F>(work: F) -> Result<T, tokio::task::JoinError>
+///
+/// # Errors
+/// When the work panicked or the runtime is being shut down.
+pub async fn offload<T, F>(work: F) -> Result<T, tokio::task::JoinError>
 where
     F: FnOnce() -> T + Send + 'static,
     T: Send + 'static,

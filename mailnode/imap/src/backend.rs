@@ -43,6 +43,9 @@ pub enum Failure {
     /// UNAVAILABLE: no majority could be reached in time; for a change the outcome may be unknown.
     #[error("temporarily unavailable, try again")]
     Unavailable,
+    /// UNAVAILABLE: all is well but for the octets of some message, which cannot be read just now.
+    #[error("a message cannot be read just now, try again")]
+    Unreadable,
 }
 
 /// RFC 6154 2.
@@ -199,7 +202,8 @@ pub trait Mailbox: Send + Sync + 'static {
     /// The next page of what changed.
     async fn changes(&self, folder: u64, since: Since) -> Result<Changes, Failure>;
     /// Messages by UID, in the order asked, possibly fewer than asked (ask again for the rest) but at least one. None for
-    /// a message that is gone.
+    /// a message that is gone. [`Failure::Unreadable`] when one of them cannot be read: asked for without it, the others are
+    /// answered.
     async fn messages(
         &self,
         folder: u64,

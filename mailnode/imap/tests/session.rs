@@ -456,3 +456,40 @@ async fn ten_thousand_envelopes_are_quick() {
     assert!(lines[9_999].starts_with("* 10000 FETCH (UID 10000 FLAGS () ENVELOPE (NIL \"9999\" "));
     assert!(fetched < Duration::from_secs(5), "{fetched:?}");
 }
+
+#[tokio::test]
+async fn messages_that_cannot_be_read_do_not_keep_the_others_from_being_fetched() {
+    let server = Server::start().await;
+    let mut client = server.login().await;
+    for _ in 0..300 {
+        client.append("INBOX", "", MAIL).await;
+    }
+    client.ok("SELECT INBOX").await;
+    let calls = || server.memory.body_calls.load(Ordering::SeqCst);
+    for unreadable in [vec![1], vec![300], vec![128, 129], (100..=199).collect(), vec![1, 77, 130, 131, 290]]
+    {
+        *server.memory.unreadable.lock().unwrap() = unreadable.iter().copied().collect();
+        let before = calls();
+        for items in ["BODY.PEEK[]", "BODY.PEEK[HEADER]", "ENVELOPE"] {
+            let (lines, status) = client.command(&format!("FETCH 1:* (UID {items})")).await;
+            let lacking = format!("NO [UNAVAILABLE] {} of the messages", unreadable.len());
+            assert!(status.starts_with(&lacking), "{unreadable:?}, {items}: {status}");
+            let uids: Vec<u32> = lines
+                .iter()
+                .filter_map(|line| line.split_once("FETCH (UID ")?.1.split(' ').next()?.parse().ok())
+                .collect();
+            let rest: Vec<u32> = (1..=300).filter(|uid| !unreadable.contains(uid)).collect();
+            assert_eq!(uids, rest, "{unreadable:?}, {items}");
+        }
+        // Each costs a few calls and not one for every message.
+        assert!(calls() - before <= 2 * (6 + 24 * unreadable.len()), "{} calls", calls() - before);
+        assert_eq!(client.ok("FETCH 1:* (FLAGS)").await.len(), 300);
+        // Whether it matches cannot be told, and to say that it does not would be wrong.
+        assert!(client.refused("SEARCH BODY nowhere").await.starts_with("NO [UNAVAILABLE]"));
+    }
+    // With too many, the command is refused.
+    *server.memory.unreadable.lock().unwrap() = (1..=300).collect();
+    let before = calls();
+    assert!(client.refused("FETCH 1:* BODY.PEEK[]").await.starts_with("NO [UNAVAILABLE]"));
+    assert!(calls() - before <= 120, "{} calls", calls() - before);
+}

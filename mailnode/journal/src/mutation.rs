@@ -34,12 +34,14 @@ pub enum Mutation {
     PurgeBeforeCheckpoint,
     /// A segment is given back before it is durable that its bodies lie elsewhere.
     RecycleBeforeCheckpoint,
+    /// The scrubber calls a rotten record good.
+    CallRotGood,
 }
 
 #[cfg(feature = "simulation")]
 impl Mutation {
     /// All of them.
-    pub const ALL: [Mutation; 12] = [
+    pub const ALL: [Mutation; 13] = [
         Mutation::AcknowledgeBeforeSync,
         Mutation::ForgetLastEntryAtStart,
         Mutation::VoteBeforeSync,
@@ -52,6 +54,7 @@ impl Mutation {
         Mutation::ForgetTruncation,
         Mutation::PurgeBeforeCheckpoint,
         Mutation::RecycleBeforeCheckpoint,
+        Mutation::CallRotGood,
     ];
 }
 

@@ -3,8 +3,8 @@
 //! Segments of the log from the floor on are visited, in order: sealed ones through their side index, the newest one by
 //! reading it. In that one the first invalid record is either where writing had come to when the node went down, and the
 //! journal goes on there; or it is damage to something that had been safe, then the journal is refused. Segments below
-//! the floor only hold what others refer to; they are looked at when they are read. Nothing is changed on disk before
-//! all that is checked has been found well.
+//! the floor, and kept ones, only hold what others refer to: rot in them is left to whoever reads them, and to the scrubber.
+//! Nothing is changed on disk before all that is checked has been found well.
 
 use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
@@ -33,10 +33,17 @@ pub(crate) struct Recovered {
 /// Called for every record with the begin of its payload.
 pub(crate) type Visit<'a> = &'a mut dyn FnMut(Position, StreamId, &[u8]);
 
-/// A segment whose header was read.
+/// A segment.
 struct Found {
-    header: SegmentHeader,
+    /// None: it is rotten, and no start needs what is in the segment.
+    header: Option<SegmentHeader>,
     bytes: u64,
+}
+
+impl Found {
+    fn header(&self) -> &SegmentHeader {
+        self.header.as_ref().expect("a segment that a start needs was refused without its header")
+    }
 }
 
 /// Opens what is on the disk, and makes a first segment where there is nothing.
@@ -53,14 +60,16 @@ pub(crate) fn recover(
     let floor = floor.unwrap_or(1);
 
     let mut known: BTreeMap<u64, Known> = BTreeMap::new();
-    for (&number, Found { bytes, .. }) in &found {
-        known.insert(number, Known { bytes: *bytes, records: None, sealed: true });
+    for (&number, Found { header, bytes }) in &found {
+        let records = if header.is_some() { None } else { Some(0) };
+        known.insert(number, Known { bytes: *bytes, records, sealed: true });
     }
     let mut newest = None;
     for number in log.iter().copied().filter(|number| *number >= floor) {
         match found.get(&(number + 1)) {
             Some(next) => {
-                let records = visit_sealed(&*disk, &found[&number], next.header.previous_len, visit)?;
+                let records =
+                    visit_sealed(&*disk, found[&number].header(), next.header().previous_len, visit)?;
                 known.insert(
                     number,
                     Known { bytes: found[&number].bytes, records: Some(records), sealed: true },
@@ -73,7 +82,6 @@ pub(crate) fn recover(
     if let Some(scanned) = &newest {
         check_end(scanned)?;
     }
-    unsealed.iter().try_for_each(check_end)?;
 
     // All is well: from here on it is written.
     let pool = tidy(&*disk, &files, &found, options.segment_bytes).map_err(at("tidy journal directory"))?;
@@ -124,15 +132,25 @@ fn read_floor(disk: &dyn Disk) -> Result<Option<u64>, OpenError> {
 /// Reads the headers of all segments and checks that the log has no gap from the floor on.
 fn find(disk: &dyn Disk, files: &[String], floor: Option<u64>) -> Result<BTreeMap<u64, Found>, OpenError> {
     let mut found = BTreeMap::new();
+    let (was_set, floor) = (floor.is_some(), floor.unwrap_or(1));
     for number in files.iter().filter_map(|file| segment::number_of(file)) {
-        let (file, header) = open(disk, number)?;
-        let bytes = file.len().map_err(io_error("inspect", disk.path(&segment::name(number))))?;
+        let is_needed = (floor..segment::FIRST_KEPT).contains(&number);
+        let header = match open(disk, number) {
+            Ok((_, header)) => Some(header),
+            Err(error @ (OpenError::Damaged { .. } | OpenError::Foreign { .. })) if !is_needed => {
+                tracing::error!(%error, "a segment that is not needed for the start is left as it is");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let name = segment::name(number);
+        let len = disk.open(&name).and_then(|file| file.len());
+        let bytes = len.map_err(io_error("inspect", disk.path(&name)))?;
         found.insert(number, Found { header, bytes });
     }
-    if found.is_empty() && floor.is_none() {
+    if found.is_empty() && !was_set {
         return Ok(found);
     }
-    let floor = floor.unwrap_or(1);
     let newest = found.range(..segment::FIRST_KEPT).next_back().map_or(floor, |(number, _)| *number);
     match (floor..=newest.max(floor)).find(|number| !found.contains_key(number)) {
         Some(missing) => Err(OpenError::Missing { segment: segment::name(missing), dir: disk.path("") }),
@@ -170,10 +188,15 @@ fn refuse(file: String, bad: BadSegmentHeader) -> OpenError {
 }
 
 /// Visits a segment that has a successor; answers how many records it has.
-fn visit_sealed(disk: &dyn Disk, found: &Found, end: u64, visit: Visit<'_>) -> Result<u64, OpenError> {
-    let number = found.header.number;
+fn visit_sealed(
+    disk: &dyn Disk,
+    header: &SegmentHeader,
+    end: u64,
+    visit: Visit<'_>,
+) -> Result<u64, OpenError> {
+    let number = header.number;
     let name = segment::index_name(number);
-    let index = index::read(disk, &found.header).map_err(io_error("read", disk.path(&name)))?;
+    let index = index::read(disk, header).map_err(io_error("read", disk.path(&name)))?;
     if let Some(index) = index.filter(|index| index.end == end) {
         for record in index.iter() {
             visit(record.position, record.stream, &record.head);
@@ -209,7 +232,8 @@ pub(crate) fn index_of(disk: &dyn Disk, number: u64) -> Result<Index, OpenError>
     }
 }
 
-/// Looks at the kept segments; answers those that a crash left without a seal.
+/// Looks at the kept segments; answers those that a crash left without a seal. Where something has rotted that had been safe,
+/// nothing is written any more, as in a sealed one.
 fn find_unsealed(
     disk: &dyn Disk,
     kept: &[u64],
@@ -218,8 +242,9 @@ fn find_unsealed(
 ) -> Result<Vec<Scanned>, OpenError> {
     let mut unsealed = Vec::new();
     for &number in kept {
+        let Some(header) = &found[&number].header else { continue };
         let name = segment::index_name(number);
-        let count = index::count(disk, &found[&number].header);
+        let count = index::count(disk, header);
         let count = count.map_err(io_error("read", disk.path(&name)))?;
         let records = match count {
             Some(records) => records,
@@ -228,6 +253,8 @@ fn find_unsealed(
                 let records = scanned.entries.records;
                 if scanned.sealed {
                     rebuilt(disk, scanned, None)?;
+                } else if let Err(error) = check_end(&scanned) {
+                    tracing::error!(%error, "a segment that is not needed for the start is left as it is");
                 } else {
                     unsealed.push(scanned);
                 }

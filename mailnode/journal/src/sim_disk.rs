@@ -355,6 +355,23 @@ impl SimDisk {
     /// What was synced last in a segment without a successor is spared: nothing on the disk vouches for it yet, so rot
     /// there looks like a write that never ended, and is not promised to be noticed.
     pub fn flip_bit(&self) -> Option<(String, u64)> {
+        self.flip_bit_where(|_| true)
+    }
+
+    /// Flips one bit, chosen by chance, among the synced bytes of the sealed segments that `wanted` names by their numbers
+    /// (see [`Class::of`](crate::Class::of)), and of their side indexes when `indexes` says so. Answers where; none when there is
+    /// nothing that could rot.
+    pub fn rot(&self, indexes: bool, wanted: impl Fn(u64) -> bool) -> Option<(String, u64)> {
+        let safe_names: BTreeMap<String, u64> = self.state.lock().safe_names.clone();
+        self.flip_bit_where(|name| {
+            let of_index = if indexes { segment::number_of_index(name) } else { None };
+            segment::number_of(name)
+                .or(of_index)
+                .is_some_and(|number| safe_names.contains_key(&segment::name(number + 1)) && wanted(number))
+        })
+    }
+
+    fn flip_bit_where(&self, wanted: impl Fn(&str) -> bool) -> Option<(String, u64)> {
         let mut state = self.state.lock();
         let has_successor = |number| state.safe_names.contains_key(&segment::name(number + 1));
         let file = |(name, inode): (&String, &u64)| {
@@ -363,7 +380,7 @@ impl SimDisk {
             let spared = if last { latest.clone() } else { 0..0 };
             (name.clone(), *inode, safe.len().saturating_sub(spared.len()), spared)
         };
-        let files: Vec<_> = state.safe_names.iter().map(file).collect();
+        let files: Vec<_> = state.safe_names.iter().filter(|(name, _)| wanted(name)).map(file).collect();
         let all: usize = files.iter().map(|(_, _, len, _)| len).sum();
         let mut at = usize::try_from(state.below(all as u64)).unwrap_or(0);
         let bit = state.below(8);

@@ -348,3 +348,45 @@ fn a_journal_whose_disk_failed_is_opened_only_after_it_was_read_back() {
     assert!(!marker.exists());
     assert_eq!(open(&options).unwrap().1, written);
 }
+
+#[test]
+fn rot_in_what_no_start_needs_does_not_keep_the_journal_from_being_opened() {
+    let dir = TempDir::new().unwrap();
+    let options = options(&dir);
+    let written = write(&options, &vec![vec![vec![1; 100]]; 20]);
+    let (journal, _) = open(&options).unwrap();
+    journal.set_floor(4).unwrap();
+    let record = |byte: u8| Record { stream: StreamId(9), payload: vec![Bytes::from(vec![byte; 100])] };
+    // Two batches in one kept segment without a seal, as a killed process leaves it.
+    let mut kept = journal.keep(&[record(1)]).unwrap();
+    kept.extend(journal.keep(&[record(2)]).unwrap());
+    drop(journal);
+    let flip = |file: String, offset: usize| {
+        let path = options.dir.join(file);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[offset] ^= 4;
+        fs::write(path, bytes).unwrap();
+    };
+    flip("0000000000000001.seg".into(), 20);
+    flip("0000000000000002.seg".into(), 0);
+    flip("0000000000000000.kept".into(), 48 + 32);
+
+    let (journal, found) = open(&options).unwrap();
+    let needed: Found = written.into_iter().filter(|(position, ..)| position.segment >= 4).collect();
+    assert_eq!(found, needed);
+    assert!(journal.read(kept[0]).is_err());
+    assert_eq!(journal.read(kept[1]).unwrap(), vec![2; 100]);
+    // Whoever looks for it finds it, and nothing more is written there.
+    let lost = |segment| journal.scan(segment, &mut |_| true).unwrap().lost_from;
+    assert_eq!([1, 2, 3, kept[0].segment].map(lost), [Some(0), Some(0), None, Some(48)]);
+    assert!(journal.keep(&[record(3)]).unwrap()[0].segment > kept[0].segment);
+    // A later version's is another matter: what it means is not known here.
+    let path = segment_path(&options, 3);
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[8] = 3;
+    let crc = crc32c::crc32c(&bytes[..44]);
+    bytes[44..48].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+    drop(journal);
+    assert!(matches!(open(&options), Err(OpenError::Version { found: 3, .. })));
+}

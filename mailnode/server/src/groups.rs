@@ -38,8 +38,14 @@ pub enum CommandFailure {
 
 /// A query that got no answer.
 #[derive(Debug, thiserror::Error)]
-#[error("the partition cannot be read: {0}")]
-pub struct QueryFailure(String);
+pub enum QueryFailure {
+    /// No majority answered in time, or the node is stopping or too busy.
+    #[error("the partition cannot be read: {0}")]
+    Unavailable(String),
+    /// The partition is there, but a body that was asked for cannot be read, here and from the other replicas, just now.
+    #[error("a message cannot be read: {0}")]
+    Unreadable(String),
+}
 
 /// All groups of the cluster, as seen from this node.
 pub struct Groups {
@@ -90,13 +96,13 @@ impl Groups {
             }
             let serves = self.barrier.asked.load(Ordering::SeqCst);
             let current = self.consensus.catch_up(DIRECTORY, DIRECTORY_WITHIN).await;
-            current.map_err(|error| QueryFailure(error.to_string()))?;
+            current.map_err(|error| QueryFailure::Unavailable(error.to_string()))?;
             *served = serves;
             Ok(())
         };
-        tokio::time::timeout(DIRECTORY_WITHIN, wait)
-            .await
-            .unwrap_or_else(|_| Err(QueryFailure("the directory did not answer in time".to_owned())))
+        tokio::time::timeout(DIRECTORY_WITHIN, wait).await.unwrap_or_else(|_| {
+            Err(QueryFailure::Unavailable("the directory did not answer in time".to_owned()))
+        })
     }
 
     /// Proposes a command and waits until a majority has it on disk and it is applied. A body that is too large for one
@@ -164,11 +170,11 @@ impl Groups {
         within: Duration,
     ) -> Result<Reply, QueryFailure> {
         let answer = self.consensus.query(group, query.encode(), within).boxed().await;
-        let answer = answer.map_err(|error| QueryFailure(error.to_string()))?;
+        let answer = answer.map_err(|error| QueryFailure::Unavailable(error.to_string()))?;
         match Reply::decode(&answer) {
-            Ok(Reply::Unreadable(reason)) => Err(QueryFailure(reason)),
+            Ok(Reply::Unreadable(reason)) => Err(QueryFailure::Unreadable(reason)),
             Ok(reply) => Ok(reply),
-            Err(error) => Err(QueryFailure(error.to_string())),
+            Err(error) => Err(QueryFailure::Unavailable(error.to_string())),
         }
     }
 

@@ -20,7 +20,7 @@ use quorumail_store::{
 use crate::{
     auth::{self, Authenticator, Purpose},
     disk::Disk,
-    groups::{self, CommandFailure, Groups, INBOX},
+    groups::{self, CommandFailure, Groups, INBOX, QueryFailure},
     watch::Watchers,
 };
 
@@ -32,6 +32,8 @@ const READ_WITHIN: Duration = Duration::from_secs(10);
 const OCTETS_AT_ONCE: u32 = 1024 * 1024;
 /// Changed messages told in one step.
 const CHANGES_AT_ONCE: u32 = 1000;
+/// Messages that one step of a RENAME of INBOX moves.
+const MOVED_AT_ONCE: u32 = 1000;
 /// How often a partition that this node does not hold is asked for changes while a client idles.
 const POLL: Duration = Duration::from_millis(500);
 /// How often a waiter looks at the folder although nothing was announced.
@@ -144,8 +146,22 @@ impl OpenMailbox {
         self.record()?;
         self.groups.query(self.group, &query, READ_WITHIN).await.map_err(|error| {
             tracing::warn!(group = self.group.0, %error, "an IMAP read got no answer");
-            Failure::Unavailable
+            match error {
+                QueryFailure::Unavailable(_) => Failure::Unavailable,
+                QueryFailure::Unreadable(_) => Failure::Unreadable,
+            }
         })
+    }
+
+    /// Goes on with a RENAME of INBOX that has moved the first messages: those that are there now follow, step by step. What
+    /// arrives later stays, so that it ends. Wherever it breaks off, each message is in one of both folders.
+    async fn move_rest_of_inbox(&self, to: &str) -> Result<(), Failure> {
+        let mut inbox = self.select(INBOX).await?;
+        while !inbox.uids.is_empty() {
+            let step: Vec<u32> = inbox.uids.take_lowest(MOVED_AT_ONCE).iter().collect();
+            self.copy(inbox.folder.id, &step, to, true).await?;
+        }
+        Ok(())
     }
 
     /// Whether the folder has a change after `since`, or is gone.
@@ -317,7 +333,10 @@ impl Mailbox for OpenMailbox {
 
     async fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
         let op = Op::RenameFolder { mailbox: self.id, from: from.to_owned(), to: to.to_owned() };
-        self.propose(op, Bytes::new()).await.map(drop)
+        match self.propose(op, Bytes::new()).await? {
+            Applied::More => self.move_rest_of_inbox(to).await,
+            _ => Ok(()),
+        }
     }
 
     async fn subscribe(&self, folder: &str, subscribed: bool) -> Result<(), Failure> {

@@ -20,7 +20,6 @@ pub mod identity;
 pub mod imap_backend;
 pub mod janitor;
 pub mod listeners;
-pub mod machine;
 pub mod metrics;
 pub mod node;
 pub mod refusals;

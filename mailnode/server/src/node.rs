@@ -18,6 +18,7 @@ use anyhow::Context as _;
 use quorumail_consensus::{Consensus, LEVELS, Topology, Writes, command_index, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
+use quorumail_replica::{Machine, Mender};
 use quorumail_store::{JournalBodies, Store};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,6 @@ use crate::{
     imap_backend::{ImapBackend, ImapDigests},
     janitor,
     listeners::Listeners,
-    machine::Machine,
     metrics::{Metrics, sampled::Sources},
     repairer::Repairer,
     scrubber::Scrubbing,
@@ -146,8 +146,12 @@ impl Node {
             options: config.compaction,
             totals: Arc::default(),
         };
-        let (repairer, repairs) =
-            Repairer::new(groups.store.clone(), groups.consensus.clone(), compaction.bodies.clone());
+        let mender = Mender {
+            store: groups.store.clone(),
+            consensus: groups.consensus.clone(),
+            bodies: compaction.bodies.clone(),
+        };
+        let (repairer, repairs) = Repairer::new(mender);
         groups.store.repair_with(Arc::clone(&repairer) as Arc<dyn quorumail_store::Repair>);
         let scrubbing = Scrubbing {
             store: groups.store.clone(),
@@ -270,7 +274,9 @@ async fn start_groups(
         tokio::task::spawn_blocking(move || open_data(&opening)).await.context("opening the data failed")?;
     let (journal, recovered, store) = opened?;
     let connector = Arc::new(PeerConnector(Arc::clone(tls)));
-    let machine = Arc::new(Machine { store: store.clone(), data: Arc::clone(data) });
+    let identity = Arc::clone(data);
+    let note_level = Box::new(move |level| identity.reach_level(level));
+    let machine = Arc::new(Machine { store: store.clone(), note_level });
     let settings = consensus_config(config, topology, data.level());
     let consensus = Consensus::start(settings, journal.clone(), recovered, machine, connector)
         .await

@@ -1,8 +1,7 @@
-//! Gets bodies back that the disk here has lost, from the other replicas of their group.
+//! Gets bodies back that the disk here has lost, from the other replicas of their group ([`Mender`]).
 //!
-//! The scrubber asks, and whoever meets a rotten body while it reads: a session, a delivery, a snapshot, compaction. What
-//! comes must have the length of the body and fit the checksum of the record that was lost, as far as that can be told. It
-//! is on disk here before the index points to it. See ADR 12.
+//! The scrubber asks, and whoever meets a rotten body while it reads: a session, a delivery, a snapshot, compaction. Here is
+//! how they wait, how many at once, and what is remembered of those that nobody could give. See ADR 12.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, hash_map},
@@ -17,8 +16,8 @@ use std::{
 use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
-use quorumail_consensus::{Consensus, GroupId, NodeId};
-use quorumail_store::{Bodies as _, BodyId, JournalBodies, LostBody, Repair, Store};
+use quorumail_replica::{Mended, Mender};
+use quorumail_store::{BodyId, LostBody, Repair};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -31,8 +30,6 @@ const AT_ONCE: usize = 4;
 const READERS: usize = 128;
 /// How long a reader waits.
 const WAIT: Duration = Duration::from_secs(8);
-/// How long a replica may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// After no replica had a body, they are asked again after so long at the earliest.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Bodies remembered that no replica had.
@@ -61,23 +58,9 @@ struct State {
     rotten: BTreeSet<u64>,
 }
 
-/// How a repair ended.
-enum Outcome {
-    /// The body lies well on the disk here.
-    Repaired(Bytes, NodeId),
-    /// It does anyway: somebody else was quicker, or it can be read again.
-    Well(Bytes),
-    /// It came, and could not be kept.
-    NotKept(Bytes, String),
-    /// Nothing refers to it any more.
-    Gone,
-    /// Why nobody could give it.
-    Lost(String),
-}
-
 impl Repairer {
     /// The end that takes requests, and the one that works on them.
-    pub fn new(store: Store, consensus: Consensus, bodies: JournalBodies) -> (Arc<Self>, RepairWorker) {
+    pub fn new(mender: Mender) -> (Arc<Self>, RepairWorker) {
         let (requests, queue) = mpsc::channel(QUEUED);
         let repairer = Arc::new(Self {
             requests,
@@ -86,7 +69,7 @@ impl Repairer {
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         });
-        let worker = RepairWorker { repairer: Arc::clone(&repairer), queue, store, consensus, bodies };
+        let worker = RepairWorker { repairer: Arc::clone(&repairer), queue, mender };
         (repairer, worker)
     }
 
@@ -132,18 +115,18 @@ impl Repairer {
     }
 
     /// Tells those who wait, and remembers what is left to do.
-    fn settle(&self, lost: LostBody, outcome: Outcome) {
+    fn settle(&self, lost: LostBody, mended: Mended) {
         let name = (lost.group, lost.body);
-        let (answer, left) = match outcome {
-            Outcome::Repaired(bytes, from) => {
+        let (answer, left) = match mended {
+            Mended::Repaired(bytes, from) => {
                 self.repaired.fetch_add(1, Relaxed);
                 told(&lost, &format!("repaired from node {from}"));
                 (Ok(bytes), None)
             }
-            Outcome::Well(bytes) => (Ok(bytes), None),
-            Outcome::NotKept(bytes, reason) => (Ok(bytes), Some(reason)),
-            Outcome::Gone => (Err("it is not referred to any more".to_owned()), None),
-            Outcome::Lost(reason) => (Err(reason.clone()), Some(reason)),
+            Mended::Well(bytes) => (Ok(bytes), None),
+            Mended::NotKept(bytes, reason) => (Ok(bytes), Some(reason)),
+            Mended::Gone => (Err("it is not referred to any more".to_owned()), None),
+            Mended::Lost(reason) => (Err(reason.clone()), Some(reason)),
         };
         let mut state = self.state.lock();
         match left {
@@ -185,107 +168,21 @@ impl Repair for Repairer {
 pub struct RepairWorker {
     repairer: Arc<Repairer>,
     queue: mpsc::Receiver<LostBody>,
-    store: Store,
-    consensus: Consensus,
-    bodies: JournalBodies,
+    mender: Mender,
 }
 
 impl RepairWorker {
     /// Runs until cancelled.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { repairer, queue, store, consensus, bodies } = self;
+        let Self { repairer, queue, mender } = self;
         let one = |lost: LostBody| {
-            let (repairer, consensus) = (Arc::clone(&repairer), consensus.clone());
-            let disk = Disk { store: store.clone(), bodies: bodies.clone() };
+            let (repairer, mender) = (Arc::clone(&repairer), mender.clone());
             async move {
-                let outcome = disk.repair(lost, &consensus, &repairer).await;
-                repairer.settle(lost, outcome);
+                let (mended, rotten_log) = mender.repair(lost).await;
+                repairer.state.lock().rotten.extend(rotten_log);
+                repairer.settle(lost, mended);
             }
         };
         ReceiverStream::new(queue).take_until(stop.cancelled_owned()).for_each_concurrent(AT_ONCE, one).await;
-    }
-}
-
-/// Where bodies are lost and kept.
-#[derive(Clone)]
-struct Disk {
-    store: Store,
-    bodies: JournalBodies,
-}
-
-impl Disk {
-    async fn repair(&self, lost: LostBody, consensus: &Consensus, repairer: &Repairer) -> Outcome {
-        let lost = match self.blocking(move |disk| disk.look(lost)).await {
-            Ok(Ok((lost, is_log))) => {
-                if is_log {
-                    repairer.state.lock().rotten.insert(lost.place.record.segment);
-                }
-                lost
-            }
-            Ok(Err(outcome)) => return outcome,
-            Err(reason) => return Outcome::Lost(reason),
-        };
-        let group = GroupId(lost.group);
-        let mut reasons = Vec::new();
-        for node in consensus.other_replicas(group) {
-            let body = match consensus.fetch_body(node, group, lost.body.0, ANSWER_WITHIN).await {
-                Ok(Some(body)) => body,
-                Ok(None) => {
-                    reasons.push(format!("node {node} has it not"));
-                    continue;
-                }
-                Err(reason) => {
-                    reasons.push(format!("node {node}: {reason}"));
-                    continue;
-                }
-            };
-            if let Err(reason) = self.check(&lost, &body).await {
-                reasons.push(format!("node {node}: {reason}"));
-                continue;
-            }
-            let bytes = body.clone();
-            let kept = self.blocking(move |disk| disk.store.restore(&lost, bytes)).await;
-            return match kept {
-                Ok(Ok(())) => Outcome::Repaired(body, node),
-                Ok(Err(error)) => Outcome::NotKept(body, error.to_string()),
-                Err(reason) => Outcome::NotKept(body, reason),
-            };
-        }
-        let reasons =
-            if reasons.is_empty() { "there is no other replica".to_owned() } else { reasons.join("; ") };
-        Outcome::Lost(reasons)
-    }
-
-    /// Where the body is lost now, and whether the logs need that segment; unless it is not lost any more.
-    fn look(&self, lost: LostBody) -> Result<(LostBody, bool), Outcome> {
-        match self.store.place_of(lost.group, lost.body) {
-            Ok(Some(place)) => match self.bodies.read(place, None) {
-                Ok(bytes) => Err(Outcome::Well(bytes)),
-                Err(_) => Ok((LostBody { place, ..lost }, self.bodies.leave(place.record.segment))),
-            },
-            Ok(None) => Err(Outcome::Gone),
-            Err(error) => Err(Outcome::Lost(error.to_string())),
-        }
-    }
-
-    /// Whether that can be the body.
-    async fn check(&self, lost: &LostBody, body: &Bytes) -> Result<(), String> {
-        if body.len() != lost.place.len as usize {
-            return Err(format!("it sent {} bytes instead of {}", body.len(), lost.place.len));
-        }
-        let (lost, body) = (*lost, body.clone());
-        match self.blocking(move |disk| disk.bodies.would_mend(&lost, &body)).await? {
-            Some(false) => Err("what it sent does not fit the checksum of what was lost".to_owned()),
-            // When it cannot be told, its word counts, as it does in a snapshot.
-            Some(true) | None => Ok(()),
-        }
-    }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(Self) -> T + Send + 'static,
-    ) -> Result<T, String> {
-        let disk = self.clone();
-        tokio::task::spawn_blocking(move || work(disk)).await.map_err(|error| error.to_string())
     }
 }

@@ -18,6 +18,7 @@ use std::{
 
 use quorumail_consensus::Consensus;
 use quorumail_journal::{Journal, Position};
+use quorumail_replica::{Looked, Rot, leave_behind, look};
 use quorumail_store::{Findings, JournalBodies, Repair as _, Store};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -198,8 +199,14 @@ impl Scrubbing {
         if progress.next == 0 {
             progress.begun = unix_seconds();
         }
-        let rotten = match self.bodies.next_sealed(progress.next) {
-            Ok(None) => {
+        let mut next = |bytes: u64| -> ControlFlow<()> {
+            self.totals.bytes.fetch_add(bytes, Relaxed);
+            let rate = self.options.bytes_per_second;
+            let is_busy = self.journal.pending_bytes() > 0;
+            pace(bytes, if is_busy { (rate / YIELD).max(1) } else { rate }, stop)
+        };
+        let rotten = match look(&self.store, &self.bodies, progress.next, &mut next) {
+            Ok(Looked::End) => {
                 progress.next = 0;
                 progress.finished = unix_seconds();
                 self.totals.finished.store(progress.finished, Relaxed);
@@ -209,8 +216,8 @@ impl Scrubbing {
                 );
                 None
             }
-            Ok(Some((segment, is_log))) => {
-                let rotten = self.segment(segment, is_log, seen, stop);
+            Ok(Looked::Segment(segment, rot)) => {
+                let rotten = rot.and_then(|rot| self.mend(segment, rot, seen, stop));
                 if stop.is_cancelled() {
                     return None;
                 }
@@ -227,47 +234,23 @@ impl Scrubbing {
         rotten
     }
 
-    /// Reads a segment and has its bodies repaired.
-    fn segment(
+    /// Has what is lost in a segment repaired.
+    fn mend(
         &self,
         segment: u64,
-        is_log: bool,
+        rot: Rot,
         seen: &mut HashSet<Position>,
         stop: &CancellationToken,
     ) -> Option<u64> {
-        let mut next = |bytes: u64| -> ControlFlow<()> {
-            self.totals.bytes.fetch_add(bytes, Relaxed);
-            let rate = self.options.bytes_per_second;
-            let is_busy = self.journal.pending_bytes() > 0;
-            pace(bytes, if is_busy { (rate / YIELD).max(1) } else { rate }, stop)
-        };
-        let found = match self.bodies.scrub(segment, &mut next) {
-            Ok(found) => found,
-            Err(reason) => {
-                // As a rule it was given back meanwhile.
-                tracing::info!(segment, reason, "a segment was not scrubbed");
-                return None;
-            }
-        };
-        if found.rotten.is_empty() && found.lost_from.is_none() {
-            return None;
-        }
-        let findings = match self.store.judge(segment, &found, is_log) {
-            Ok(findings) => findings,
-            Err(error) => {
-                tracing::error!(segment, %error, "it cannot be told who needs what has rotted in a segment");
-                return None;
-            }
-        };
-        self.count(segment, &findings, found.lost_from, seen);
-        for lost in findings.bodies {
+        self.count(segment, &rot.findings, rot.lost_from, seen);
+        for lost in rot.findings.bodies {
             if stop.is_cancelled() {
                 return None;
             }
             // How it ended is told and counted there.
             let _ = self.repairer.body(lost);
         }
-        is_log.then_some(segment)
+        rot.is_log.then_some(segment)
     }
 
     fn count(&self, segment: u64, findings: &Findings, lost_from: Option<u64>, seen: &mut HashSet<Position>) {
@@ -288,34 +271,11 @@ impl Scrubbing {
         }
     }
 
-    /// Has the logs leave behind what has rotted, oldest first; what they still need stays for the next time.
+    /// Has the logs leave behind what has rotted.
     async fn retire(&self, segments: &mut BTreeSet<u64>) {
-        // The scrubber and a reader may have met the same, and one that is left behind takes those before it along.
-        let floor = || self.journal.stats().floor;
-        for segment in segments.clone() {
-            if segment < floor() {
-                segments.remove(&segment);
-                continue;
-            }
-            match self.consensus.retire_log(segment).await {
-                Ok(()) => {
-                    segments.remove(&segment);
-                    self.totals.retired.fetch_add(1, Relaxed);
-                    tracing::warn!(
-                        segment,
-                        "the logs have left a segment behind because something in it had rotted"
-                    );
-                }
-                Err(reason) => {
-                    self.totals.not_retired.fetch_add(1, Relaxed);
-                    tracing::error!(
-                        segment,
-                        reason,
-                        "a segment in which something has rotted is still needed; tried again"
-                    );
-                }
-            }
-        }
+        let left = leave_behind(&self.consensus, &self.journal, segments).await;
+        self.totals.retired.fetch_add(left.retired, Relaxed);
+        self.totals.not_retired.fetch_add(left.failed, Relaxed);
         self.totals.open.store(segments.len() as u64, Relaxed);
     }
 

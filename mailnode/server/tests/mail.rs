@@ -69,6 +69,39 @@ async fn mail_sent_through_one_node_is_read_through_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_large_inbox_is_renamed_as_a_whole() {
+    const MESSAGES: usize = 2500;
+    let cluster = Cluster::start(1, 1).await;
+    cluster.accounts(0, &["alice"]).await;
+    let mut smtp = Smtp::connect(cluster.address(0, Port::SmtpMx)).await.unwrap();
+    smtp.send("a@elsewhere.test", &["alice@example.org"], TEXT).await.unwrap();
+    let mut imap = Imap::login(cluster.address(0, Port::Imap), "alice@example.org").await.unwrap();
+    imap.ok("CREATE INBOX/below").await;
+    imap.ok("SELECT INBOX").await;
+    let mut there = 1;
+    while there < MESSAGES {
+        let more = there.min(MESSAGES - there);
+        imap.ok(&format!("COPY 1:{more} INBOX")).await;
+        there += more;
+    }
+    imap.ok(&format!("STORE {MESSAGES} +FLAGS (\\Flagged)")).await;
+
+    // The session that has it selected is told of every message that went.
+    let told = imap.ok("RENAME INBOX Old").await;
+    assert_eq!(told.matches(" EXPUNGE\r\n").count(), MESSAGES, "{told}");
+    let status = imap.ok("STATUS INBOX (MESSAGES UIDNEXT)").await;
+    assert!(status.contains(&format!("MESSAGES 0 UIDNEXT {}", MESSAGES + 1)), "{status}");
+    let status = imap.ok("STATUS Old (MESSAGES UIDNEXT)").await;
+    assert!(status.contains(&format!("MESSAGES {MESSAGES} UIDNEXT {}", MESSAGES + 1)), "{status}");
+    assert!(imap.ok("LIST \"\" \"*\"").await.contains("INBOX/below"));
+    imap.ok("SELECT Old").await;
+    let flagged = imap.ok("SEARCH FLAGGED").await;
+    assert!(flagged.contains(&format!("* SEARCH {MESSAGES}\r\n")), "{flagged}");
+    let (again, _) = imap.command("RENAME INBOX Old").await.unwrap();
+    assert!(again.starts_with("NO [ALREADYEXISTS]"), "{again}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_to_several_reaches_all_and_the_queue_is_empty_afterwards() {
     let cluster = Cluster::start(3, 4).await;
     cluster.accounts(0, &["alice", "bob", "carol"]).await;

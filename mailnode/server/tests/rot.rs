@@ -120,7 +120,7 @@ async fn a_reader_that_meets_rot_gets_the_message_from_another_replica() {
     }
     for node in 0..3 {
         let (status, _) = fetch(&cluster, node, 2).await;
-        assert!(status.starts_with("NO [UNAVAILABLE]"), "node {node}: {status}");
+        assert!(status.starts_with("NO [UNAVAILABLE] 1 of the messages"), "node {node}: {status}");
         until(&cluster, node, "quorumail_unrepaired{kind=\"body\"} 1").await;
         assert_readable(&cluster, node, 1).await;
         assert_readable(&cluster, node, 3).await;
@@ -128,6 +128,19 @@ async fn a_reader_that_meets_rot_gets_the_message_from_another_replica() {
     }
     send(&cluster, &text(4)).await;
     assert_readable(&cluster, 1, 4).await;
+    // Whoever asks for several gets all others, and is told how many are lacking.
+    let mut imap = Imap::login(cluster.address(1, Port::Imap), "alice@example.org").await.unwrap();
+    imap.ok("SELECT INBOX").await;
+    let (status, fetched) = imap.command("FETCH 1:4 (UID BODY.PEEK[])").await.unwrap();
+    assert!(status.starts_with("NO [UNAVAILABLE] 1 of the messages"), "{status}");
+    let told = |number: usize| {
+        fetched.contains(&format!("* {number} FETCH (UID {number} "))
+            && fetched.contains(&format!("{MARK} {number}.\r\n"))
+    };
+    assert_eq!([1, 2, 3, 4].map(told), [true, false, true, true], "{fetched}");
+    // What is not read for it, all have.
+    let listed = imap.ok("FETCH 1:4 (FLAGS RFC822.SIZE)").await;
+    assert_eq!(listed.matches(" FETCH (").count(), 4, "{listed}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -144,3 +144,18 @@ impl Bodies for JournalBodies {
         Ok(positions.into_iter().map(place).collect())
     }
 }
+
+/// For tests of a store without mail.
+#[cfg(test)]
+pub(crate) struct NoBodies;
+
+#[cfg(test)]
+impl Bodies for NoBodies {
+    fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
+        Err("there are no bodies".to_owned())
+    }
+
+    fn keep(&self, _: u32, _: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
+        Err("there are no bodies".to_owned())
+    }
+}

@@ -246,7 +246,8 @@ pub enum Applied {
     /// Of [`Op::Expunge`]: the UIDs that went, ascending. Without UIDs in the command: proposed again, it takes out more
     /// until none are left.
     Expunged(Vec<Uid>),
-    /// Of [`Op::DeleteFolder`] and [`Op::PurgeMailbox`]: not all is gone yet. To be proposed again, as another command.
+    /// Of [`Op::DeleteFolder`] and [`Op::PurgeMailbox`]: not all is gone yet. To be proposed again, as another command. Of
+    /// [`Op::RenameFolder`] for INBOX: the first messages have moved, the others are left to be moved by [`Op::Copy`].
     More,
 }
 

@@ -284,11 +284,13 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         }
         let below = format!("{}{SEPARATOR}", folder.state.name);
         if folder.state.name == INBOX {
-            // RFC 9051 6.3.6: the messages move, INBOX stays, and so do the folders below it.
+            // RFC 9051 6.3.6: the messages move, INBOX stays, and so do the folders below it. Of more than one command may
+            // move, the first do.
             self.make_parents(&to)?;
             let target = self.make(&to, None, folder.state.subscribed)?;
-            self.move_all(folder.id, target.id)?;
-            return Ok(Applied::Done);
+            self.move_first(folder.id, target.id, MAX_EXPUNGED)?;
+            let all = folder.state.messages as usize <= MAX_EXPUNGED;
+            return Ok(if all { Applied::Done } else { Applied::More });
         }
         if to.starts_with(&below) {
             return Err(Refusal::Invalid(format!(

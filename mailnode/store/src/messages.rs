@@ -105,9 +105,9 @@ impl Mailbox<'_, '_> {
         Ok(Applied::Copied { uid_validity, uids })
     }
 
-    /// Moves all messages of a folder.
-    pub(crate) fn move_all(&mut self, from: FolderId, to: FolderId) -> Result<(), Stop> {
-        let found = self.first_messages(from, usize::MAX)?;
+    /// Moves the messages of a folder with the lowest UIDs, so many of them.
+    pub(crate) fn move_first(&mut self, from: FolderId, to: FolderId, messages: usize) -> Result<(), Stop> {
+        let found = self.first_messages(from, messages)?;
         self.transfer(from, to, found, true)?;
         Ok(())
     }

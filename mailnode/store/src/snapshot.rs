@@ -345,18 +345,7 @@ mod tests {
     use std::{path::Path, sync::Arc};
 
     use super::*;
-    use crate::{Bodies, BodyRef};
-
-    struct NoBodies;
-
-    impl Bodies for NoBodies {
-        fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
-            Err("there are no bodies".to_owned())
-        }
-        fn keep(&self, _: u32, _: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
-            Err("there are no bodies".to_owned())
-        }
-    }
+    use crate::bodies::NoBodies;
 
     fn open(dir: &Path) -> Store {
         Store::open(dir, Arc::new(NoBodies)).unwrap()

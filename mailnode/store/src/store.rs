@@ -531,18 +531,7 @@ impl LogCommand {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BodyId;
-
-    struct NoBodies;
-
-    impl Bodies for NoBodies {
-        fn read(&self, _: BodyRef, _: Option<u32>) -> Result<Bytes, String> {
-            Err("there are no bodies".to_owned())
-        }
-        fn keep(&self, _: u32, _: Vec<(BodyId, Bytes)>) -> Result<Vec<BodyRef>, String> {
-            Err("there are no bodies".to_owned())
-        }
-    }
+    use crate::bodies::NoBodies;
 
     #[test]
     fn an_index_of_the_next_version_is_refused_with_both_and_nothing_in_it_changes() {

@@ -150,10 +150,11 @@ impl Client {
     async fn ask(&mut self, query: &Query) -> Result<Reply, String> {
         let query = query.encode();
         loop {
+            let before = self.world.has_lost_something();
             if let Some(answer) = self.attempt(self.group, &query, false).await {
                 return match Reply::decode(&answer) {
                     // Another replica has it.
-                    Ok(Reply::Unreadable(_)) if self.world.damaged().is_some() => continue,
+                    Ok(Reply::Unreadable(_)) if before || self.world.has_lost_something() => continue,
                     Ok(Reply::Unreadable(reason)) => Err(format!("a query is not answered: {reason}")),
                     Ok(reply) => Ok(reply),
                     Err(error) => Err(error.to_string()),

@@ -1,5 +1,6 @@
 //! What goes wrong in a run, and when, by its seed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::network::Weather;
 use crate::random::Random;
+use crate::rot;
 use crate::world::{CALM, Started, World};
 
 /// A disk that is not full.
@@ -30,12 +32,14 @@ enum Fault {
     LostDisk,
     LostDiskOfTwo,
     BitFlip,
+    Rot,
+    RotOfTwo,
     ClockJump,
     Restart,
 }
 
 /// Each as often as it is listed.
-const MENU: [Fault; 25] = [
+const MENU: [Fault; 29] = [
     Fault::Crash,
     Fault::Crash,
     Fault::Crash,
@@ -59,6 +63,10 @@ const MENU: [Fault; 25] = [
     Fault::LostDisk,
     Fault::LostDiskOfTwo,
     Fault::BitFlip,
+    Fault::Rot,
+    Fault::Rot,
+    Fault::Rot,
+    Fault::RotOfTwo,
     Fault::ClockJump,
     Fault::Restart,
 ];
@@ -180,6 +188,9 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             world.trace.event(format!("node {victim}'s connections are reset"));
             ids.iter().for_each(|other| world.network.reset(victim, *other));
         }
+        // All of a disk that failed is read back before it is used again. Where something has rotted, be it of use to nobody,
+        // that ends in its loss.
+        Fault::IoError if world.was_rotten(victim) => {}
         Fault::IoError => {
             world.trace.event(format!("node {victim}'s disk fails"));
             let faults = match random.within(0..2) {
@@ -234,7 +245,17 @@ async fn strike(world: &Arc<World>, random: &mut Random, fault: Fault, usual: We
             world.note_damage(victim);
             world.crash(victim, silent);
         }
-        Fault::LostDisk | Fault::BitFlip => {}
+        Fault::Rot if world.can_lose_disk(victim) && !world.is_failing(victim) => {
+            rot::strike(world, victim, random.pick(&[1, 2, 5, 20]).unwrap_or(1), false);
+        }
+        // Of three replicas one stays well; and neither disk is lost for it, as no log needs what rots.
+        Fault::RotOfTwo if world.has_everything_everywhere() => {
+            let other = random.pick(&ids).unwrap_or(victim);
+            for id in BTreeSet::from([victim, other]) {
+                rot::strike(world, id, random.pick(&[5, 20, 60]).unwrap_or(5), true);
+            }
+        }
+        Fault::LostDisk | Fault::BitFlip | Fault::Rot | Fault::RotOfTwo => {}
         Fault::ClockJump => {
             let offset = i64::try_from(random.within(0..7_200_000)).unwrap_or(0) - 3_600_000;
             world.trace.event(format!("clocks are {offset} ms off"));

@@ -5,7 +5,7 @@
 //! same history, so whatever is found can be looked at as often as needed.
 //!
 //! Rooms inside: `world` is the cluster, `node` one node of it, `network` and `calls` what lies between them, `faults`
-//! what goes wrong, `membership` who comes and goes, `compaction` what gives space back, `client` and `mailbox` who uses it and what they know must be there, `check` what must hold over
+//! what goes wrong, `membership` who comes and goes, `compaction` what gives space back, `rot` what finds and mends rot, `client` and `mailbox` who uses it and what they know must be there, `check` what must hold over
 //! all nodes, `trace` what is told of it.
 //!
 //! What is not simulated: threads (all blocking work is done in place), TLS, and the index's own files (the index in
@@ -22,6 +22,7 @@ mod membership;
 mod network;
 mod node;
 mod random;
+mod rot;
 mod trace;
 mod world;
 
@@ -152,17 +153,20 @@ async fn history(world: &Arc<World>) {
             .violation("a change of members does not end after the faults are over".to_owned());
     }
     let settled = async {
-        while !world.is_whole() || !world.groups().all(|group| world.compare(group)) {
+        while !world.is_whole() || world.has_rot() || !world.groups().all(|group| world.compare(group)) {
             sleep(Duration::from_millis(100)).await;
         }
     };
     if timeout(RECOVERY, settled).await.is_err() {
         world.tell();
-        return world
-            .trace
-            .violation("the replicas do not become equal after the faults are over".to_owned());
+        return world.trace.violation(
+            "the replicas do not become equal and free of rot after the faults are over".to_owned(),
+        );
     }
     world.groups().for_each(|group| world.read_all(group));
+    if world.reached().rots > 0 && !start_again(world).await {
+        return;
+    }
     for node in world.running() {
         for group in world.groups() {
             if let Err(reason) = node.store.audit(group.0) {
@@ -171,4 +175,24 @@ async fn history(world: &Arc<World>) {
         }
     }
     world.trace.event("all is well".to_owned());
+}
+
+/// No start may meet what a scrubber has called well: all nodes lose their power, and must come back on their disks. Whether
+/// they do.
+async fn start_again(world: &Arc<World>) -> bool {
+    world.trace.event("all nodes are started again".to_owned());
+    world.ids().into_iter().for_each(|id| world.crash(id, false));
+    let settled = async {
+        let is_settled =
+            || world.is_whole() && !world.has_rot() && world.groups().all(|group| world.compare(group));
+        while !(world.trace.is_bad() || is_settled()) {
+            sleep(Duration::from_millis(100)).await;
+        }
+    };
+    if timeout(RECOVERY, settled).await.is_err() {
+        world.tell();
+        world.trace.violation("the nodes do not come back after they were free of rot".to_owned());
+    }
+    world.groups().for_each(|group| world.read_all(group));
+    !world.trace.is_bad()
 }

@@ -1,7 +1,6 @@
-//! The store as consensus sees it, with the checker looking on, and bodies in a journal that is driven by hand.
+//! The replicas of a simulated node, with the checker looking on.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -9,32 +8,26 @@ use quorumail_consensus::{
     Committed, GroupId, MachineError, NodeId, SnapshotReader, SnapshotWriter, StateMachine,
 };
 use quorumail_journal::Pump;
-use quorumail_store::{BodyId, LogCommand, Store, StoreError};
+use quorumail_replica::Machine;
 
 use crate::check::Checker;
+use crate::rot::Garbler;
 
 /// A journal's pump; none once the node is down.
 pub(crate) type SharedPump = Arc<Mutex<Option<Pump>>>;
 
-/// The replicas of a simulated node.
-pub(crate) struct Machine {
+/// A node's replicas under watch.
+pub(crate) struct Watched {
     pub(crate) node: NodeId,
-    pub(crate) store: Store,
+    pub(crate) machine: Machine,
     pub(crate) checker: Checker,
-    /// The format level that the node's disk may hold; outlives the process.
-    pub(crate) level: Arc<AtomicU32>,
+    /// What becomes of bodies that other nodes ask for.
+    pub(crate) garbler: Garbler,
 }
 
-struct Reader(u32, quorumail_store::SnapshotReader);
-struct Writer(u32, quorumail_store::SnapshotWriter);
-
-fn failed(group: u32) -> impl Fn(StoreError) -> MachineError {
-    move |error| MachineError { group, reason: error.to_string() }
-}
-
-impl StateMachine for Machine {
+impl StateMachine for Watched {
     fn position(&self, group: GroupId) -> Result<Option<Vec<u8>>, MachineError> {
-        self.store.position(group.0).map_err(failed(group.0))
+        self.machine.position(group)
     }
 
     fn apply(
@@ -45,13 +38,7 @@ impl StateMachine for Machine {
     ) -> Result<Vec<Bytes>, MachineError> {
         let seen: Vec<(u64, Bytes)> =
             batch.iter().map(|committed| (committed.index, committed.command.clone())).collect();
-        let commands = batch.into_iter().map(|committed| LogCommand {
-            index: committed.index,
-            command: committed.command,
-            record: committed.record,
-            offset: committed.offset,
-        });
-        let outcomes = self.store.apply(group.0, commands.collect(), position).map_err(failed(group.0))?;
+        let outcomes = self.machine.apply(group, batch, position)?;
         for ((index, command), outcome) in seen.iter().zip(&outcomes) {
             self.checker.applied(self.node, group, *index, command, outcome);
         }
@@ -59,53 +46,30 @@ impl StateMachine for Machine {
     }
 
     fn query(&self, group: GroupId, query: Bytes) -> Bytes {
-        self.store.query_bytes(group.0, query)
+        self.machine.query(group, query)
     }
 
     fn snapshot(&self, group: GroupId) -> Result<Box<dyn SnapshotReader>, MachineError> {
-        let reader = self.store.snapshot(group.0).map_err(failed(group.0))?;
-        Ok(Box::new(Reader(group.0, reader)))
+        self.machine.snapshot(group)
     }
 
     fn install(&self, group: GroupId) -> Result<Box<dyn SnapshotWriter>, MachineError> {
-        let writer = self.store.install(group.0).map_err(failed(group.0))?;
-        Ok(Box::new(Writer(group.0, writer)))
+        self.machine.install(group)
     }
 
     fn remove(&self, group: GroupId) -> Result<(), MachineError> {
-        self.store.remove(group.0).map_err(failed(group.0))
+        self.machine.remove(group)
     }
 
     fn reach_level(&self, level: u32) -> Result<(), MachineError> {
-        self.level.store(level, Ordering::SeqCst);
-        Ok(())
+        self.machine.reach_level(level)
     }
 
     fn body(&self, group: GroupId, index: u64) -> Result<Option<Bytes>, MachineError> {
-        self.store.body(group.0, BodyId(index)).map_err(failed(group.0))
+        Ok(self.machine.body(group, index)?.map(|body| self.garbler.pass(body)))
     }
 
     fn checkpoint(&self) -> Result<(), MachineError> {
-        self.store.checkpoint().map_err(failed(0))
-    }
-}
-
-impl SnapshotReader for Reader {
-    fn position(&self) -> &[u8] {
-        self.1.position()
-    }
-
-    fn next_chunk(&mut self) -> Result<Option<Bytes>, MachineError> {
-        self.1.next_chunk().map_err(failed(self.0))
-    }
-}
-
-impl SnapshotWriter for Writer {
-    fn write(&mut self, chunk: Bytes) -> Result<(), MachineError> {
-        self.1.write(chunk).map_err(failed(self.0))
-    }
-
-    fn finish(self: Box<Self>, position: &[u8]) -> Result<(), MachineError> {
-        self.1.finish(position).map_err(failed(self.0))
+        self.machine.checkpoint()
     }
 }

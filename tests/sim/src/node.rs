@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use quorumail_consensus::{
     Config, Consensus, GroupId, LEVELS, NodeId, Topology, command_index, open_log_on, server,
 };
-use quorumail_journal::{Options, SimDisk};
+use quorumail_journal::{Journal, Options, SimDisk};
+use quorumail_replica::{Machine, Mender};
 use quorumail_store::{JournalBodies, MemoryIndex, Store, StoreError};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -20,8 +21,9 @@ use tonic::transport::Server;
 
 use crate::calls::Repeating;
 use crate::compaction;
-use crate::machine::{Machine, SharedPump};
+use crate::machine::{SharedPump, Watched};
 use crate::random::Random;
+use crate::rot::{Care, Carer, Garbler, Wanted};
 use crate::world::{Reached, World};
 
 /// Segments are this small so that a run has many.
@@ -64,9 +66,11 @@ pub(crate) struct Node {
     pub(crate) id: NodeId,
     pub(crate) consensus: Consensus,
     pub(crate) store: Store,
+    pub(crate) journal: Journal,
     /// Cancelled when the node is down.
     pub(crate) down: CancellationToken,
     compacted: compaction::Done,
+    care: Arc<Mutex<Care>>,
     pump: SharedPump,
     tasks: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -95,8 +99,17 @@ pub(crate) async fn start(world: &Arc<World>, mut config: Config, disks: &mut Di
     let pump: SharedPump = Arc::new(Mutex::new(Some(pump)));
     let bodies = JournalBodies::new(journal.clone(), command_index);
     let store = Store::open_on(&disks.index, Arc::new(bodies.clone())).map_err(|error| error.to_string())?;
-    let (checker, level) = (world.checker.clone(), disks.level.clone());
-    let machine = Machine { node: id, store: store.clone(), checker, level };
+    let level = disks.level.clone();
+    let note_level = Box::new(move |reached| {
+        level.store(reached, Ordering::SeqCst);
+        Ok(())
+    });
+    let machine = Watched {
+        node: id,
+        machine: Machine { store: store.clone(), note_level },
+        checker: world.checker.clone(),
+        garbler: Garbler::new(world, id),
+    };
     let down = CancellationToken::new();
     let pumping = tokio::spawn(drive(world.clone(), id, pump.clone(), work, down.clone()));
     let dialer = Arc::new(world.network.connector(id));
@@ -118,11 +131,22 @@ pub(crate) async fn start(world: &Arc<World>, mut config: Config, disks: &mut Di
     });
     let watching = tokio::spawn(watch_fatal(world.clone(), id, consensus.clone(), down.clone()));
     let compacted = compaction::Done::default();
-    let of_store = (store.clone(), journal, bodies);
+    let of_store = (store.clone(), journal.clone(), bodies.clone());
     let compacting = compaction::compact(world.clone(), id, of_store, compacted.clone(), down.clone());
     let keeping = tokio::spawn(keep_topology(disks.topology.clone(), consensus.clone()));
-    let tasks = Mutex::new(vec![pumping, serving, watching, tokio::spawn(compacting), keeping]);
-    Ok(Node { id, consensus, store, down, compacted, pump, tasks })
+    let (wanted, care) = (Arc::new(Wanted::default()), Arc::default());
+    store.repair_with(wanted.clone());
+    let carer = Carer {
+        world: world.clone(),
+        id,
+        mender: Mender { store: store.clone(), consensus: consensus.clone(), bodies },
+        journal: journal.clone(),
+        wanted,
+        done: Arc::clone(&care),
+    };
+    let caring = tokio::spawn(carer.run(down.clone()));
+    let tasks = Mutex::new(vec![pumping, serving, watching, tokio::spawn(compacting), keeping, caring]);
+    Ok(Node { id, consensus, store, journal, down, compacted, care, pump, tasks })
 }
 
 impl Node {
@@ -137,12 +161,16 @@ impl Node {
     /// How often this life of it came to what is rare.
     pub(crate) fn reached(&self) -> Reached {
         let (metrics, compacted) = (self.consensus.metrics(), *self.compacted.lock());
+        let care = *self.care.lock();
         Reached {
             snapshots: metrics.snapshots_installed,
             unreadable: metrics.snapshots_unreadable,
             compacted: compacted.compacted_segments,
             moved_bodies: compacted.moved_bodies,
-            changes: 0,
+            repaired: care.repaired,
+            not_repaired: care.not_repaired,
+            retired: care.retired,
+            ..Reached::default()
         }
     }
 

@@ -1,6 +1,6 @@
 //! One run's cluster: nodes, their disks, the network between them, and what is known of all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,6 +15,7 @@ use crate::membership;
 use crate::network::{Network, Weather};
 use crate::node::{self, Disks, Node};
 use crate::random::Random;
+use crate::rot;
 use crate::trace::Trace;
 
 /// The clients' clocks begin here.
@@ -40,6 +41,7 @@ pub(crate) struct Shape {
     cache_bytes: u64,
     balance: bool,
     pub(crate) compaction: Rate,
+    pub(crate) rot: rot::Habits,
     /// Whether nodes come and go.
     pub(crate) changes_members: bool,
 }
@@ -56,6 +58,7 @@ impl Shape {
             cache_bytes: random.within(1..64) << 10,
             balance: random.chance(700),
             compaction: Rate::draw(random),
+            rot: rot::Habits::draw(random),
             changes_members: random.chance(350),
         }
     }
@@ -72,11 +75,25 @@ struct Place {
     sync_ms: u64,
     /// Bits of its disk were flipped: it may refuse to start, or to read.
     damaged: bool,
+    /// When bits of its sealed segments flipped last, unless a whole pass of its scrubber has found nothing since.
+    rotten: Option<tokio::time::Instant>,
+    /// When it crashed last after its disk had rotted, unless a whole pass has found nothing since: a repair that its index
+    /// had not made durable is to be done again.
+    relapsed: Option<tokio::time::Instant>,
+    /// Bits of its disk have flipped at some time: what nobody needs may be rotten still.
+    ever_rotten: bool,
     /// Its disk was lost or damaged, and it has not caught up on another one since: what it had may be on the other disks
     /// only.
     lacking: bool,
     /// Its disk is full or fails just now.
     failing: bool,
+}
+
+impl Place {
+    /// Whether bodies on its disk may be rotten where the index points to.
+    fn may_have_rot(&self) -> bool {
+        self.rotten.is_some() || self.relapsed.is_some()
+    }
 }
 
 /// How the start of a node ended.
@@ -124,6 +141,14 @@ pub struct Reached {
     pub moved_bodies: u64,
     /// Changes of the members brought to their end.
     pub changes: u64,
+    /// Strikes of rot.
+    pub rots: u64,
+    /// Bodies that came back from other replicas.
+    pub repaired: u64,
+    /// Tries for which no replica had what was lost just then.
+    pub not_repaired: u64,
+    /// Segments that the logs have left behind because of rot.
+    pub retired: u64,
 }
 
 impl Reached {
@@ -134,6 +159,10 @@ impl Reached {
         self.compacted += other.compacted;
         self.moved_bodies += other.moved_bodies;
         self.changes += other.changes;
+        self.rots += other.rots;
+        self.repaired += other.repaired;
+        self.not_repaired += other.not_repaired;
+        self.retired += other.retired;
     }
 }
 
@@ -254,7 +283,7 @@ impl World {
         let places = self.places.lock();
         places.get(&id).is_some_and(|place| {
             let lost_power = place.disks.as_ref().is_some_and(|disks| disks.disk.has_lost_power());
-            place.failing || place.damaged || lost_power
+            place.failing || place.damaged || place.may_have_rot() || lost_power
         })
     }
 
@@ -278,6 +307,60 @@ impl World {
         }
     }
 
+    /// Notes that bits of a node's sealed segments have flipped.
+    pub(crate) fn note_rot(&self, id: NodeId) {
+        if let Some(place) = self.places.lock().get_mut(&id) {
+            place.rotten = Some(tokio::time::Instant::now());
+            place.ever_rotten = true;
+            place.lacking = true;
+        }
+        self.reached.lock().rots += 1;
+    }
+
+    /// A node has read all of its sealed segments since then, and nothing was amiss.
+    pub(crate) fn note_clean_pass(&self, id: NodeId, begun: tokio::time::Instant) {
+        let mut places = self.places.lock();
+        let Some(place) = places.get_mut(&id) else { return };
+        let since = place.rotten.max(place.relapsed);
+        if place.node.is_some() && since.is_some_and(|since| since < begun) {
+            (place.rotten, place.relapsed) = (None, None);
+            drop(places);
+            self.trace.event(format!("node {id} is free of rot"));
+        }
+    }
+
+    /// Whether there is rot on some disk that was not found or not mended yet.
+    pub(crate) fn has_rot(&self) -> bool {
+        self.places.lock().values().any(|place| place.may_have_rot() && !place.damaged)
+    }
+
+    /// Whether a node may rightly be unable to read something.
+    pub(crate) fn has_lost_something(&self) -> bool {
+        self.places.lock().values().any(|place| place.may_have_rot() || place.damaged)
+    }
+
+    /// Whether no disk lacks anything, all nodes run, and all replicas have applied the same.
+    pub(crate) fn has_everything_everywhere(&self) -> bool {
+        self.places.lock().values().all(|place| !place.lacking && !place.failing)
+            && self.is_whole()
+            && self.groups().all(|group| self.compare(group))
+    }
+
+    /// Whether bits of a node's disk have flipped at some time.
+    pub(crate) fn was_rotten(&self, id: NodeId) -> bool {
+        self.places.lock().get(&id).is_some_and(|place| place.ever_rotten)
+    }
+
+    /// Whether a node's disk fails or is full just now.
+    pub(crate) fn is_failing(&self, id: NodeId) -> bool {
+        self.places.lock().get(&id).is_some_and(|place| place.failing)
+    }
+
+    /// The segment of a node's journal from which on its logs need it; for a node that is down, none is known to be free.
+    pub(crate) fn floor(&self, id: NodeId) -> u64 {
+        self.node(id).map_or(0, |node| node.journal.stats().floor)
+    }
+
     /// Whether a node's disk may be lost: all others have what it has, or had it when they were cut off. A second loss
     /// before the first is refilled may lose what was acknowledged, and no system with three replicas promises
     /// otherwise.
@@ -287,11 +370,12 @@ impl World {
 
     /// Notes which nodes have caught up since their disk was lost.
     fn note_refilled(&self) {
-        let mut refilled = Vec::new();
+        let (mut refilled, voting) = (Vec::new(), self.voting());
         // Damage may come to light at any later start, and then nothing of that disk counts.
-        let lacking = |(_, place): &(&NodeId, &mut Place)| place.lacking && !place.damaged;
+        let lacking =
+            |(_, place): &(&NodeId, &mut Place)| place.lacking && !place.damaged && !place.may_have_rot();
         for (id, place) in self.places.lock().iter_mut().filter(lacking) {
-            if place.node.as_ref().is_some_and(|node| node.consensus.may_vote_everywhere()) {
+            if place.node.as_ref().is_some_and(|node| is_refilled(node, &voting)) {
                 place.lacking = false;
                 refilled.push(*id);
             }
@@ -299,6 +383,14 @@ impl World {
         for id in refilled {
             self.trace.event(format!("node {id} has caught up"));
         }
+    }
+
+    /// Which groups a node votes in, by the word of any node that runs. One that lost its disk does not know it at first.
+    fn voting(&self) -> BTreeSet<(NodeId, GroupId)> {
+        let statuses = self.running().into_iter().flat_map(|node| node.consensus.status());
+        statuses
+            .flat_map(|status| status.voters.into_iter().map(move |voter| (voter, status.group)))
+            .collect()
     }
 
     /// With the newest topology that the node knows, of its configuration and of its disk. None when that has no such node
@@ -377,7 +469,10 @@ impl World {
                 Started::Failing
             }
             Err(reason) => {
-                let (damaged, failing) = (place.damaged, place.failing);
+                // All of a disk that failed is read back, what nobody needs as well.
+                let is_unproven = place.ever_rotten && reason.contains("Unproven");
+                let damaged = place.damaged || place.rotten.is_some() || is_unproven;
+                let failing = place.failing;
                 drop(places);
                 self.trace.event(format!("node {id} refuses to start: {reason}"));
                 match (failing, damaged) {
@@ -394,7 +489,15 @@ impl World {
 
     /// A node loses its power.
     pub(crate) fn crash(&self, id: NodeId, silent: bool) {
-        let Some(node) = self.places.lock().get_mut(&id).and_then(|place| place.node.take()) else { return };
+        let taken = self.places.lock().get_mut(&id).and_then(|place| {
+            let node = place.node.take()?;
+            if place.ever_rotten {
+                place.relapsed = Some(tokio::time::Instant::now());
+                place.lacking = true;
+            }
+            Some(node)
+        });
+        let Some(node) = taken else { return };
         self.network.crash(id, silent);
         node.kill();
         self.reached.lock().add(node.reached());
@@ -417,7 +520,8 @@ impl World {
             // A node that is being started has its disks: too late.
             let Some(disks) = &place.disks else { return };
             place.disks = Some(Disks { life: disks.life, ..Disks::new(seed) });
-            place.damaged = false;
+            (place.damaged, place.ever_rotten) = (false, false);
+            (place.rotten, place.relapsed) = (None, None);
             place.lacking = true;
         }
         self.trace.event(format!("node {id} has an empty disk"));
@@ -520,4 +624,10 @@ impl World {
             }
         }
     }
+}
+
+/// Whether a node holds all groups that it votes in, and may vote in them.
+fn is_refilled(node: &Node, voting: &BTreeSet<(NodeId, GroupId)>) -> bool {
+    let mut mine = voting.iter().filter(|(id, _)| *id == node.id);
+    node.consensus.may_vote_everywhere() && mine.all(|(_, group)| node.consensus.holds(*group))
 }

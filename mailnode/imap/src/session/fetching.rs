@@ -10,6 +10,8 @@ use crate::{Digest, Failure, Found, Mailbox, Octets, fetch::Need, mime, sequence
 const BATCH_READ: usize = 128;
 /// Messages that are asked for at once when the folder's list is enough.
 const BATCH_LISTED: usize = 1000;
+/// Messages of one command that cannot be read: with one more it is refused, as each may have been waited for.
+const MAX_UNREADABLE: u32 = 100;
 /// Octets of a message that mostly hold its header.
 const HEADER_PREFIX: u32 = 16 * 1024;
 
@@ -31,10 +33,43 @@ pub(super) struct Reading {
     numbers: VecDeque<(u32, u32)>,
     /// The next ones, looked up.
     waiting: VecDeque<Wanted>,
+    /// How many are asked for at once: fewer after one among them could not be read, until it is known which.
+    at_once: usize,
+    unreadable: u32,
 }
 
-/// A batch that has been read; None for a message that is gone.
-pub(super) type Batch = Vec<(Wanted, Option<Found>)>;
+/// What came of reading a message.
+pub(super) enum Read {
+    Found(Found),
+    Gone,
+    /// Its octets cannot be had just now.
+    Unreadable,
+}
+
+impl Read {
+    pub(super) fn found(&self) -> Option<&Found> {
+        match self {
+            Read::Found(found) => Some(found),
+            Read::Gone | Read::Unreadable => None,
+        }
+    }
+
+    pub(super) fn found_mut(&mut self) -> Option<&mut Found> {
+        match self {
+            Read::Found(found) => Some(found),
+            Read::Gone | Read::Unreadable => None,
+        }
+    }
+}
+
+impl From<Option<Found>> for Read {
+    fn from(found: Option<Found>) -> Self {
+        found.map_or(Self::Gone, Self::Found)
+    }
+}
+
+/// A batch that has been read.
+pub(super) type Batch = Vec<(Wanted, Read)>;
 
 impl Reading {
     /// Messages by number.
@@ -46,7 +81,8 @@ impl Reading {
         numbers: Runs,
     ) -> Self {
         let (numbers, waiting) = (numbers.0.into(), VecDeque::new());
-        Self { shared, mailbox, folder, need, digests: Vec::new(), numbers, waiting }
+        let (digests, at_once, unreadable) = (Vec::new(), usize::MAX, 0);
+        Self { shared, mailbox, folder, need, digests, numbers, waiting, at_once, unreadable }
     }
 
     /// With digests.
@@ -68,30 +104,54 @@ impl Reading {
 
     /// The next batch; empty at the end.
     pub(super) async fn next(&mut self) -> Result<Batch, Failure> {
-        let uids: Vec<u32> = self.waiting.iter().map(|wanted| wanted.uid).collect();
-        if uids.is_empty() {
-            return Ok(Vec::new());
+        while !self.waiting.is_empty() {
+            let count = self.waiting.len().min(self.at_once);
+            match self.read(count).await {
+                Ok(read) => {
+                    self.at_once = self.at_once.saturating_mul(2);
+                    return Ok(self.waiting.drain(..read.len()).zip(read).collect());
+                }
+                Err(Failure::Unreadable) if count > 1 => self.at_once = count / 2,
+                Err(Failure::Unreadable) if self.unreadable < MAX_UNREADABLE => {
+                    self.unreadable += 1;
+                    return Ok(self.waiting.drain(..1).map(|wanted| (wanted, Read::Unreadable)).collect());
+                }
+                Err(failure) => return Err(failure),
+            }
         }
+        Ok(Vec::new())
+    }
+
+    /// Reads the first of those that wait, at most `count`.
+    async fn read(&self, count: usize) -> Result<Vec<Read>, Failure> {
+        let uids: Vec<u32> = self.waiting.iter().take(count).map(|wanted| wanted.uid).collect();
         let octets = match self.need {
             Need::Nothing => Octets::Nothing,
             Need::Prefix(octets) => Octets::Prefix(octets.max(1)),
             Need::Header => Octets::Prefix(HEADER_PREFIX),
             Need::Whole => Octets::Whole,
         };
-        let mut found = self.ask(&uids, octets).await?;
+        let found = self.ask(&uids, octets).await?;
+        let mut read: Vec<Read> = found.into_iter().map(Read::from).collect();
         if self.need == Need::Header {
-            for found in found.iter_mut().flatten() {
+            for one in &mut read {
+                let Some(found) = one.found_mut() else { continue };
                 let cut = found.octets.len() < found.message.size as usize;
                 if cut && mime::header_end(&found.octets).is_none() {
-                    // It is gone when there is no answer; so is its header, as far as it was not read.
-                    if let Some(whole) = self.ask(&[found.message.uid], Octets::Whole).await?.pop().flatten()
-                    {
-                        found.octets = whole.octets;
+                    match self.ask(&[found.message.uid], Octets::Whole).await {
+                        Ok(mut whole) => {
+                            // It is gone when there is no answer; so is its header, as far as it was not read.
+                            if let Some(whole) = whole.pop().flatten() {
+                                found.octets = whole.octets;
+                            }
+                        }
+                        Err(Failure::Unreadable) => *one = Read::Unreadable,
+                        Err(failure) => return Err(failure),
                     }
                 }
             }
         }
-        Ok(self.waiting.drain(..found.len()).zip(found).collect())
+        Ok(read)
     }
 
     async fn ask(&self, uids: &[u32], octets: Octets) -> Result<Vec<Option<Found>>, Failure> {

@@ -7,11 +7,11 @@ use std::{
 
 use super::{
     Done, Reply, Session, Stop,
-    fetching::{Batch, Reading, Wanted},
+    fetching::{Batch, Read, Reading, Wanted},
     or_try_create,
 };
 use crate::{
-    Closed, FlagChange, Flags, Mailbox, Message, Since, Stored,
+    Closed, Failure, FlagChange, Flags, Mailbox, Message, Since, Stored,
     command::{Fetch, FetchItem, Search, SearchKey, Store},
     fetch::{self, Force, Need, Source},
     response::put,
@@ -27,6 +27,13 @@ const YIELD_AFTER: usize = 64;
 const CHANGED_AT_ONCE: usize = 1000;
 /// Numbers of a SEARCH answer that are written in one go.
 const NUMBERS_AT_ONCE: usize = 1000;
+
+/// Messages that FETCH could not answer.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lacking {
+    gone: bool,
+    unreadable: u32,
+}
 
 impl Session {
     /// What every command on messages begins with: the newest state, as far as it may be told now, and the numbers of the
@@ -62,20 +69,27 @@ impl Session {
         let need = fetch::need(&fetch.items);
         let digests = fetch::digests(&fetch.items);
         let mut reading = Reading::new(shared, mailbox.clone(), view.folder.id, need, numbers).with(digests);
-        let mut missing = false;
+        let mut lacking = Lacking::default();
         reading.refill(view);
         let mut batch = reading.next().await?;
         while !batch.is_empty() {
             reading.refill(self.selected());
             // The next batch is read while this one goes out.
             let (written, next) = tokio::join!(
-                self.write_batch(&mailbox, &fetch.items, seen, batch, &mut missing),
+                self.write_batch(&mailbox, &fetch.items, seen, batch, &mut lacking),
                 reading.next()
             );
             written?;
             batch = next?;
         }
-        if missing && !fetch.uid {
+        if lacking.unreadable > 0 {
+            // RFC 5530 3: UNAVAILABLE is temporary, and it is tried to get them back.
+            let few = lacking.unreadable;
+            let text =
+                format!("{few} of the messages cannot be read just now, all others were answered; try again");
+            return Err(Reply::no("[UNAVAILABLE]", &text).into());
+        }
+        if lacking.gone && !fetch.uid {
             return Err(Reply::no("[EXPUNGEISSUED]", "some of the messages are gone").into());
         }
         Ok(Reply::ok("fetched"))
@@ -118,13 +132,20 @@ impl Session {
         items: &[FetchItem],
         seen: bool,
         mut batch: Batch,
-        missing: &mut bool,
+        lacking: &mut Lacking,
     ) -> Result<(), Closed> {
         let newly_seen = if seen { self.mark_seen(mailbox, &mut batch).await } else { UidSet::default() };
         for (wanted, found) in batch {
-            let Some(found) = found else {
-                *missing = true;
-                continue;
+            let found = match found {
+                Read::Found(found) => found,
+                Read::Gone => {
+                    lacking.gone = true;
+                    continue;
+                }
+                Read::Unreadable => {
+                    lacking.unreadable += 1;
+                    continue;
+                }
             };
             let flags = newly_seen.contains(wanted.uid);
             let force = Force { flags, mod_seq: flags && self.condstore };
@@ -142,7 +163,7 @@ impl Session {
     /// the message is shown all the same.
     async fn mark_seen(&mut self, mailbox: &Arc<dyn Mailbox>, batch: &mut Batch) -> UidSet {
         let folder = self.selected().folder.id;
-        let there = batch.iter().filter_map(|(_, found)| found.as_ref());
+        let there = batch.iter().filter_map(|(_, read)| read.found());
         let unseen = there.filter(|found| !found.message.flags.contains("\\Seen"));
         let uids: Vec<u32> = unseen.map(|found| found.message.uid).collect();
         if uids.is_empty() {
@@ -156,7 +177,7 @@ impl Session {
         let mut changed: HashMap<u32, (u64, Flags)> =
             stored.messages.into_iter().map(|(uid, mod_seq, flags)| (uid, (mod_seq, flags))).collect();
         let mut seen = UidSet::default();
-        for found in batch.iter_mut().filter_map(|(_, found)| found.as_mut()) {
+        for found in batch.iter_mut().filter_map(|(_, read)| read.found_mut()) {
             if let Some((mod_seq, flags)) = changed.remove(&found.message.uid) {
                 found.message.mod_seq = mod_seq;
                 found.message.flags = flags;
@@ -385,7 +406,7 @@ impl Session {
             listing.refill(self.selected());
             let mut unread = Runs::default();
             for (at, (wanted, listed)) in batch.iter().enumerate() {
-                let Some(listed) = listed else { continue };
+                let Some(listed) = listed.found() else { continue };
                 let message = Some(&listed.message);
                 let Wanted { number, uid } = *wanted;
                 match search::matches(key, Subject { number, uid, message, text: None }) {
@@ -426,7 +447,12 @@ async fn search_read(
             return Ok(highest);
         }
         for (at, (wanted, read)) in batch.into_iter().enumerate() {
-            let Some(read) = read else { continue };
+            let read = match read {
+                Read::Found(read) => read,
+                Read::Gone => continue,
+                // Whether it matches cannot be told, and an answer without it would say that it does not.
+                Read::Unreadable => return Err(Failure::Unreadable.into()),
+            };
             let text = Text::new(read.octets);
             let Wanted { number, uid } = wanted;
             let subject = Subject { number, uid, message: Some(&read.message), text: Some(&text) };

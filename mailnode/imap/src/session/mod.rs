@@ -104,7 +104,7 @@ impl From<Failure> for Stop {
             Failure::AlreadyExists => "[ALREADYEXISTS]",
             Failure::OverQuota => "[OVERQUOTA]",
             Failure::Cannot(_) => "[CANNOT]",
-            Failure::Unavailable => "[UNAVAILABLE]",
+            Failure::Unavailable | Failure::Unreadable => "[UNAVAILABLE]",
         };
         Self::Refused(Reply::no(code, &one_line(&failure.to_string())))
     }

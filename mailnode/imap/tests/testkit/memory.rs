@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::{
         Arc, Mutex,
@@ -65,6 +65,8 @@ pub struct Store {
     pub list_calls: AtomicUsize,
     /// Copies that are made before further ones are refused.
     pub copies_left: AtomicUsize,
+    /// UIDs of which the octets cannot be read, in any folder.
+    pub unreadable: Mutex<BTreeSet<u32>>,
     /// Forgets what was expunged, so that changes() has to answer all there is.
     pub forget: std::sync::atomic::AtomicBool,
 }
@@ -78,6 +80,7 @@ impl Memory {
             body_calls: AtomicUsize::new(0),
             list_calls: AtomicUsize::new(0),
             copies_left: AtomicUsize::new(usize::MAX),
+            unreadable: Mutex::default(),
             forget: false.into(),
         };
         let special = [
@@ -274,6 +277,10 @@ impl Mailbox for Store {
         self.list_calls.fetch_add(1, Ordering::SeqCst);
         if octets != Octets::Nothing {
             self.body_calls.fetch_add(1, Ordering::SeqCst);
+        }
+        let reads = octets != Octets::Nothing || !digests.is_empty();
+        if reads && uids.iter().any(|uid| self.unreadable.lock().unwrap().contains(uid)) {
+            return Err(Failure::Unreadable);
         }
         self.by_id(folder, |_, kept| {
             let mut sum = 0;

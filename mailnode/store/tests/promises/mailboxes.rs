@@ -364,6 +364,30 @@ fn renaming_inbox_moves_its_messages() {
 }
 
 #[test]
+fn renaming_a_large_inbox_moves_what_one_command_may_and_the_rest_is_left_to_be_moved() {
+    let (_dir, mut node) = node();
+    fill(&mut node, "INBOX", u64::from(2 * STEP + 500));
+    let usage = node.usage();
+    let rename = || Op::RenameFolder { mailbox: MAILBOX, from: "INBOX".into(), to: "Old".into() };
+    assert_eq!(node.run(rename()), Ok(Applied::More));
+    // Nothing is lost or there twice after each step, whoever looks, and nobody can rename there again.
+    assert!(matches!(node.run(rename()), Err(Refusal::AlreadyExists(_))));
+    let mut moved = STEP;
+    loop {
+        let (inbox, old) = (node.folder("INBOX").unwrap(), node.folder("Old").unwrap());
+        assert_eq!((inbox.messages, old.messages), (2 * STEP + 500 - moved, moved));
+        assert_eq!((old.uid_next, node.usage()), (Uid(moved + 1), usage));
+        node.store.audit(GROUP).unwrap();
+        let left: Vec<Uid> = node.messages(inbox.id).iter().map(|message| message.uid).collect();
+        let Some(step) = left.chunks(STEP as usize).next() else { break };
+        assert_eq!(step[0], Uid(moved + 1));
+        node.run(copy(inbox.id, step, "Old", true, Quota { bytes: 1, messages: 1 })).unwrap();
+        moved += step.len() as u32;
+    }
+    assert_eq!(moved, 2 * STEP + 500);
+}
+
+#[test]
 fn a_purged_mailbox_leaves_nothing() {
     let (_dir, mut node) = node();
     let empty = node.store.fingerprint(2).unwrap();

@@ -94,9 +94,22 @@ fn main() -> ExitCode {
         simulated.into_inner() as f64 / 3_600_000.0,
         started.elapsed()
     );
-    let Reached { snapshots, unreadable, compacted, moved_bodies, changes } = reached.into_inner();
+    let Reached {
+        snapshots,
+        unreadable,
+        compacted,
+        moved_bodies,
+        changes,
+        rots,
+        repaired,
+        not_repaired,
+        retired,
+    } = reached.into_inner();
     println!(
         "{snapshots} snapshots installed, {unreadable} not sent because of rot; {compacted} segments compacted, {moved_bodies} bodies moved; {changes} changes of members"
+    );
+    println!(
+        "{rots} strikes of rot; {repaired} bodies repaired from other replicas, {not_repaired} tries in vain; {retired} segments left behind by the logs"
     );
     if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

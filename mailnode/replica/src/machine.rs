@@ -1,19 +1,20 @@
 //! The store as consensus sees it: a state machine of bytes.
 
-use std::sync::Arc;
+use std::io;
 
 use bytes::Bytes;
 use quorumail_consensus::{Committed, GroupId, MachineError, SnapshotReader, SnapshotWriter, StateMachine};
 use quorumail_store::{BodyId, LogCommand, Store, StoreError};
 
-use crate::data_dir::DataDir;
+/// Notes, durably, that a format level is in use on this node's disk.
+pub type NoteLevel = Box<dyn Fn(u32) -> io::Result<()> + Send + Sync>;
 
-/// The replicas of this node, and the directory that they lie in.
+/// The replicas of this node.
 pub struct Machine {
-    /// The replicas.
+    /// Their states.
     pub store: Store,
-    /// The directory.
-    pub data: Arc<DataDir>,
+    /// What else must know of the level.
+    pub note_level: NoteLevel,
 }
 
 struct Reader(u32, quorumail_store::SnapshotReader);
@@ -62,7 +63,7 @@ impl StateMachine for Machine {
     }
 
     fn reach_level(&self, level: u32) -> Result<(), MachineError> {
-        self.data.reach_level(level).map_err(|error| MachineError {
+        (self.note_level)(level).map_err(|error| MachineError {
             group: 0,
             reason: format!("failed to note that format level {level} is in use: {error}"),
         })
