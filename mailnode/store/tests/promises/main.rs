@@ -5,6 +5,7 @@
 mod compaction;
 mod concurrency;
 mod crashes;
+mod damage;
 mod determinism;
 mod digests;
 mod directory;
