@@ -97,7 +97,7 @@ pub struct GroupStatus {
     pub voters: Vec<NodeId>,
     /// Who only follows.
     pub learners: Vec<NodeId>,
-    /// Who leads.
+    /// Who leads in this term, as far as it is known here.
     pub leader: Option<NodeId>,
     /// Raft term.
     pub term: u64,
@@ -622,11 +622,13 @@ impl Inner {
             (voters, learners) = (founding.voters.clone(), founding.learners.clone());
         }
         let last_log_index = metrics.last_log_index;
+        // It was told by the engine a moment ago, of an older term perhaps.
+        let leader = *group.leader.borrow();
         GroupStatus {
             group: group.id,
             voters,
             learners,
-            leader: group.leader.borrow().node,
+            leader: leader.node.filter(|_| leader.term == metrics.current_term),
             term: metrics.current_term,
             last_log_index,
             applied_index: metrics.last_applied.map(|id| id.index),

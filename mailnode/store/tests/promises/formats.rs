@@ -7,7 +7,7 @@ use quorumail_store::*;
 use crate::world::*;
 
 /// One operation of every kind, with a body where the kind takes one.
-fn every_kind() -> Vec<(Op, &'static [u8])> {
+pub fn every_kind() -> Vec<(Op, &'static [u8])> {
     let address = || "alice@example.org".parse::<quorumail_message::Address>().unwrap();
     let domain = || "example.org".parse::<quorumail_message::Domain>().unwrap();
     let folder = || "Über/uns".to_owned();
@@ -73,7 +73,7 @@ fn every_kind() -> Vec<(Op, &'static [u8])> {
         .collect()
 }
 
-fn encoded(op: Op, body: &'static [u8]) -> Bytes {
+pub fn encoded(op: Op, body: &'static [u8]) -> Bytes {
     Command { id: CommandId(1 << 90), at: Timestamp(1_700_000_000_000), op, body: body.into() }.encode()
 }
 

@@ -6,6 +6,7 @@ mod backups;
 mod compaction;
 mod concurrency;
 mod crashes;
+mod damage;
 mod determinism;
 mod digests;
 mod directory;
