@@ -5,8 +5,8 @@ use std::{ops::Range, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::FuturesUnordered};
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode,
-    RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMode, RetryConfig,
     aws::AmazonS3Builder,
     client::{HttpError, HttpErrorKind},
     local::LocalFileSystem,

@@ -375,7 +375,10 @@ impl Repository {
     /// All packs that are there, with their lengths.
     pub(crate) async fn pack_sizes(&self) -> Result<std::collections::HashMap<PackId, u64>, RepositoryError> {
         let found = self.0.objects.list("packs/").await?;
-        Ok(found.into_iter().filter_map(|found| Some((PackId::from_object(&found.name)?, found.bytes))).collect())
+        Ok(found
+            .into_iter()
+            .filter_map(|found| Some((PackId::from_object(&found.name)?, found.bytes)))
+            .collect())
     }
 
     /// Packs in which a verification found damage.

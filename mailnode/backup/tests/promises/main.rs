@@ -1,6 +1,6 @@
 //! The promises of backups, tested from outside on real stores and repositories.
 
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
+#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::print_stdout)]
 
 mod archive;
 mod backups;

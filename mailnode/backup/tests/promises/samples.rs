@@ -39,7 +39,8 @@ async fn a_repository_of_format_1_is_readable() {
     assert_eq!(repository.resources(&manifest).await.unwrap().unwrap(), &b"{}"[..]);
     let window = repository.window(UID).await.unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let loaded = repository.load(&manifest, &[GROUP], Some(window[0].latest), dir.path()).await.unwrap();
+    let loaded =
+        repository.load(&manifest, &[GROUP], Some(window.last().unwrap().latest), dir.path()).await.unwrap();
     assert_eq!(messages(loaded.store()).len() as u64, newest.counts.messages + 1);
 }
 
