@@ -18,6 +18,7 @@ mod compaction;
 mod digests;
 mod directory;
 mod error;
+mod export;
 mod flags;
 mod folder_name;
 mod folders;
@@ -34,6 +35,7 @@ mod queue;
 mod records;
 mod recovery;
 mod repair;
+mod restore;
 mod scrub;
 mod snapshot;
 mod store;
@@ -46,8 +48,8 @@ use quorumail_message::{Address, Domain};
 pub use apply::REMEMBERED_COMMANDS;
 pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
 pub use command::{
-    Applied, COMMAND_FORMAT, Command, CommandError, OUTCOME_FORMAT, Op, Outcome, Refusal, decode_outcome,
-    encode_outcome,
+    Applied, COMMAND_FORMAT, Command, CommandError, FolderSource, OUTCOME_FORMAT, Op, Outcome, Refusal,
+    RestorePlace, RestoredAs, decode_outcome, encode_outcome,
 };
 pub use compaction::{
     BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
@@ -55,6 +57,7 @@ pub use compaction::{
 pub use digests::Digests;
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
+pub use export::{Export, ExportVisit, ExportedBody, ExportedMessage};
 pub use ids::{
     BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
     UploadId,
