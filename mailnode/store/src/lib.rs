@@ -10,6 +10,7 @@ mod answers;
 mod apply;
 #[cfg(feature = "simulation")]
 mod audit;
+mod backup;
 mod bodies;
 mod body_table;
 mod chunks;
@@ -46,6 +47,7 @@ mod uids;
 use quorumail_message::{Address, Domain};
 
 pub use apply::REMEMBERED_COMMANDS;
+pub use backup::{BackupReader, PairKind, StateLoader, StatePair, StoredBody};
 pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
 pub use command::{
     Applied, COMMAND_FORMAT, Command, CommandError, FolderSource, OUTCOME_FORMAT, Op, Outcome, Refusal,
