@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// UIDNEXT of a source at most: bounds the keys that one command writes (two for each 4,096 UIDs).
-pub(crate) const MAX_SOURCE_UID: u32 = 1 << 26;
+pub const MAX_SOURCE_UID: u32 = 1 << 26;
 /// Highest MODSEQ of a source: what remains to 2^63 (RFC 7162 3.1) is never used up.
 const MAX_SOURCE_MOD_SEQ: u64 = 1 << 62;
 /// Seconds that a UIDVALIDITY may be ahead of the clock. One that is made without a pause is ahead of it; one at the end
