@@ -83,9 +83,9 @@ build: ## The programs
 	cargo build --profile $(PROFILE) -p quorumail-server -p quorumail-operator -p quorumail-bench
 
 .PHONY: unit
-unit: ## cargo test
+unit: cluster ## cargo test
 	$(call say,Unit and crate tests)
-	cargo test --workspace --exclude quorumail-sim --profile $(PROFILE)
+	QUORUMAIL_CLUSTER_BIN=$$($(OUT)/cluster bin) cargo test --workspace --exclude quorumail-sim --profile $(PROFILE)
 
 .PHONY: lint
 lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart

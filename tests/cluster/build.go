@@ -32,6 +32,7 @@ var tools = []struct {
 	{"etcd", "tool", []string{"etcd"}},
 	{"helm", "tool", []string{"helm"}},
 	{"kubernetes", "tool", []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}},
+	{"versitygw", "tool", []string{"versitygw"}}, // S3 on a folder, for the tests of backups
 }
 
 // fetched are unpacked from Debian's packages and not installed: an installation would start daemons, or push out

@@ -312,7 +312,7 @@ impl Repository {
 
     /// The runs of a group, ascending by first log index.
     pub async fn archive_runs(&self, cluster_uid: &str, group: u32) -> Result<Vec<RunInfo>, RepositoryError> {
-        let found = self.0.objects.list_all(&format!("archive/{cluster_uid}/{group}/")).await?;
+        let found = self.0.objects.list(&format!("archive/{cluster_uid}/{group}/")).await?;
         Ok(found.iter().filter_map(|listed| RunInfo::from_object(&listed.name, listed.bytes)).collect())
     }
 

@@ -78,7 +78,7 @@ impl Repository {
     }
 
     async fn check_conflicts(&self, kind: LeaseKind, own: &str) -> Result<(), RepositoryError> {
-        let locks = self.0.objects.list_all("locks/").await?;
+        let locks = self.0.objects.list("locks/").await?;
         let now = locks.iter().find(|lock| lock.name == own).ok_or(RepositoryError::LeaseLost)?.modified;
         for Listed { name, modified, .. } in &locks {
             if name == own {

@@ -3,10 +3,10 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, TryStreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, TryStreamExt, stream::FuturesUnordered};
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode,
-    RetryConfig,
+    BackoffConfig, Certificate, ClientOptions, MultipartUpload, ObjectMeta, ObjectStore, ObjectStoreExt,
+    PutMode, RetryConfig,
     aws::AmazonS3Builder,
     client::{HttpError, HttpErrorKind},
     local::LocalFileSystem,
@@ -21,8 +21,8 @@ use crate::{Limits, Location, RepositoryError, S3};
 const PART_BYTES: usize = 8 << 20;
 /// Parts of one object in the air.
 const PARTS_AT_ONCE: usize = 2;
-/// Times that a whole upload is begun anew when the store lost it; single requests are tried again below.
-const UPLOADS: u32 = 3;
+/// Tries of a whole upload or read, each of requests that are tried again by themselves.
+const TRIES: u32 = 5;
 /// Waits between tries of a request.
 const BACKOFF: BackoffConfig = BackoffConfig {
     init_backoff: Duration::from_millis(100),
@@ -52,6 +52,7 @@ pub(crate) struct Objects {
     prefix: String,
     location: String,
     rate: Option<Rate>,
+    retry_for: Duration,
 }
 
 /// Lets so many bytes a second pass.
@@ -98,7 +99,7 @@ impl Objects {
         let rate = limits
             .bytes_per_second
             .map(|bytes| Rate { bytes_per_second: bytes.max(MIN_RATE), free: Mutex::new(Instant::now()) });
-        Ok(Self { store, prefix, location: location.to_string(), rate })
+        Ok(Self { store, prefix, location: location.to_string(), rate, retry_for: limits.retry_for })
     }
 
     pub(crate) fn location(&self) -> &str {
@@ -107,24 +108,35 @@ impl Objects {
 
     /// Writes an object, in parts when it is long; one of the same name is replaced.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<(), RepositoryError> {
-        let mut tries = 1;
+        self.retrying("writing", name, || async {
+            if bytes.len() > PART_BYTES {
+                return self.put_parts(name, &bytes).await;
+            }
+            self.pass(bytes.len()).await;
+            self.store.put(&self.path(name), bytes.clone().into()).await.map(drop)
+        })
+        .await
+    }
+
+    /// Tries again what the retries of single requests below do not cover: requests that are not repeated by themselves, and
+    /// uploads that the store has lost.
+    async fn retrying<T, F: Future<Output = object_store::Result<T>>>(
+        &self,
+        action: &'static str,
+        name: &str,
+        attempt: impl Fn() -> F,
+    ) -> Result<T, RepositoryError> {
+        let (began, mut tries) = (Instant::now(), 1);
         loop {
-            let result = if bytes.len() > PART_BYTES {
-                self.put_parts(name, &bytes).await
-            } else {
-                self.pass(bytes.len()).await;
-                self.store.put(&self.path(name), bytes.clone().into()).await.map(drop)
-            };
-            match result.map_err(|error| self.classify("writing", name, &error)) {
-                Ok(()) => return Ok(()),
-                Err(error @ (RepositoryError::StorageFailed { .. } | RepositoryError::Missing { .. }))
-                    if tries < UPLOADS =>
-                {
-                    tracing::warn!(name, %error, "an upload is begun anew");
-                    tokio::time::sleep(Duration::from_millis(500 << tries)).await;
+            match attempt().await.map_err(|error| self.classify(action, name, &error)) {
+                Err(
+                    error @ (RepositoryError::StorageFailed { .. } | RepositoryError::Unreachable { .. }),
+                ) if tries < TRIES && began.elapsed() < self.retry_for => {
+                    tracing::warn!(name, %error, "to be tried again");
+                    tokio::time::sleep(Duration::from_millis(100 << tries)).await;
                     tries += 1;
                 }
-                Err(error) => return Err(error),
+                result => return result,
             }
         }
     }
@@ -142,7 +154,13 @@ impl Objects {
                 tracing::debug!(name, %error, "an upload that failed could not be given up");
             }
         }
-        result
+        match result {
+            // The store has lost the upload, and not the bucket.
+            Err(error @ object_store::Error::NotFound { .. }) if in_full(&error).contains("NoSuchUpload") => {
+                Err(object_store::Error::Generic { store: "upload", source: error.into() })
+            }
+            result => result,
+        }
     }
 
     async fn send_parts(&self, upload: &mut dyn MultipartUpload, bytes: &Bytes) -> object_store::Result<()> {
@@ -160,66 +178,64 @@ impl Objects {
 
     /// Writes an object unless there is one of this name; answers whether it did.
     pub(crate) async fn put_new(&self, name: &str, bytes: Bytes) -> Result<bool, RepositoryError> {
-        self.pass(bytes.len()).await;
-        let path = self.path(name);
-        match self.store.put_opts(&path, bytes.clone().into(), PutMode::Create.into()).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                // Ours, when the answer to a first try was lost.
-                Ok(self.get(name).await? == bytes)
+        let made = self.retrying("writing", name, || async {
+            self.pass(bytes.len()).await;
+            match self.store.put_opts(&self.path(name), bytes.clone().into(), PutMode::Create.into()).await {
+                Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+                result => result.map(|_| true),
             }
-            Err(error) => Err(self.classify("writing", name, &error)),
-        }
+        });
+        // Ours all the same, when only the answer to a first try was lost.
+        Ok(made.await? || self.get(name).await? == bytes)
     }
 
     pub(crate) async fn get(&self, name: &str) -> Result<Bytes, RepositoryError> {
-        let read = async {
+        self.retrying("reading", name, || async {
             let found = self.store.get(&self.path(name)).await?;
             self.pass(usize::try_from(found.meta.size).unwrap_or(usize::MAX)).await;
             found.bytes().await
-        };
-        read.await.map_err(|error| self.classify("reading", name, &error))
+        })
+        .await
     }
 
     /// A part of an object; shorter when the object ends before.
     pub(crate) async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes, RepositoryError> {
-        self.pass(usize::try_from(range.end - range.start).unwrap_or(usize::MAX)).await;
-        let read = self.store.get_range(&self.path(name), range).await;
-        read.map_err(|error| self.classify("reading", name, &error))
+        self.retrying("reading", name, || async {
+            self.pass(usize::try_from(range.end - range.start).unwrap_or(usize::MAX)).await;
+            self.store.get_range(&self.path(name), range.clone()).await
+        })
+        .await
     }
 
-    /// All objects whose names start with `prefix`, which ends with a slash or is empty.
-    pub(crate) fn list(
-        &self,
-        prefix: &str,
-    ) -> impl Stream<Item = Result<Listed, RepositoryError>> + Send + '_ {
+    /// All objects whose names start with `prefix`, which ends with a slash or is empty; ascending by name. Some 200 bytes
+    /// of memory each: a repository of a terabyte has 65,000 packs.
+    pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<Listed>, RepositoryError> {
         let path = self.path(prefix);
         let below =
             if self.prefix.is_empty() { 0 } else { Path::from(self.prefix.as_str()).as_ref().len() + 1 };
-        let prefix = prefix.to_owned();
-        self.store.list((!path.as_ref().is_empty()).then_some(&path)).map(move |found| {
-            let meta = found.map_err(|error| self.classify("listing", &prefix, &error))?;
-            Ok(Listed {
-                name: meta.location.as_ref().get(below..).unwrap_or_default().to_owned(),
-                bytes: meta.size,
-                modified: Timestamp(meta.last_modified.timestamp_millis()),
-            })
-        })
-    }
-
-    /// As [`Objects::list`], ascending by name; for what is not many.
-    pub(crate) async fn list_all(&self, prefix: &str) -> Result<Vec<Listed>, RepositoryError> {
-        let mut found: Vec<Listed> = self.list(prefix).try_collect().await?;
+        let listed = |meta: ObjectMeta| Listed {
+            name: meta.location.as_ref().get(below..).unwrap_or_default().to_owned(),
+            bytes: meta.size,
+            modified: Timestamp(meta.last_modified.timestamp_millis()),
+        };
+        let found = self.retrying("listing", prefix, || async {
+            let found = self.store.list((!path.as_ref().is_empty()).then_some(&path));
+            found.map_ok(listed).try_collect::<Vec<_>>().await
+        });
+        let mut found = found.await?;
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
 
     /// Removes an object; there may be none.
     pub(crate) async fn delete(&self, name: &str) -> Result<(), RepositoryError> {
-        match self.store.delete(&self.path(name)).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(self.classify("removing", name, &error)),
-        }
+        self.retrying("removing", name, || async {
+            match self.store.delete(&self.path(name)).await {
+                Err(object_store::Error::NotFound { .. }) => Ok(()),
+                result => result,
+            }
+        })
+        .await
     }
 
     async fn pass(&self, bytes: usize) {
@@ -234,29 +250,35 @@ impl Objects {
 
     fn classify(&self, action: &'static str, name: &str, error: &object_store::Error) -> RepositoryError {
         use object_store::Error;
-        let (location, reason) = (self.location.clone(), told(error));
-        if reason.contains("NoSuchBucket") {
+        let location = self.location.clone();
+        let whole = in_full(error);
+        let reason = told(error);
+        if whole.contains("NoSuchBucket") {
             return RepositoryError::WrongBucket { location };
         }
         if is_unreachable(error) {
             return RepositoryError::Unreachable { location, reason };
         }
-        const REFUSED: [&str; 6] = [
+        const REFUSED: [&str; 7] = [
             "AccessDenied",
             "InvalidAccessKeyId",
             "SignatureDoesNotMatch",
             "AuthorizationHeaderMalformed",
             "PermanentRedirect",
             "InvalidRegion",
+            "XAdminUserNotFound",
         ];
         match error {
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
                 RepositoryError::AccessDenied { location, reason }
             }
-            _ if REFUSED.iter().any(|code| reason.contains(code)) => {
+            _ if REFUSED.iter().any(|code| whole.contains(code)) => {
                 RepositoryError::AccessDenied { location, reason }
             }
-            Error::NotFound { .. } => RepositoryError::Missing { object: name.to_owned() },
+            // Whatever else a server does not find is not this object.
+            Error::NotFound { .. } if !whole.contains("<Code>") || whole.contains("NoSuchKey") => {
+                RepositoryError::Missing { object: name.to_owned() }
+            }
             _ => RepositoryError::StorageFailed { action, object: name.to_owned(), reason },
         }
     }
@@ -306,17 +328,23 @@ fn causes<'a>(
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// An error with its causes, each once, for people.
+/// An error with its causes, for people.
 fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut told = in_full(error);
+    if let Some((end, _)) = told.char_indices().nth(MAX_REASON) {
+        told.truncate(end);
+    }
+    told
+}
+
+/// An error with its causes, each once.
+fn in_full(error: &(dyn std::error::Error + 'static)) -> String {
     let mut told = String::new();
     for cause in causes(error) {
         let cause = cause.to_string();
         if !told.contains(&cause) {
             told = if told.is_empty() { cause } else { format!("{told}: {cause}") };
         }
-    }
-    if let Some((end, _)) = told.char_indices().nth(MAX_REASON) {
-        told.truncate(end);
     }
     told
 }
@@ -348,7 +376,7 @@ mod tests {
         assert!(objects.put_new("a", Bytes::from_static(b"1")).await.unwrap());
         assert!(objects.put_new("a", Bytes::from_static(b"1")).await.unwrap(), "the same again is ours");
         assert!(!objects.put_new("a", Bytes::from_static(b"2")).await.unwrap());
-        let names: Vec<_> = objects.list_all("").await.unwrap().into_iter().map(|found| found.name).collect();
+        let names: Vec<_> = objects.list("").await.unwrap().into_iter().map(|found| found.name).collect();
         assert_eq!(names, ["a", "packs/aa/b"]);
         objects.delete("a").await.unwrap();
         objects.delete("a").await.unwrap();

@@ -194,7 +194,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn sample(keys: &Keys) -> (Vec<(Kind, Vec<u8>, BlobRef)>, PackId, Bytes) {
+    type Blob = (Kind, Vec<u8>, BlobRef);
+
+    fn sample(keys: &Keys) -> (Vec<Blob>, PackId, Bytes) {
         let mut writer = PackWriter::new(keys);
         let contents = [
             (Kind::Body, b"Subject: x\r\n\r\n".repeat(10)),

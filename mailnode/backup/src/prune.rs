@@ -126,8 +126,7 @@ impl Pruning<'_> {
         let used: HashSet<PackId> = staying.iter().flat_map(Manifest::packs).map(|used| used.pack).collect();
         let objects = &self.repository.0.objects;
         let mut going = Vec::new();
-        let mut found = std::pin::pin!(objects.list("packs/"));
-        while let Some(Listed { name, bytes, modified }) = found.try_next().await? {
+        for Listed { name, bytes, modified } in objects.list("packs/").await? {
             let Some(pack) = PackId::from_object(&name) else { continue };
             if !used.contains(&pack) && modified <= old_before {
                 pruned.packs += 1;
@@ -153,8 +152,7 @@ impl Pruning<'_> {
         }
         let objects = &self.repository.0.objects;
         let mut going = Vec::new();
-        let mut found = std::pin::pin!(objects.list("archive/"));
-        while let Some(Listed { name, bytes, modified }) = found.try_next().await? {
+        for Listed { name, bytes, modified } in objects.list("archive/").await? {
             let Some(run) = RunInfo::from_object(&name, bytes) else { continue };
             let goes = match needed_after.get(&(run.cluster_uid.as_str(), run.group)) {
                 Some(index) => run.last <= *index,

@@ -142,7 +142,7 @@ impl Repository {
     ) -> Result<Self, RepositoryError> {
         let head = decode_head(head)?;
         let (mut known, mut problem) = (Vec::new(), None);
-        for slot in objects.list_all("keys/").await? {
+        for slot in objects.list("keys/").await? {
             match unlock_slot(&objects, &slot.name, &config.key).await {
                 Ok(Some(master)) if check(&master) == head.check => {
                     let key_id = slot.name["keys/".len()..].to_owned();
@@ -195,7 +195,7 @@ impl Repository {
 
     /// The ids of all keys that open it.
     pub async fn keys(&self) -> Result<Vec<String>, RepositoryError> {
-        let slots = self.0.objects.list_all("keys/").await?;
+        let slots = self.0.objects.list("keys/").await?;
         Ok(slots.into_iter().map(|slot| slot.name["keys/".len()..].to_owned()).collect())
     }
 
@@ -234,7 +234,7 @@ impl Repository {
 
     /// All manifests, oldest first.
     pub(crate) async fn manifests(&self) -> Result<(Vec<Manifest>, Vec<Unreadable>), RepositoryError> {
-        let found = self.0.objects.list_all("backups/").await?;
+        let found = self.0.objects.list("backups/").await?;
         let mut read = stream::iter(found)
             .map(|Listed { name, .. }| async move {
                 let id = name["backups/".len()..].to_owned();
@@ -278,7 +278,7 @@ impl Repository {
 
     /// The newest backup of a cluster: the parent of its next one. What cannot be read is passed over.
     pub async fn newest(&self, cluster_uid: &str) -> Result<Option<Manifest>, RepositoryError> {
-        let mut found = self.0.objects.list_all("backups/").await?;
+        let mut found = self.0.objects.list("backups/").await?;
         while let Some(listed) = found.pop() {
             let Ok(id) = listed.name["backups/".len()..].parse::<BackupId>() else { continue };
             match self.manifest(&id).await {
@@ -297,7 +297,7 @@ impl Repository {
     /// [`RepositoryError::NoBackup`] when there is none.
     pub async fn delete(&self, id: &BackupId) -> Result<(), RepositoryError> {
         // Also one that cannot be read may go.
-        let found = self.0.objects.list_all("backups/").await?;
+        let found = self.0.objects.list("backups/").await?;
         if !found.iter().any(|listed| listed.name == id.object()) {
             return Err(RepositoryError::NoBackup(id.clone()));
         }
@@ -374,16 +374,16 @@ impl Repository {
 
     /// All packs that are there, with their lengths.
     pub(crate) async fn pack_sizes(&self) -> Result<std::collections::HashMap<PackId, u64>, RepositoryError> {
-        let found = self.0.objects.list("packs/");
-        let packs = found.try_filter_map(|listed| async move {
-            Ok(PackId::from_object(&listed.name).map(|pack| (pack, listed.bytes)))
-        });
-        packs.try_collect().await
+        let found = self.0.objects.list("packs/").await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|found| Some((PackId::from_object(&found.name)?, found.bytes)))
+            .collect())
     }
 
     /// Packs in which a verification found damage.
     pub(crate) async fn damaged_packs(&self) -> Result<HashSet<PackId>, RepositoryError> {
-        let found = self.0.objects.list_all("damaged/").await?;
+        let found = self.0.objects.list("damaged/").await?;
         let pack = |listed: Listed| {
             let hex = listed.name.strip_prefix("damaged/")?;
             PackId::from_object(&format!("packs/{}/{hex}", hex.get(..2)?))
@@ -411,7 +411,7 @@ impl Repository {
     /// When this listing was made, by the clock of the store; for what only one clock may decide.
     pub(crate) async fn store_clock(&self, lease: &Lease) -> Result<Option<Timestamp>, RepositoryError> {
         lease.renew().await?;
-        let locks = self.0.objects.list_all("locks/").await?;
+        let locks = self.0.objects.list("locks/").await?;
         Ok(locks.into_iter().find(|lock| lock.name == lease.object()).map(|lock| lock.modified))
     }
 }

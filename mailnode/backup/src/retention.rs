@@ -38,6 +38,8 @@ pub enum Reason {
 
 /// A part of the calendar; equal for instants in the same one.
 type Period = (i16, i8, i8);
+/// How many periods, why a backup of one stays, and the period of an instant.
+type Rule = (u32, Reason, fn(&jiff::Zoned) -> Period);
 
 /// Why each of the backups stays, in the order of `instants`; nothing for those that go. Days, weeks, months and years are
 /// those of the time zone. Of backups of the same instant, the last one is the newest.
@@ -51,7 +53,7 @@ pub fn keep(instants: &[Timestamp], retention: &Retention, zone: &TimeZone) -> V
     for backup in newest_first.iter().take(retention.last as usize) {
         reasons[*backup].push(Reason::Last);
     }
-    let rules: [(u32, Reason, fn(&jiff::Zoned) -> Period); 4] = [
+    let rules: [Rule; 4] = [
         (retention.daily, Reason::Daily, |at| (at.year(), at.month(), at.day())),
         (retention.weekly, Reason::Weekly, |at| {
             let week = at.date().iso_week_date();

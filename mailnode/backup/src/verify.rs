@@ -116,6 +116,7 @@ impl Repository {
             let mut verifying = Verifying {
                 repository: self,
                 bad: BTreeMap::new(),
+                missing: HashSet::new(),
                 read: HashSet::new(),
                 good: HashSet::new(),
             };
@@ -131,7 +132,10 @@ impl Repository {
                     Some(found) => {
                         verifying.bad_pack(*pack, format!("it has {found} bytes instead of {bytes}"))
                     }
-                    None => verifying.bad_pack(*pack, "it is missing".to_owned()),
+                    None => {
+                        verifying.missing.insert(*pack);
+                        verifying.bad_pack(*pack, "it is missing".to_owned());
+                    }
                 }
             }
             let chosen: Vec<_> =
@@ -161,7 +165,7 @@ impl Repository {
     }
 
     async fn all_runs(&self) -> Result<Vec<RunInfo>, RepositoryError> {
-        let found = self.0.objects.list_all("archive/").await?;
+        let found = self.0.objects.list("archive/").await?;
         Ok(found.iter().filter_map(|listed| RunInfo::from_object(&listed.name, listed.bytes)).collect())
     }
 }
@@ -216,6 +220,8 @@ struct Bad {
 struct Verifying<'a> {
     repository: &'a Repository,
     bad: BTreeMap<String, Bad>,
+    /// Packs that are not there.
+    missing: HashSet<PackId>,
     /// Packs that were read in full.
     read: HashSet<PackId>,
     /// Roots, chunks and runs that were read.
@@ -428,14 +434,15 @@ impl Verifying<'_> {
         *bad.touches.entry(touched.clone()).or_default() += messages;
     }
 
-    /// Marks bad packs, and takes the mark off those that turned out to be good.
+    /// Marks bad packs that are there, and takes the mark off those that turned out to be good.
     async fn mark(&self) -> Result<(), RepositoryError> {
         for pack in self.repository.damaged_packs().await? {
             if self.read.contains(&pack) && !self.bad.contains_key(&pack.object()) {
                 self.repository.0.objects.delete(&format!("damaged/{pack}")).await?;
             }
         }
-        for pack in self.bad.keys().filter_map(|object| PackId::from_object(object)) {
+        let bad = self.bad.keys().filter_map(|object| PackId::from_object(object));
+        for pack in bad.filter(|pack| !self.missing.contains(pack)) {
             self.repository.0.objects.put(&format!("damaged/{pack}"), Bytes::new()).await?;
         }
         Ok(())

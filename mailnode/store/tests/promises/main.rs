@@ -2,6 +2,7 @@
 
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+mod backups;
 mod compaction;
 mod concurrency;
 mod crashes;
