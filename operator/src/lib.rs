@@ -3,10 +3,11 @@
 //! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
 //! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
 //! [`admin`] speaks to the mailnodes. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
-//! watches, [`mailcluster`] and [`accounts`] reconcile, [`lease`] elects.
+//! watches, [`backup`] drives backups and restores, [`mailcluster`] and [`accounts`] reconcile, [`lease`] elects.
 
 pub mod accounts;
 pub mod admin;
+pub mod backup;
 pub mod cli;
 pub mod dev;
 pub mod directory;

@@ -15,6 +15,7 @@ mod mailboxes;
 mod model;
 mod queue;
 mod repair;
+mod restores;
 mod snapshots;
 mod uploads;
 mod world;
