@@ -7,18 +7,23 @@
 
 pub mod accounts;
 pub mod admin;
+pub mod backuppolicy;
 pub mod cli;
 pub mod dev;
 pub mod directory;
 pub mod events;
 pub mod http;
 pub mod lease;
+pub mod mailbackup;
 pub mod mailbox;
 pub mod mailcluster;
 pub mod maildomain;
 pub mod mailnode_config;
+pub mod mailrestore;
 pub mod metrics;
 pub mod pki;
+pub mod run;
+pub mod schedule;
 pub mod settings;
 pub mod shape;
 pub mod status;
