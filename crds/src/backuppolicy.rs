@@ -79,8 +79,8 @@ pub struct BackupPolicySpec {
     /// The key that backups are encrypted with. Without it nobody can read them: keep a copy away from this cluster.
     pub encryption_key_secret_ref: EncryptionKeyRef,
 
-    /// Which backups of this MailCluster are kept, those that people made among them; the others are deleted after each backup
-    /// that succeeds. One that any of the fields wants is kept.
+    /// Which backups of this BackupPolicy are kept, those of MailBackups that people made for it among them; the others are
+    /// deleted after each backup that succeeds. One that any of the fields wants is kept.
     #[serde(default)]
     pub retention: Retention,
 
@@ -205,7 +205,7 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_window: Option<RecoveryWindow>,
 
-    /// Number of backups found in the bucket after retention was last applied.
+    /// Number of backups of this BackupPolicy found in the bucket after retention was last applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backups: Option<u32>,
 

@@ -77,7 +77,7 @@ fn a_minimal_policy_keeps_a_year_of_backups_and_a_restore_names_what_is_wanted()
 }
 
 #[test]
-fn rules_refuse_what_contradicts_itself() {
+fn every_promised_rule_is_there_in_its_words() {
     let rules = |crd: &str| {
         let crd = quorumail_crds::definitions().into_iter().find(|d| d.spec.names.kind == crd).unwrap();
         serde_json::to_string(&crd).unwrap()

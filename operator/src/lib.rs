@@ -3,7 +3,7 @@
 //! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
 //! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
 //! [`admin`] speaks to the mailnodes. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
-//! watches, [`mailcluster`] and [`accounts`] reconcile, [`lease`] elects.
+//! watches, [`mailcluster`], [`accounts`] and [`runs`] (backups and restores) reconcile, [`lease`] elects.
 
 pub mod accounts;
 pub mod admin;
@@ -23,6 +23,7 @@ pub mod mailrestore;
 pub mod metrics;
 pub mod pki;
 pub mod run;
+pub mod runs;
 pub mod schedule;
 pub mod settings;
 pub mod shape;
