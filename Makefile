@@ -100,7 +100,7 @@ lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
 .PHONY: e2e
 e2e: packages build cluster image-archive ## End-to-end tests: real processes, real clients, real Kubernetes
 	$(call say,End-to-end tests)
-	status=0; $(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST) || status=$$?; \
+	status=0; export QUORUMAIL_CLUSTER_BIN=$$($(OUT)/cluster bin); $(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST) || status=$$?; \
 	$(OUT)/cluster down; exit $$status
 
 .PHONY: e2e-dev

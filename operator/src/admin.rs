@@ -4,6 +4,8 @@
 //! reached, to the others in turn. Every attempt has a deadline. Servers are verified as
 //! [`NODE_NAME`](crate::pki::NODE_NAME), whatever address they are reached at.
 
+mod backup;
+
 use std::{
     collections::BTreeMap,
     future::Future,
@@ -22,6 +24,8 @@ use tonic::{
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity},
 };
 
+pub use self::backup::GroupFailure;
+pub(crate) use self::backup::streaming_failure;
 use crate::pki::{CertifiedPem, NODE_NAME};
 
 /// Time for TCP and TLS to one node.

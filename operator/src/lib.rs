@@ -3,10 +3,12 @@
 //! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
 //! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
 //! [`admin`] speaks to the mailnodes. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
-//! watches, [`mailcluster`], [`accounts`] and [`runs`] (backups and restores) reconcile, [`lease`] elects.
+//! watches, [`backup`] drives backups and restores, [`mailcluster`], [`accounts`] and [`runs`] (what the resources of backups
+//! ask) reconcile, [`lease`] elects.
 
 pub mod accounts;
 pub mod admin;
+pub mod backup;
 pub mod backuppolicy;
 pub mod cli;
 pub mod dev;

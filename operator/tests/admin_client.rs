@@ -11,22 +11,25 @@ use std::{
 
 use jiff::Timestamp;
 use quorumail_operator::{
-    admin::{AdminClient, AdminError},
+    admin::{AdminClient, AdminError, GroupFailure},
     pki::{self, CertifiedPem, Role},
 };
 use quorumail_proto::admin::{
-    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
-    DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, GetClusterStatusRequest,
-    GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse,
-    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, ReconfigureRequest,
-    ReconfigureResponse,
+    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse,
+    BackupGroupProgress, BackupGroupRequest, ClusterStatus, DirectoryChange, DirectoryEntry, DirectoryResult,
+    DomainEntry, ExportItem, ExportMailboxRequest, GetClusterStatusRequest, GetNodeStatusRequest,
+    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem, ImportResult,
+    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, QueueEntry,
+    ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
 };
 use tonic::{
-    Code, Request, Response, Status,
+    Code, Request, Response, Status, Streaming,
     transport::{Certificate, Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
+
+type Several<T> = tokio_stream::Iter<std::vec::IntoIter<Result<T, Status>>>;
 
 /// A node that says `state` to everything, and counts.
 #[derive(Clone)]
@@ -47,7 +50,10 @@ impl Node {
 
 #[tonic::async_trait]
 impl Admin for Node {
-    type ListDirectoryStream = tokio_stream::Iter<std::vec::IntoIter<Result<DirectoryEntry, Status>>>;
+    type ListDirectoryStream = Several<DirectoryEntry>;
+    type BackupGroupStream = Several<BackupGroupProgress>;
+    type ExportMailboxStream = Several<ExportItem>;
+    type ImportMailboxStream = Several<ImportResult>;
 
     async fn apply_directory(
         &self,
@@ -111,6 +117,47 @@ impl Admin for Node {
 
     async fn hand_over(&self, _: Request<HandOverRequest>) -> Result<Response<HandOverResponse>, Status> {
         self.answer(|_| HandOverResponse { remaining: 0 })
+    }
+
+    async fn backup_group(
+        &self,
+        request: Request<BackupGroupRequest>,
+    ) -> Result<Response<Self::BackupGroupStream>, Status> {
+        let told = |messages, done| Ok(BackupGroupProgress { messages, done, ..Default::default() });
+        let mut messages = vec![told(1, Vec::new()), told(2, b"manifest".to_vec())];
+        if request.into_inner().group == 9 {
+            // One whose disk has a bad body.
+            messages = vec![told(1, Vec::new()), Err(Status::data_loss("a body is rotten"))];
+        }
+        self.answer(|_| tokio_stream::iter(messages))
+    }
+
+    async fn restore_queue_entry(
+        &self,
+        request: Request<Streaming<RestoreQueueEntryRequest>>,
+    ) -> Result<Response<RestoreQueueEntryResponse>, Status> {
+        let mut stream = request.into_inner();
+        let entry = stream.message().await?.and_then(|first| first.entry);
+        let mut bytes = 0;
+        while let Some(more) = stream.message().await? {
+            bytes += more.body.len();
+        }
+        let added = entry.is_some_and(|entry| entry.size == bytes as u64);
+        self.answer(|_| RestoreQueueEntryResponse { added })
+    }
+
+    async fn export_mailbox(
+        &self,
+        _: Request<ExportMailboxRequest>,
+    ) -> Result<Response<Self::ExportMailboxStream>, Status> {
+        self.answer(|_| tokio_stream::iter(Vec::new()))
+    }
+
+    async fn import_mailbox(
+        &self,
+        _: Request<Streaming<ImportItem>>,
+    ) -> Result<Response<Self::ImportMailboxStream>, Status> {
+        self.answer(|_| tokio_stream::iter(Vec::new()))
     }
 }
 
@@ -197,4 +244,33 @@ async fn only_nodes_of_the_same_authority_are_believed() {
     let error = client(&ours, &[stranger, operator]).cluster_status().await.unwrap_err();
     assert!(matches!(error, AdminError::Unreachable(_)), "{error}");
     assert_eq!((strange_calls.load(Ordering::Relaxed), operator_calls.load(Ordering::Relaxed)), (0, 0));
+}
+
+#[tokio::test]
+async fn the_backup_of_a_group_is_told_to_its_end_and_its_failures_are_judged() {
+    let authority = authority();
+    let (sound, _) = start(&authority, Role::Node, Ok(1)).await;
+    let (wrong_key, _) = start(&authority, Role::Node, Err(Code::FailedPrecondition)).await;
+    let client = client(&authority, &[sound, wrong_key, nobody().await]);
+    let seen = std::sync::Mutex::new(Vec::new());
+    let tell = |told: &BackupGroupProgress| seen.lock().unwrap().push(told.messages);
+    let group = |group| BackupGroupRequest { group, ..Default::default() };
+    assert_eq!(client.backup_group(0, group(1), &tell).await, Ok(b"manifest".to_vec()));
+    assert_eq!(*seen.lock().unwrap(), [1, 2]);
+    let rotten = client.backup_group(0, group(9), &tell).await.unwrap_err();
+    assert!(matches!(&rotten, GroupFailure::Here(text) if text.contains("rotten")), "{rotten:?}");
+    assert!(matches!(client.backup_group(1, group(1), &tell).await, Err(GroupFailure::Everywhere(_))));
+    for nowhere in [2, 3] {
+        assert!(matches!(client.backup_group(nowhere, group(1), &tell).await, Err(GroupFailure::Here(_))));
+    }
+}
+
+#[tokio::test]
+async fn a_large_queue_entry_travels_whole() {
+    let authority = authority();
+    let (node, _) = start(&authority, Role::Node, Ok(1)).await;
+    let client = client(&authority, &[nobody().await, node]);
+    let body = vec![b'x'; 3_000_000];
+    let entry = QueueEntry { size: body.len() as u64, ..Default::default() };
+    assert!(client.restore_queue_entry(entry, &body, false).await.unwrap());
 }

@@ -66,6 +66,13 @@ impl Applied {
     }
 }
 
+/// The index of the last log entry in a state with this position, as the state machine was given it; none for other bytes,
+/// and while nothing is applied.
+pub fn applied_index(position: &[u8]) -> Option<u64> {
+    // The group is only for the text of an error.
+    Applied::decode(GroupId(0), position).ok()?.last.map(|last| last.index)
+}
+
 /// A snapshot in the engine's hands.
 pub(crate) enum SnapshotData {
     /// To be opened and streamed by whoever sends it.
@@ -302,6 +309,7 @@ mod tests {
     fn a_position_keeps_its_level_and_one_of_the_next_version_is_refused_with_both() {
         let position = Applied { last: Some(log_id(3, 7)), level: 5, ..Applied::default() };
         let mut bytes = position.encode();
+        assert_eq!((applied_index(&bytes), applied_index(b"other")), (Some(7), None));
         let read = Applied::decode(GroupId(1), &bytes).unwrap();
         assert_eq!((read.last, read.level), (position.last, 5));
         bytes[0] += 1;

@@ -49,6 +49,7 @@ mod types;
 mod unreadable;
 mod wire;
 
+pub use adapter::applied_index;
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
 pub use coordinator::{GroupProgress, Progress};
 pub use level::{FIRST_LEVEL, LEVELS, LevelError, Levels};

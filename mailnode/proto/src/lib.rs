@@ -11,3 +11,5 @@ pub mod admin {
 pub mod peer {
     tonic::include_proto!("quorumail.peer.v1");
 }
+
+mod secret;

@@ -23,7 +23,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::AdminService,
+    admin::{AdminService, backup::Backups},
     auth::Authenticator,
     channels::{self, PeerConnector},
     compactor::Compaction,
@@ -159,6 +159,7 @@ impl Node {
             dir: config.data_dir.clone(),
             totals: Arc::default(),
         };
+        let backups = Arc::new(Backups::default());
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
@@ -166,6 +167,7 @@ impl Node {
             repairer,
             compaction: Arc::clone(&compaction.totals),
             disk: Arc::clone(&disk),
+            backups: Arc::clone(&backups),
             public_tls: Arc::clone(&public_tls),
             internal_tls: Arc::clone(&internal_tls),
             ready: is_ready.clone(),
@@ -180,7 +182,11 @@ impl Node {
             ready: is_ready,
             node: config.node(),
             tls: Arc::clone(&internal_tls),
+            disk: Arc::clone(&disk),
             hostname: config.hostname.clone(),
+            cluster: config.cluster.clone(),
+            backups,
+            stop: rest.clone(),
         };
         let admins = channels::incoming(admin, internal_tls, &[Role::Node, Role::Operator], rest.clone());
         let service = channels::server().add_service(service.into_server());

@@ -116,7 +116,7 @@ fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrive
     }
     match op {
         Op::WithUpload { upload, chunks, op } => {
-            if !matches!(*op, Op::Append { .. } | Op::Enqueue(_)) {
+            if !matches!(*op, Op::Append { .. } | Op::Enqueue(_) | Op::RestoreMessage { .. }) {
                 return Err(Refusal::Invalid("the command takes no body".to_owned()).into());
             }
             let arrived = chunks::take(txn, arrived.id, upload, chunks)?;
@@ -140,7 +140,9 @@ fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrive
         | Op::Subscribe { mailbox, .. }
         | Op::StoreFlags { mailbox, .. }
         | Op::Copy { mailbox, .. }
-        | Op::Expunge { mailbox, .. } => {
+        | Op::Expunge { mailbox, .. }
+        | Op::RestoreFolder { mailbox, .. }
+        | Op::RestoreMessage { mailbox, .. } => {
             let mut mailbox = Mailbox::open(txn, group, mailbox, at)?;
             let applied = in_mailbox(&mut mailbox, op, arrived)?;
             mailbox.save();
@@ -167,6 +169,12 @@ fn in_mailbox(open: &mut Mailbox<'_, '_>, op: Op, arrived: Arrived) -> Result<Ap
         }
         Op::Copy { folder, uids, to, remove, quota, .. } => open.copy(folder, uids, &to, remove, quota),
         Op::Expunge { folder, uids, .. } => open.expunge(folder, uids),
+        Op::RestoreFolder { folder, special_use, subscribed, source, .. } => {
+            open.restore_folder(&folder, special_use, subscribed, source)
+        }
+        Op::RestoreMessage { folder, place, flags, internal_date, quota, .. } => {
+            open.restore_message(&folder, place, &flags, internal_date, quota, arrived)
+        }
         other => unreachable!("{other:?} is no command of a mailbox"),
     }
 }

@@ -9,6 +9,7 @@ use crate::{
     chunks::{self, Chunk},
     keys,
     records::{self, FolderState, MailboxHead, Message, Queued},
+    restore::RestoreState,
     txn::View,
     uids::Holes,
 };
@@ -25,6 +26,10 @@ struct Counted {
     holes: u32,
     /// Messages marked as deleted.
     marked: u32,
+    /// Sources of imported messages remembered.
+    imported: u32,
+    /// Reserved UIDs.
+    reserved: u32,
     /// Messages without an entry in the index of changes, and entries without a message.
     changes: i64,
 }
@@ -42,6 +47,7 @@ impl Store {
         let mut heads: BTreeMap<MailboxId, MailboxHead> = BTreeMap::new();
         let mut references: BTreeMap<BodyId, u64> = BTreeMap::new();
         let mut table: BTreeMap<BodyId, BodyEntry> = BTreeMap::new();
+        let mut restores: BTreeMap<(MailboxId, FolderId), RestoreState> = BTreeMap::new();
         let mut chunks = 0;
         view.scan(&[], &[], &mut |key, value| {
             let number = |at: usize| -> u64 {
@@ -65,6 +71,9 @@ impl Store {
                 keys::CHANGED => folders.entry(folder).or_default().changes -= 1,
                 keys::VANISHED => folders.entry(folder).or_default().vanished += 1,
                 keys::HOLES => folders.entry(folder).or_default().holes += Holes::decode(value)?.len(),
+                keys::RESERVED => folders.entry(folder).or_default().reserved += Holes::decode(value)?.len(),
+                keys::IMPORTED => folders.entry(folder).or_default().imported += 1,
+                keys::RESTORE => drop(restores.insert(folder, records::decode(value)?)),
                 keys::MARKED => folders.entry(folder).or_default().marked += 1,
                 keys::QUEUE => *references.entry(records::decode::<Queued>(value)?.body).or_default() += 1,
                 keys::BODY => {
@@ -98,6 +107,9 @@ impl Store {
         let mut sums: BTreeMap<MailboxId, (u64, u64, u32)> = BTreeMap::new();
         for (id, state) in &states {
             let counted = folders.remove(id).unwrap_or_default();
+            if counted.reserved > counted.holes {
+                return Err(format!("folder {id:?} has reserved UIDs that are in use"));
+            }
             let told = Counted {
                 messages: state.messages,
                 unseen: state.unseen,
@@ -106,6 +118,8 @@ impl Store {
                 vanished: state.vanished,
                 holes: state.uid_next.0 - 1 - state.messages,
                 marked: state.deleted,
+                imported: restores.remove(id).unwrap_or_default().imported,
+                reserved: counted.reserved,
                 changes: 0,
             };
             if counted != told {
@@ -113,6 +127,9 @@ impl Store {
             }
             let sum = sums.entry(id.0).or_default();
             *sum = (sum.0 + u64::from(state.messages), sum.1 + state.bytes, sum.2 + 1);
+        }
+        if let Some((left, _)) = restores.first_key_value() {
+            return Err(format!("something was restored into folder {left:?}, which does not exist"));
         }
         if let Some(left) = folders.first_key_value() {
             return Err(format!("there are keys of a folder that does not exist: {left:?}"));

@@ -121,6 +121,15 @@ pub(crate) fn add(txn: &mut Txn<'_>, arrived: &Arrived) {
     txn.put(keys::body(arrived.id), BodyEntry { state, place }.encode());
 }
 
+/// Lets a body go that came with a command and is not wanted.
+pub(crate) fn forget(txn: &mut Txn<'_>, arrived: Arrived) -> Result<(), Stop> {
+    match arrived.content {
+        // Never entered.
+        Content::Record(_) => Ok(()),
+        Content::Parts(parts) => parts.into_iter().try_for_each(|part| release(txn, part)),
+    }
+}
+
 /// The bytes of a body, or its first `prefix` bytes. The inner error tells people what could not be read.
 pub(crate) fn read<V: View>(
     view: &V,

@@ -13,7 +13,7 @@ use crate::{
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command. Whatever changes what the
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
-pub const COMMAND_FORMAT: u8 = 2;
+pub const COMMAND_FORMAT: u8 = 3;
 
 /// A command as it is proposed. Encoded as: format byte, length of the head (u32, little endian), head (postcard),
 /// body bytes. The body comes last, so that a replica can keep it where the log record lies.
@@ -170,7 +170,7 @@ pub enum Op {
         /// Its place in the body, from 0.
         number: u32,
     },
-    /// An [`Op::Append`] or [`Op::Enqueue`] whose body came in chunks to the same group before. Refused with
+    /// An [`Op::Append`], [`Op::Enqueue`] or [`Op::RestoreMessage`] whose body came in chunks to the same group before. Refused with
     /// [`Refusal::Incomplete`] when one is missing.
     WithUpload {
         /// Which upload.
@@ -182,13 +182,90 @@ pub enum Op {
     },
     /// Drops chunks that came before this instant and were not taken, as many as one command may.
     DropChunks(Timestamp),
+
+    // ---- mail that comes back, or from elsewhere ----
+    /// Makes a folder, and the levels above it, where it is missing. With a source, one that was never used is made ready
+    /// for the source's messages; one that is ready for them, or is the source itself, is left as it is; any other
+    /// is refused with [`Refusal::Conflict`].
+    RestoreFolder {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full folder name.
+        folder: String,
+        /// What it is for, unless another folder of the mailbox is. Of a folder that is made.
+        special_use: Option<SpecialUse>,
+        /// Whether LSUB shows it. Of a folder that is made.
+        subscribed: bool,
+        /// The folder that it is restored from; none when its messages get new UIDs.
+        source: Option<FolderSource>,
+    },
+    /// Adds the body to a folder as a message that was elsewhere before; once, however often it is repeated and however
+    /// long after, in any order with others.
+    RestoreMessage {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full name of a folder that is there.
+        folder: String,
+        /// Which UID it gets, and what it is known again by.
+        place: RestorePlace,
+        /// Its flags.
+        flags: Flags,
+        /// RFC 9051 2.3.3.
+        internal_date: Timestamp,
+        /// Refused with [`Refusal::OverQuota`] when the mailbox would exceed it.
+        quota: Quota,
+    },
+}
+
+/// The folder that another is restored from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FolderSource {
+    /// Its UIDVALIDITY.
+    pub uid_validity: UidValidity,
+    /// The UIDs below, up to 2^26, are kept for its messages; what arrives meanwhile gets this one and those after it. Above
+    /// the UIDNEXT of the source, by as much as may have been given there after it was copied: where the identity is kept,
+    /// those who saw these UIDs must not find other messages under them.
+    pub uid_next: Uid,
+    /// Later MODSEQs are higher than this, up to 2^62, where the identity is kept. Above that of the source in the same way.
+    pub highest_mod_seq: ModSeq,
+    /// Whether the folder gets the UIDVALIDITY of the source: clients then know its messages again.
+    pub keep: bool,
+}
+
+/// Where a message that was elsewhere before is put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestorePlace {
+    /// Under the UID that it had, in a folder made ready by [`Op::RestoreFolder`].
+    Uid {
+        /// UIDVALIDITY of the folder that it comes from.
+        source: UidValidity,
+        /// The UID that it had there.
+        uid: Uid,
+    },
+    /// Under the next UID, as mail that arrives.
+    Next {
+        /// Names it where it comes from; equal for what is the same. The folder remembers it for as long as it exists, also
+        /// when the message is moved or expunged.
+        source: u128,
+    },
+}
+
+/// What became of a message that was to be put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestoredAs {
+    /// It was added.
+    New,
+    /// It was there already and is as it was.
+    There,
+    /// It was there once, and has been moved or expunged since.
+    Gone,
 }
 
 /// What applying a command answers. Deterministic, and remembered for repeated commands.
 pub type Outcome = Result<Applied, Refusal>;
 
 /// Version of an outcome's encoding, its first byte; the rest is postcard.
-pub const OUTCOME_FORMAT: u8 = 1;
+pub const OUTCOME_FORMAT: u8 = 2;
 
 /// The bytes that applying a command answers.
 pub fn encode_outcome(outcome: &Outcome) -> Bytes {
@@ -248,6 +325,26 @@ pub enum Applied {
     Expunged(Vec<Uid>),
     /// Of [`Op::DeleteFolder`] and [`Op::PurgeMailbox`]: not all is gone yet. To be proposed again, as another command.
     More,
+    /// Of [`Op::RestoreFolder`].
+    RestoredFolder {
+        /// Which folder.
+        folder: FolderId,
+        /// Its UIDVALIDITY.
+        uid_validity: UidValidity,
+        /// Whether it was missing.
+        made: bool,
+    },
+    /// Of [`Op::RestoreMessage`].
+    Restored {
+        /// Which folder.
+        folder: FolderId,
+        /// Its UIDVALIDITY.
+        uid_validity: UidValidity,
+        /// The UID that the message got, now or before.
+        uid: Uid,
+        /// What became of it.
+        was: RestoredAs,
+    },
 }
 
 /// Why a command was refused; nothing was changed.

@@ -10,6 +10,7 @@ use crate::{
     keys,
     messages::MAX_EXPUNGED,
     records::{self, FolderState, MailboxHead, Message},
+    restore::FORGET_AT_ONCE,
     store::Change,
     txn::{Txn, View},
 };
@@ -125,6 +126,11 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         Ok(())
     }
 
+    /// The command's time.
+    pub(crate) fn at(&self) -> Timestamp {
+        self.at
+    }
+
     pub(crate) fn find(&self, name: &str) -> Result<Option<Folder>, Stop> {
         Ok(folder_by_name(self.txn, self.id, name)?)
     }
@@ -158,12 +164,12 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         self.txn.effects.changes.push(change);
     }
 
-    fn list_changed(&mut self) {
+    pub(crate) fn list_changed(&mut self) {
         let change = Change::FolderList { group: self.group, mailbox: self.id };
         self.txn.effects.changes.push(change);
     }
 
-    fn make(
+    pub(crate) fn make(
         &mut self,
         name: &str,
         special_use: Option<SpecialUse>,
@@ -209,7 +215,7 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         Ok(UidValidity(self.head.last_uid_validity))
     }
 
-    fn make_parents(&mut self, name: &str) -> Result<(), Stop> {
+    pub(crate) fn make_parents(&mut self, name: &str) -> Result<(), Stop> {
         for parent in folder_name::parents(name) {
             if self.find(parent)?.is_none() {
                 self.make(parent, None, false)?;
@@ -248,6 +254,10 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         }
         if folder.state.messages as usize > MAX_EXPUNGED {
             self.take_out_first(folder, MAX_EXPUNGED)?;
+            return Ok(Applied::More);
+        }
+        if self.imported(folder.id)? > FORGET_AT_ONCE {
+            self.forget_sources(folder.id, FORGET_AT_ONCE)?;
             return Ok(Applied::More);
         }
         self.remove_folder(&folder)?;
@@ -367,7 +377,13 @@ pub(crate) fn purge(
     for folder in folders(open.txn, mailbox)? {
         let messages = folder.state.messages as usize;
         // What it remembers of expunges costs a good deal less than a message does.
-        let cost = messages + folder.state.vanished as usize / 10 + 1;
+        let imported = open.imported(folder.id)?;
+        let cost = messages + (folder.state.vanished as usize + imported) / 10 + 1;
+        if imported > FORGET_AT_ONCE && room > 0 {
+            open.forget_sources(folder.id, FORGET_AT_ONCE)?;
+            open.save();
+            return Ok(Applied::More);
+        }
         if messages > room || room == 0 {
             open.take_out_first(folder, room)?;
             open.save();

@@ -51,9 +51,16 @@ pub(crate) const MARKED: u8 = 37;
 pub(crate) const KEYWORDS: u8 = 38;
 /// Digests of a message (`digests.rs`). Of this replica alone.
 pub(crate) const DIGESTS: u8 = 39;
+/// What was restored into a folder (`restore.rs`).
+pub(crate) const RESTORE: u8 = 40;
+/// UIDs that wait for the message of a source that had them, by block (`uids.rs`); all are holes.
+pub(crate) const RESERVED: u8 = 41;
+/// Source of a message that was imported: the UID that it got.
+pub(crate) const IMPORTED: u8 = 42;
 
 /// What a folder holds besides its own record and its messages, by tag; all keys start with mailbox and folder.
-pub(crate) const OF_FOLDER: [u8; 6] = [CHANGED, VANISHED, HOLES, MARKED, KEYWORDS, DIGESTS];
+pub(crate) const OF_FOLDER: [u8; 9] =
+    [CHANGED, VANISHED, HOLES, MARKED, KEYWORDS, DIGESTS, RESTORE, RESERVED, IMPORTED];
 
 pub(crate) const QUEUE: u8 = 50;
 
@@ -124,7 +131,7 @@ pub(crate) fn mailbox(tag: u8, mailbox: MailboxId) -> Vec<u8> {
     join(tag, &[&mailbox.0.to_be_bytes()])
 }
 
-/// Of [`FOLDER`] and [`KEYWORDS`], and the prefix of all keys of a folder under one tag.
+/// Of [`FOLDER`], [`KEYWORDS`] and [`RESTORE`], and the prefix of all keys of a folder under one tag.
 pub(crate) fn folder(tag: u8, mailbox: MailboxId, folder: FolderId) -> Vec<u8> {
     join(tag, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes()])
 }
@@ -145,6 +152,14 @@ pub(crate) fn by_uid(tag: u8, mailbox: MailboxId, folder: FolderId, uid: Uid) ->
 /// Of [`HOLES`].
 pub(crate) fn holes(mailbox: MailboxId, folder: FolderId, block: u32) -> Vec<u8> {
     join(HOLES, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &block.to_be_bytes()])
+}
+
+pub(crate) fn reserved(mailbox: MailboxId, folder: FolderId, block: u32) -> Vec<u8> {
+    join(RESERVED, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &block.to_be_bytes()])
+}
+
+pub(crate) fn imported(mailbox: MailboxId, folder: FolderId, source: u128) -> Vec<u8> {
+    join(IMPORTED, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &source.to_be_bytes()])
 }
 
 /// Of [`CHANGED`] and [`VANISHED`].

@@ -10,6 +10,7 @@ mod answers;
 mod apply;
 #[cfg(feature = "simulation")]
 mod audit;
+mod backup;
 mod bodies;
 mod body_table;
 mod chunks;
@@ -18,6 +19,7 @@ mod compaction;
 mod digests;
 mod directory;
 mod error;
+mod export;
 mod flags;
 mod folder_name;
 mod folders;
@@ -34,6 +36,7 @@ mod queue;
 mod records;
 mod recovery;
 mod repair;
+mod restore;
 mod scrub;
 mod snapshot;
 mod store;
@@ -44,10 +47,11 @@ mod uids;
 use quorumail_message::{Address, Domain};
 
 pub use apply::REMEMBERED_COMMANDS;
+pub use backup::{BackupReader, PairKind, StateLoader, StatePair, StoredBody};
 pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
 pub use command::{
-    Applied, COMMAND_FORMAT, Command, CommandError, OUTCOME_FORMAT, Op, Outcome, Refusal, decode_outcome,
-    encode_outcome,
+    Applied, COMMAND_FORMAT, Command, CommandError, FolderSource, OUTCOME_FORMAT, Op, Outcome, Refusal,
+    RestorePlace, RestoredAs, decode_outcome, encode_outcome,
 };
 pub use compaction::{
     BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
@@ -55,6 +59,7 @@ pub use compaction::{
 pub use digests::Digests;
 pub use directory::{DeletedMailbox, Directory, Resolution};
 pub use error::StoreError;
+pub use export::{Export, ExportVisit, ExportedBody, ExportedMessage};
 pub use ids::{
     BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
     UploadId,
@@ -70,6 +75,7 @@ pub use query::{
     FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,
 };
 pub use repair::{LostBody, Repair};
+pub use restore::MAX_SOURCE_UID;
 pub use scrub::{Findings, Scrubbed};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};

@@ -175,11 +175,17 @@ impl Mailbox<'_, '_> {
     }
 
     /// Gives a message the next UID. The caller saves the folder and counts the reference to the body.
-    fn add(&mut self, folder: &mut Folder, message: &Message) -> Result<Uid, Stop> {
+    pub(crate) fn add(&mut self, folder: &mut Folder, message: &Message) -> Result<Uid, Stop> {
         let uid = folder.state.uid_next;
         let next = uid.0.checked_add(1);
         folder.state.uid_next =
             Uid(next.ok_or_else(|| Refusal::Invalid("the folder has no UID left".to_owned()))?);
+        self.place(folder, uid, message)?;
+        Ok(uid)
+    }
+
+    /// Puts a message under a UID below UIDNEXT that no other has. The rest is as in [`Mailbox::add`].
+    pub(crate) fn place(&mut self, folder: &mut Folder, uid: Uid, message: &Message) -> Result<(), Stop> {
         self.put_message(folder.id, uid, message);
         folder.state.highest_mod_seq = message.mod_seq;
         folder.state.messages += 1;
@@ -187,8 +193,7 @@ impl Mailbox<'_, '_> {
         self.head.messages += 1;
         self.head.bytes += u64::from(message.body.len);
         self.count_flags(folder, uid, &message.flags, true);
-        self.list_keywords(folder.id, &message.flags)?;
-        Ok(uid)
+        self.list_keywords(folder.id, &message.flags)
     }
 
     /// Expunges messages and saves the folder.
@@ -257,7 +262,7 @@ impl Mailbox<'_, '_> {
         self.txn.put(keys::message(self.id, folder, uid), records::encode(message));
     }
 
-    fn message(&self, folder: FolderId, uid: Uid) -> Result<Option<Message>, Stop> {
+    pub(crate) fn message(&self, folder: FolderId, uid: Uid) -> Result<Option<Message>, Stop> {
         let value = self.txn.get(&keys::message(self.id, folder, uid))?;
         Ok(value.map(|value| records::decode(&value)).transpose()?)
     }
@@ -350,7 +355,7 @@ impl Mailbox<'_, '_> {
         }
     }
 
-    fn check_quota(&self, quota: Quota, messages: u64, bytes: u64) -> Result<(), Stop> {
+    pub(crate) fn check_quota(&self, quota: Quota, messages: u64, bytes: u64) -> Result<(), Stop> {
         let over =
             |limit: u64, used: u64, more: u64| limit != 0 && more > 0 && used.saturating_add(more) > limit;
         if over(quota.bytes, self.head.bytes, bytes) || over(quota.messages, self.head.messages, messages) {

@@ -92,6 +92,48 @@ impl Store {
             finished: false,
         })
     }
+
+    /// Makes a space that was filled the group's state, durably, together with `position`. `taken` is told when it is in
+    /// force.
+    pub(crate) fn take_over(
+        &self,
+        number: u32,
+        fresh: u32,
+        position: &[u8],
+        taken: impl FnOnce(),
+    ) -> Result<(), StoreError> {
+        let inner = &self.0;
+        let group = self.group(number)?;
+        let mut space = group.space.lock();
+        let staged = SnapshotView { snapshot: inner.index.snapshot(), space: fresh };
+        let queue = queue_index(&staged)?;
+        let directory = if number == 0 { accounts::everything(&staged)? } else { Vec::new() };
+        let mut batch = Batch::default();
+        let root = keys::in_space(keys::ROOT, &keys::root_group(number));
+        batch.put(root, &fresh.to_be_bytes()[..]);
+        let key = keys::in_space(fresh, &[keys::POSITION]);
+        batch.put(key, position);
+        {
+            let mut index = group.queue.write();
+            inner.index.commit(batch)?;
+            *index = queue;
+        }
+        if number == 0 {
+            inner.directory.replace(directory);
+        }
+        let old = std::mem::replace(&mut *space, fresh);
+        let live = group.is_counted.load(Ordering::Relaxed).then(|| inner.index.snapshot());
+        taken();
+        self.committed();
+        self.checkpoint()?;
+        drop(space);
+        if let Some(snapshot) = live {
+            self.count_live(&SnapshotView { snapshot, space: fresh }, true)?;
+            self.count_live(&SnapshotView { snapshot: inner.index.snapshot(), space: old }, false)?;
+        }
+        self.announce(vec![Change::Group { group: number }]);
+        self.clear_space(old)
+    }
 }
 
 impl Drop for SnapshotReader {
@@ -254,37 +296,7 @@ impl SnapshotWriter {
         if !self.complete {
             return Err(StoreError::Damaged("a snapshot ends too early"));
         }
-        let inner = &self.store.0;
-        let group = self.store.group(self.group)?;
-        let mut space = group.space.lock();
-        let staged = SnapshotView { snapshot: inner.index.snapshot(), space: self.space };
-        let queue = queue_index(&staged)?;
-        let directory = if self.group == 0 { accounts::everything(&staged)? } else { Vec::new() };
-        let mut batch = Batch::default();
-        let root = keys::in_space(keys::ROOT, &keys::root_group(self.group));
-        batch.put(root, &self.space.to_be_bytes()[..]);
-        let key = keys::in_space(self.space, &[keys::POSITION]);
-        batch.put(key, position);
-        {
-            let mut index = group.queue.write();
-            inner.index.commit(batch)?;
-            *index = queue;
-        }
-        if self.group == 0 {
-            inner.directory.replace(directory);
-        }
-        let old = std::mem::replace(&mut *space, self.space);
-        let live = group.is_counted.load(Ordering::Relaxed).then(|| inner.index.snapshot());
-        self.finished = true;
-        self.store.committed();
-        self.store.checkpoint()?;
-        drop(space);
-        if let Some(snapshot) = live {
-            self.store.count_live(&SnapshotView { snapshot, space: self.space }, true)?;
-            self.store.count_live(&SnapshotView { snapshot: inner.index.snapshot(), space: old }, false)?;
-        }
-        self.store.announce(vec![Change::Group { group: self.group }]);
-        self.store.clear_space(old)
+        self.store.take_over(self.group, self.space, position, || self.finished = true)
     }
 }
 

@@ -22,6 +22,15 @@ pub(crate) fn block(uid: Uid) -> u32 {
     uid.0 / BLOCK
 }
 
+/// The UIDs from `from` to before `to`, cut at blocks: block, first and last of each.
+pub(crate) fn blocks(from: Uid, to: Uid) -> impl Iterator<Item = (u32, Uid, Uid)> {
+    let last = to.0.saturating_sub(1);
+    (block(from)..=last / BLOCK).filter_map(move |number| {
+        let (first, last) = (from.0.max(number * BLOCK), last.min(number * BLOCK + (BLOCK - 1)));
+        (first <= last).then_some((number, Uid(first), Uid(last)))
+    })
+}
+
 /// The expunged UIDs of a block, by their place in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Holes([u64; WORDS]);
@@ -36,6 +45,34 @@ impl Holes {
     pub(crate) fn insert(&mut self, uid: Uid) {
         let place = uid.0 % BLOCK;
         self.0[(place / 64) as usize] |= 1 << (place % 64);
+    }
+
+    /// All from `first` to `last`, which are of one block.
+    pub(crate) fn of_range(first: Uid, last: Uid) -> Self {
+        assert!(block(first) == block(last) && first <= last, "a range lies in one block");
+        let mut holes = Self::default();
+        let (first, last) = (first.0 % BLOCK, last.0 % BLOCK);
+        for (at, word) in (0u32..).zip(&mut holes.0) {
+            let (from, to) = (first.max(at * 64), last.min(at * 64 + 63));
+            if from <= to {
+                *word = (u64::MAX >> (63 - (to - from))) << (from % 64);
+            }
+        }
+        holes
+    }
+
+    pub(crate) fn remove(&mut self, uid: Uid) {
+        let place = uid.0 % BLOCK;
+        self.0[(place / 64) as usize] &= !(1 << (place % 64));
+    }
+
+    pub(crate) fn contains(&self, uid: Uid) -> bool {
+        let place = uid.0 % BLOCK;
+        self.0[(place / 64) as usize] & (1 << (place % 64)) != 0
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
     }
 
     /// How many.
@@ -199,6 +236,23 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_range_is_cut_at_blocks_and_filled(from in 1u32..9_000, len in 0u32..9_000, probe in 1u32..18_000) {
+            let mut found = BTreeSet::new();
+            for (number, first, last) in blocks(Uid(from), Uid(from + len)) {
+                let mut holes = Holes::of_range(first, last);
+                prop_assert_eq!(number, block(first));
+                found.extend((first.0..=last.0).filter(|uid| holes.contains(Uid(*uid))));
+                prop_assert_eq!(holes.runs(), vec![(first.0 % BLOCK, last.0 % BLOCK)]);
+                if (first.0..=last.0).contains(&probe) {
+                    holes.remove(Uid(probe));
+                    prop_assert!(!holes.contains(Uid(probe)));
+                    prop_assert_eq!(holes.is_empty(), first == last);
+                }
+            }
+            prop_assert_eq!(found, (from..from + len).collect());
+        }
+
         #[test]
         fn ranges_are_what_was_not_expunged(
             gone in prop_oneof![btree_set(1u32..20_000, 0..40), btree_set(1u32..9_000, 3000..6000)],

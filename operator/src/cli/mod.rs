@@ -3,11 +3,15 @@
 //! Every command but `dev` asks the admin services of the mailnodes ([`connect`] finds them) and prints a table, JSON
 //! or YAML ([`output`]). Exit status: 0 success, 1 failure, 2 wrong usage.
 
+mod backup;
 pub mod connect;
 mod mailbox;
 mod node;
 mod output;
+mod progress;
 mod queue;
+mod repository;
+mod restore;
 mod status;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
@@ -76,6 +80,11 @@ enum Command {
     /// Looks at mailboxes and changes them.
     #[command(subcommand)]
     Mailbox(mailbox::MailboxCommand),
+    /// Makes backups, shows and checks them, and removes old ones.
+    #[command(subcommand)]
+    Backup(backup::BackupCommand),
+    /// Brings mail back from a backup.
+    Restore(Box<restore::RestoreArgs>),
     /// Acts on mailnodes.
     #[command(subcommand)]
     Node(node::NodeCommand),
@@ -143,6 +152,8 @@ impl Cli {
             Command::Status(args) => status::run(target, format, &args).await,
             Command::Queue(command) => queue::run(target, format, &command).await,
             Command::Mailbox(command) => mailbox::run(target, format, &command).await,
+            Command::Backup(command) => backup::run(target, format, &command).await,
+            Command::Restore(args) => restore::run(target, format, &args).await,
             Command::Node(command) => node::run(target, &command).await,
             Command::Dev(args) => Ok(dev::run(args.into()).await?),
         }
@@ -190,6 +201,19 @@ mod tests {
             "quorumail mailbox usage alice@example.org",
             "quorumail mailbox passwd alice@example.org",
             "quorumail mailbox suspend alice@example.org --undo",
+            "quorumail backup key new",
+            "quorumail backup key add --from file:///b --key-file k other",
+            "quorumail --dev d backup now --to s3://mail/a --key-file k --endpoint https://s3:7070 --path-style --ca-file ca.pem",
+            "quorumail backup list --from s3://mail/a --key-file k -o json",
+            "quorumail backup show 20261125T174800Z-abc123 --from file:///b --key-file k",
+            "quorumail backup verify --depth sample --percent 5 --from file:///b --key-file k",
+            "quorumail backup prune --keep-last 3 --keep-daily 7 --time-zone Europe/Berlin --dry-run --from file:///b",
+            "quorumail --dev d restore --from file:///b --key-file k --all --verify",
+            "quorumail --dev d restore --from file:///b --mailbox alice@example.org --until 2026-11-25T17:48:00Z",
+            "quorumail --dev d restore --from file:///b --mailbox alice@example.org --folder INBOX --into bob@example.org",
+            "quorumail --dev d restore --from file:///b --mailbox alice@example.org --in-place",
+            "quorumail restore --from file:///b --all --to-maildir dir",
+            "quorumail restore --from file:///b --mailbox alice@example.org --folder Sent --to-mbox sent.mbox",
             "quorumail node drain 1 --timeout 20",
             "quorumail --admin 127.0.0.1:9443 --tls-dir t status",
         ] {
@@ -209,6 +233,14 @@ mod tests {
             "quorumail queue retry",
             "quorumail queue retry ID --all",
             "quorumail --admin 127.0.0.1:9443 status",
+            "quorumail backup now --to ftp://b",
+            "quorumail backup now --to file:///b --deadline 0",
+            "quorumail restore --from file:///b",
+            "quorumail restore --from file:///b --all --mailbox alice@example.org",
+            "quorumail restore --from file:///b --all --in-place",
+            "quorumail restore --from file:///b --folder INBOX --all",
+            "quorumail restore --from file:///b --mailbox a@example.org --in-place --prefix p",
+            "quorumail restore --from file:///b --all --to-maildir d --to-mbox f",
             "quorumail --dev d --admin 127.0.0.1:9443 --tls-dir t status",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -2,7 +2,11 @@
 //!
 //! Any node answers for the whole cluster. What the calls mean is told in `admin.proto`.
 
+pub mod backup;
 mod directory;
+mod export;
+mod import;
+mod mailbox;
 mod queue;
 mod status;
 
@@ -11,17 +15,21 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use quorumail_message::Domain;
 use quorumail_proto::admin::{
-    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ClusterStatus,
-    DirectoryEntry, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse,
-    HandOverRequest, HandOverResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
-    ReconfigureRequest, ReconfigureResponse,
+    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, BackupGroupRequest,
+    ClusterStatus, DirectoryEntry, ExportMailboxRequest, GetClusterStatusRequest, GetNodeStatusRequest,
+    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem, ListDirectoryRequest,
+    ListQueueRequest, ListQueueResponse, NodeStatus, ReconfigureRequest, ReconfigureResponse,
+    RestoreQueueEntryRequest, RestoreQueueEntryResponse,
     admin_server::{Admin, AdminServer},
 };
 use tokio::sync::watch;
-use tonic::{Request, Response, Status};
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
 
+use self::backup::Backups;
 use crate::{
     auth::Authenticator,
+    disk::Disk,
     groups::{CommandFailure, Groups, QueryFailure},
     http::Readiness,
     tls::InternalTls,
@@ -49,8 +57,16 @@ pub struct AdminService {
     pub node: u64,
     /// For channels to peers.
     pub tls: Arc<InternalTls>,
+    /// Room for mail that is imported.
+    pub disk: Arc<Disk>,
     /// This host's name in reports.
     pub hostname: Domain,
+    /// Unique name of the cluster.
+    pub cluster: String,
+    /// Bounds the backups made here.
+    pub backups: Arc<Backups>,
+    /// Ends what takes long.
+    pub stop: CancellationToken,
 }
 
 impl AdminService {
@@ -74,6 +90,10 @@ fn failed(failure: CommandFailure) -> Status {
 #[tonic::async_trait]
 impl Admin for AdminService {
     type ListDirectoryStream = Pin<Box<dyn Stream<Item = Result<DirectoryEntry, Status>> + Send>>;
+    type BackupGroupStream = backup::Told;
+
+    type ExportMailboxStream = export::Items;
+    type ImportMailboxStream = import::Answers;
 
     async fn apply_directory(
         &self,
@@ -155,5 +175,35 @@ impl Admin for AdminService {
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let generation = self.groups.consensus.watch_topology().borrow().generation;
         Ok(Response::new(ReconfigureResponse { changed, generation }))
+    }
+
+    async fn backup_group(
+        &self,
+        request: Request<BackupGroupRequest>,
+    ) -> Result<Response<Self::BackupGroupStream>, Status> {
+        let told = self.backups.begin(&self.groups, &self.cluster, request.into_inner(), self.stop.clone());
+        Ok(Response::new(told.await?))
+    }
+
+    async fn restore_queue_entry(
+        &self,
+        request: Request<Streaming<RestoreQueueEntryRequest>>,
+    ) -> Result<Response<RestoreQueueEntryResponse>, Status> {
+        let added = backup::restore_queue_entry(&self.groups, request.into_inner()).await?;
+        Ok(Response::new(RestoreQueueEntryResponse { added }))
+    }
+
+    async fn export_mailbox(
+        &self,
+        request: Request<ExportMailboxRequest>,
+    ) -> Result<Response<Self::ExportMailboxStream>, Status> {
+        Ok(Response::new(export::run(self, request.into_inner()).await?))
+    }
+
+    async fn import_mailbox(
+        &self,
+        request: Request<Streaming<ImportItem>>,
+    ) -> Result<Response<Self::ImportMailboxStream>, Status> {
+        Ok(Response::new(import::run(self, request.into_inner()).await?))
     }
 }

@@ -71,7 +71,9 @@ pub(super) async fn of_cluster(service: &AdminService) -> ClusterStatus {
     let groups = merge(nodes.iter().filter_map(|report| report.status.as_ref()));
     let topology = Some(topology::to_admin(&topology));
     let partitions = service.groups.partitions;
-    let mut status = ClusterStatus { nodes, groups, partitions, topology, ..ClusterStatus::default() };
+    let cluster = service.cluster.clone();
+    let mut status =
+        ClusterStatus { nodes, groups, partitions, topology, cluster, ..ClusterStatus::default() };
     add_plan(&mut status);
     status
 }

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::class_name;
 use crate::{
+    admin::backup::Backups,
     compactor,
     disk::{Disk, Room},
     exposition::Exposition,
@@ -36,6 +37,8 @@ pub struct Sources {
     pub repairer: Arc<Repairer>,
     /// The disk of both.
     pub disk: Arc<Disk>,
+    /// Backups that this node makes.
+    pub backups: Arc<Backups>,
     /// Certificates of SMTP and IMAP.
     pub public_tls: Arc<PublicTls>,
     /// Certificates between nodes.
@@ -58,6 +61,7 @@ impl Sources {
         }
         self.journal(&mut text);
         self.rot(&mut text);
+        self.backups(&mut text);
         self.consensus(&mut text);
         self.groups(&mut text);
         self.store(&mut text);
@@ -138,6 +142,17 @@ impl Sources {
         text.gauge("unrepaired", "Rotten bodies, and segments of the log, that are needed and not repaired.")
             .labelled("kind", "body", self.repairer.open().len())
             .labelled("kind", "log", scrub.open.load(Relaxed));
+    }
+
+    fn backups(&self, text: &mut Exposition) {
+        let totals = self.backups.totals();
+        text.gauge("backup_groups_running", "Groups that this node backs up now.")
+            .value(self.backups.running());
+        text.counter("backup_groups_total", "Backups of groups that this node was asked for, by outcome.")
+            .labelled("outcome", "ok", totals.succeeded.load(Relaxed))
+            .labelled("outcome", "failed", totals.failed.load(Relaxed));
+        text.counter("backup_uploaded_bytes_total", "Bytes uploaded for finished backups of groups.")
+            .value(totals.uploaded_bytes.load(Relaxed));
     }
 
     fn consensus(&self, text: &mut Exposition) {

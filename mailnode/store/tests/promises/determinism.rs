@@ -34,6 +34,38 @@ fn quota() -> impl Strategy<Value = Quota> {
     prop_oneof![3 => Just(NO_QUOTA), 1 => (0..200u64, 0..10u64).prop_map(|(bytes, messages)| Quota { bytes, messages })]
 }
 
+/// Mostly one that nothing else uses, so that there is something to restore into.
+fn restored_name() -> impl Strategy<Value = String> {
+    prop_oneof![3 => Just("r".to_owned()), 1 => name()]
+}
+
+/// Far enough from each other and from those that folders made here get.
+fn source_validity() -> impl Strategy<Value = u32> {
+    (1..4u32).prop_map(|number| number * 10_000)
+}
+
+fn folder_source() -> impl Strategy<Value = FolderSource> {
+    // One UIDNEXT is none, one UIDVALIDITY lies in the future of these tests.
+    let uid_next = prop_oneof![1 => Just(0u32), 1 => Just(1), 8 => 2..12u32, 1 => 4_090..9_000u32];
+    let uid_validity = prop_oneof![8 => source_validity(), 1 => Just(u32::MAX)];
+    (uid_validity, uid_next, 0..50u64, any::<bool>()).prop_map(|(uid_validity, uid_next, mod_seq, keep)| {
+        FolderSource {
+            uid_validity: UidValidity(uid_validity),
+            uid_next: Uid(uid_next),
+            highest_mod_seq: ModSeq(mod_seq),
+            keep,
+        }
+    })
+}
+
+fn restore_place() -> impl Strategy<Value = RestorePlace> {
+    prop_oneof![
+        3 => (source_validity(), 0..12u32)
+            .prop_map(|(source, uid)| RestorePlace::Uid { source: UidValidity(source), uid: Uid(uid) }),
+        1 => (0..5u128).prop_map(|source| RestorePlace::Next { source }),
+    ]
+}
+
 /// Operations of one mailbox, with what it takes to change it in every way.
 pub fn mailbox_op(mailboxes: u64) -> impl Strategy<Value = Op> {
     let mailbox = || (1..=mailboxes).prop_map(MailboxId);
@@ -61,6 +93,14 @@ pub fn mailbox_op(mailboxes: u64) -> impl Strategy<Value = Op> {
         2 => (mailbox(), folder(), prop::option::of(uids())).prop_map(|(mailbox, folder, uids)| {
             Op::Expunge { mailbox, folder, uids }
         }),
+        2 => (mailbox(), restored_name(), prop::option::of(folder_source())).prop_map(|(mailbox, folder, source)| {
+            Op::RestoreFolder { mailbox, folder, special_use: None, subscribed: true, source }
+        }),
+        6 => (mailbox(), restored_name(), restore_place(), some_flags(), quota()).prop_map(
+            |(mailbox, folder, place, flags, quota)| {
+                Op::RestoreMessage { mailbox, folder, place, flags, internal_date: Timestamp(4), quota }
+            }
+        ),
     ]
 }
 

@@ -13,6 +13,7 @@ mod mailboxes;
 mod model;
 mod queue;
 mod repair;
+mod restores;
 mod snapshots;
 mod uploads;
 mod world;

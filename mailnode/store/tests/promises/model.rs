@@ -1,6 +1,6 @@
 //! One mailbox compared, step by step, with a model that a reader can see through.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::{collection::vec, prelude::*};
 use quorumail_store::*;
@@ -21,6 +21,14 @@ struct ModelFolder {
     /// The name it was made special under.
     special: Option<&'static str>,
     messages: BTreeMap<u32, ModelMessage>,
+    /// Known when it came with a restore.
+    uid_validity: Option<u32>,
+    /// What it is restored from: the UIDVALIDITY, and the UIDs that were not put back yet.
+    source: Option<(u32, BTreeSet<u32>)>,
+    /// Where the UIDs of the source end.
+    end: u32,
+    /// Of what was imported, the UID.
+    imported: BTreeMap<u128, u32>,
 }
 
 /// A mailbox in maps. Folders get their ids in the order they are made.
@@ -195,9 +203,73 @@ impl Model {
                 folder.messages.retain(|uid, message| !goes(uid, message));
                 return Ok(Some(gone));
             }
+            Op::RestoreFolder { folder, source, .. } => self.restore_folder(folder, *source)?,
+            Op::RestoreMessage { folder, place, flags, quota, .. } => {
+                return self.restore_message(folder, *place, flags, *quota, body).map(|uid| Some(vec![uid]));
+            }
             other => panic!("{other:?}"),
         }
         Ok(None)
+    }
+
+    fn restore_folder(&mut self, name: &str, source: Option<FolderSource>) -> Result<(), Refused> {
+        let name = normal(name)?;
+        if source.is_some_and(|source| source.uid_next == Uid(0) || source.uid_validity.0 == u32::MAX) {
+            return Err(());
+        }
+        let id = self.find(&name).unwrap_or_else(|| self.make_with_parents(&name, true));
+        let folder = self.folders.get_mut(&id).unwrap();
+        let Some(source) = source else { return Ok(()) };
+        let (from, next) = (source.uid_validity.0, source.uid_next.0);
+        if folder.next > 1 || folder.source.is_some() {
+            let same = folder.source.as_ref().is_some_and(|(known, _)| *known == from);
+            return if same || folder.uid_validity == Some(from) { Ok(()) } else { Err(()) };
+        }
+        folder.source = Some((from, (1..next).collect()));
+        (folder.next, folder.end) = (next, next);
+        if source.keep {
+            folder.uid_validity = Some(from);
+        }
+        Ok(())
+    }
+
+    fn restore_message(
+        &mut self,
+        name: &str,
+        place: RestorePlace,
+        flags: &Flags,
+        quota: Quota,
+        body: &[u8],
+    ) -> Result<u32, Refused> {
+        let message = ModelMessage { flags: flag_names(flags)?, body: body.to_vec() };
+        let id = self.named(name)?;
+        let fits = self.fits(quota, &[body]);
+        let folder = self.folders.get_mut(&id).unwrap();
+        match place {
+            RestorePlace::Next { source } => {
+                if let Some(uid) = folder.imported.get(&source) {
+                    return Ok(*uid);
+                }
+                fits?;
+                folder.imported.insert(source, folder.next);
+                Ok(self.add(id, message))
+            }
+            RestorePlace::Uid { source, uid } => {
+                let same = folder.uid_validity == Some(source.0);
+                let (from, waiting) = folder.source.as_mut().ok_or(())?;
+                if *from != source.0 && !same {
+                    return Err(());
+                }
+                if waiting.contains(&uid.0) {
+                    fits?;
+                    waiting.remove(&uid.0);
+                    folder.messages.insert(uid.0, message);
+                } else if uid.0 == 0 || uid.0 >= if same { folder.next } else { folder.end } {
+                    return Err(());
+                }
+                Ok(uid.0)
+            }
+        }
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), Refused> {
@@ -244,6 +316,7 @@ impl Model {
             let folder = &self.folders[&info.id.0];
             assert_eq!((&info.name, info.subscribed), (&folder.name, folder.subscribed));
             assert_eq!(info.uid_next, Uid(folder.next));
+            assert!(folder.uid_validity.is_none_or(|kept| info.uid_validity == UidValidity(kept)));
             let unseen = folder.messages.values().filter(|m| !m.flags.contains(&"\\seen".to_owned())).count();
             assert_eq!((info.messages as usize, info.unseen as usize), (folder.messages.len(), unseen));
             let bytes: usize = folder.messages.values().map(|message| message.body.len()).sum();
@@ -265,17 +338,25 @@ impl Model {
 /// What a client that asks for changes knows of a folder.
 #[derive(Default)]
 struct Client {
-    folders: BTreeMap<FolderId, (ModSeq, BTreeMap<Uid, MessageMeta>)>,
+    /// RFC 9051 2.3.1.1: under another UIDVALIDITY it is another folder.
+    folders: BTreeMap<(FolderId, UidValidity), (ModSeq, BTreeMap<Uid, MessageMeta>)>,
 }
 
 impl Client {
     /// Brings the copy up to date with changes alone, and checks that it is what a full listing says.
     fn sync(&mut self, node: &Node) {
         for info in node.folders() {
-            let (since, known) = self.folders.entry(info.id).or_insert((ModSeq(0), BTreeMap::new()));
+            let (since, known) =
+                self.folders.entry((info.id, info.uid_validity)).or_insert((ModSeq(0), BTreeMap::new()));
             let changes = node.changes(info.id, *since);
-            for uid in changes.vanished.expect("far fewer expunges than are remembered") {
-                known.remove(&uid);
+            match changes.vanished {
+                Some(vanished) => vanished.iter().for_each(|uid| drop(known.remove(uid))),
+                // A folder that came back under its old identity: all is listed again.
+                None => {
+                    assert_eq!(*since, ModSeq(0), "far fewer expunges than are remembered");
+                    let in_use = uids_of(&changes.uids);
+                    known.retain(|uid, _| in_use.contains(uid));
+                }
             }
             known.extend(changes.changed.into_iter().map(|meta| (meta.uid, meta)));
             assert!(changes.folder.highest_mod_seq >= *since, "MODSEQ never falls");
@@ -290,6 +371,7 @@ fn applied_uids(applied: &Applied) -> Option<Vec<u32>> {
         Applied::Appended { uid, .. } => Some(vec![uid.0]),
         Applied::Copied { uids, .. } => Some(uids.iter().map(|(_, new)| new.0).collect()),
         Applied::Expunged(uids) => Some(uids.iter().map(|uid| uid.0).collect()),
+        Applied::Restored { uid, .. } => Some(vec![uid.0]),
         _ => None,
     }
 }
@@ -323,11 +405,12 @@ proptest! {
         }
         model.compare(&node);
         client.sync(&node);
+        node.store.audit(GROUP).unwrap();
     }
 }
 
 /// The model has one mailbox and no conditional STORE (which has a test of its own).
-fn set_mailbox(op: &mut Op) {
+pub fn set_mailbox(op: &mut Op) {
     match op {
         Op::OpenMailbox(mailbox)
         | Op::Append { mailbox, .. }
@@ -336,7 +419,9 @@ fn set_mailbox(op: &mut Op) {
         | Op::RenameFolder { mailbox, .. }
         | Op::Subscribe { mailbox, .. }
         | Op::Copy { mailbox, .. }
-        | Op::Expunge { mailbox, .. } => *mailbox = MAILBOX,
+        | Op::Expunge { mailbox, .. }
+        | Op::RestoreFolder { mailbox, .. }
+        | Op::RestoreMessage { mailbox, .. } => *mailbox = MAILBOX,
         Op::StoreFlags { mailbox, unchanged_since, .. } => {
             *mailbox = MAILBOX;
             *unchanged_since = None;

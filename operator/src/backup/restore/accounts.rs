@@ -1,0 +1,135 @@
+//! Domains and mailboxes that a restore needs: what is there is left alone, what is missing is made as it was, passwords
+//! included.
+
+use std::time::Duration;
+
+use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change, directory_result::Code};
+use quorumail_store::{DomainRecord, MailboxRecord};
+
+use super::{RestoreError, RestoreRequest, Tally, scope::Parts};
+use crate::{admin::AdminClient, directory::BATCH};
+
+/// Revision of what is made: neither the operator nor `quorumail dev` takes it away while no resource tells of it, and both
+/// put their own over it once one does.
+const REVISION: &str = "restored";
+/// Times that a batch is sent which no majority takes.
+const ATTEMPTS: u32 = 5;
+/// Between them.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Makes what is missing, where the request allows it.
+pub(super) async fn restore(
+    admin: &AdminClient,
+    parts: &Parts,
+    request: &RestoreRequest,
+    tally: &Tally<'_>,
+) -> Result<(), RestoreError> {
+    let listing = admin.list_directory().await?;
+    if let Some(into) = &request.into
+        && !listing.mailboxes.contains_key(&into.to_lowercase())
+    {
+        return Err(RestoreError::Target(format!(
+            "there is no mailbox {into} to restore into; make it first"
+        )));
+    }
+    let missing: Vec<&MailboxRecord> = parts
+        .mailboxes
+        .iter()
+        .filter(|part| !listing.mailboxes.contains_key(&part.to.to_lowercase()))
+        .map(|part| &*part.record)
+        .collect();
+    if !request.accounts {
+        let names: Vec<String> = missing.iter().map(|record| record.address.to_string()).collect();
+        return match names.as_slice() {
+            [] => Ok(()),
+            names => Err(RestoreError::Target(format!(
+                "the cluster has no mailbox {}; make it, restore into another one, or have accounts restored as well",
+                names.join(", ")
+            ))),
+        };
+    }
+    if missing.is_empty() && request.into.is_some() {
+        return Ok(());
+    }
+    let domains = parts.domains.iter().filter(|record| !listing.domains.contains_key(record.domain.as_str()));
+    let domains: Vec<DirectoryChange> = domains.map(|record| put_domain(record)).collect();
+    let made = put(admin, domains, tally).await?;
+    tally.add(|restored| restored.domains += made);
+    let made = put(admin, missing.into_iter().map(put_mailbox).collect(), tally).await?;
+    tally.add(|restored| restored.accounts += made);
+    Ok(())
+}
+
+/// How many were made. What is refused is a problem of its own.
+async fn put(
+    admin: &AdminClient,
+    changes: Vec<DirectoryChange>,
+    tally: &Tally<'_>,
+) -> Result<u64, RestoreError> {
+    let mut made = 0;
+    for batch in changes.chunks(BATCH) {
+        let mut left = batch.to_vec();
+        let mut reason = String::new();
+        for _ in 0..ATTEMPTS {
+            let results = admin.apply_directory(left.clone()).await?;
+            let mut again = Vec::new();
+            for (change, result) in left.drain(..).zip(results) {
+                match result.code() {
+                    Code::Ok => made += 1,
+                    Code::Invalid | Code::Conflict => {
+                        tally.problem(format!("{}: {}", subject(&change), result.message));
+                    }
+                    Code::Unavailable | Code::Unspecified => {
+                        reason = result.message;
+                        again.push(change);
+                    }
+                }
+            }
+            left = again;
+            if left.is_empty() {
+                break;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        if let Some(change) = left.first() {
+            let text = format!("{} could not be made: {reason}; run the restore again", subject(change));
+            return Err(RestoreError::Target(text));
+        }
+    }
+    Ok(made)
+}
+
+fn subject(change: &DirectoryChange) -> String {
+    match &change.change {
+        Some(Change::PutDomain(domain)) => format!("domain {}", domain.domain),
+        Some(Change::PutMailbox(mailbox)) => format!("mailbox {}", mailbox.address),
+        _ => "a change".to_owned(),
+    }
+}
+
+fn put_domain(record: &DomainRecord) -> DirectoryChange {
+    let domain = admin::Domain {
+        domain: record.domain.to_string(),
+        aliases: record.aliases.iter().map(ToString::to_string).collect(),
+        catch_all: record.catch_all.as_ref().map(ToString::to_string).unwrap_or_default(),
+        revision: REVISION.to_owned(),
+    };
+    DirectoryChange { change: Some(Change::PutDomain(domain)) }
+}
+
+fn put_mailbox(record: &MailboxRecord) -> DirectoryChange {
+    let mailbox = admin::Mailbox {
+        address: record.address.to_string(),
+        display_name: record.display_name.clone(),
+        aliases: record.aliases.iter().map(ToString::to_string).collect(),
+        password_hash: record.password_hash.clone(),
+        quota_bytes: record.quota.bytes,
+        quota_messages: record.quota.messages,
+        suspended: record.suspended,
+        may_send: record.permissions.send,
+        may_receive: record.permissions.receive,
+        may_login: record.permissions.login,
+        revision: REVISION.to_owned(),
+    };
+    DirectoryChange { change: Some(Change::PutMailbox(mailbox)) }
+}
