@@ -17,6 +17,8 @@ pub mod kind {
     pub const PAUSED: &str = "Paused";
     /// A mailbox uses more than nine tenths of its quota.
     pub const NEAR_QUOTA: &str = "NearQuota";
+    /// The last backup of a policy that ended is in the bucket.
+    pub const LAST_BACKUP_SUCCEEDED: &str = "LastBackupSucceeded";
 }
 
 /// Reasons: why a condition has the status that it has.
@@ -71,6 +73,38 @@ pub mod reason {
     pub const BELOW_THRESHOLD: &str = "BelowThreshold";
     /// Deletion waits for something; the message says what.
     pub const DELETING: &str = "Deleting";
+    /// Backups are made by schedule.
+    pub const SCHEDULED: &str = "Scheduled";
+    /// No backups are made while `spec.suspend` is true.
+    pub const SUSPENDED: &str = "Suspended";
+    /// No run has ended yet.
+    pub const NOT_YET: &str = "NotYet";
+    /// The run is under way.
+    pub const RUNNING: &str = "Running";
+    /// The run waits for another one of the same MailCluster.
+    pub const WAITING: &str = "Waiting";
+    /// The run did what was asked.
+    pub const SUCCEEDED: &str = "Succeeded";
+    /// The run failed for a reason that has no name of its own.
+    pub const FAILED: &str = "Failed";
+    /// The run took longer than its deadline.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// The operator was replaced in the middle of the run, too often.
+    pub const INTERRUPTED: &str = "Interrupted";
+    /// Retention deleted the backup.
+    pub const PRUNED: &str = "Pruned";
+    /// The last backup of a policy failed.
+    pub const LAST_BACKUP_FAILED: &str = "LastBackupFailed";
+    /// Retention could not be applied.
+    pub const RETENTION_FAILED: &str = "RetentionFailed";
+    /// The BackupPolicy does not exist.
+    pub const POLICY_NOT_FOUND: &str = "PolicyNotFound";
+    /// There is no such backup.
+    pub const BACKUP_NOT_FOUND: &str = "BackupNotFound";
+    /// The MailCluster exists and does not serve mail yet.
+    pub const CLUSTER_NOT_READY: &str = "ClusterNotReady";
+    /// A part of what was asked could not be restored.
+    pub const INCOMPLETE: &str = "Incomplete";
 }
 
 /// What was observed, before it is merged into the conditions of a status.

@@ -12,10 +12,14 @@
 // Printer columns are lists of the same few keys.
 #![allow(clippy::duplicated_attributes)]
 
+pub mod backup;
+pub mod backuppolicy;
 pub mod condition;
+pub mod mailbackup;
 pub mod mailbox;
 pub mod mailcluster;
 pub mod maildomain;
+pub mod mailrestore;
 pub mod reference;
 mod schema;
 pub mod unit;
@@ -25,9 +29,12 @@ use kube::CustomResourceExt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use backuppolicy::{BackupPolicy, BackupPolicySpec, BackupPolicyStatus};
+pub use mailbackup::{MailBackup, MailBackupSpec, MailBackupStatus};
 pub use mailbox::{Mailbox, MailboxSpec, MailboxStatus};
 pub use mailcluster::{MailCluster, MailClusterSpec, MailClusterStatus};
 pub use maildomain::{MailDomain, MailDomainSpec, MailDomainStatus};
+pub use mailrestore::{MailRestore, MailRestoreSpec, MailRestoreStatus};
 pub use unit::{Size, Span};
 
 /// The API group.
@@ -103,7 +110,14 @@ pub(crate) fn address_rule(value: &str) -> String {
 
 /// Every CustomResourceDefinition, in the order in which it is written.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
-    vec![MailCluster::crd(), MailDomain::crd(), Mailbox::crd()]
+    vec![
+        MailCluster::crd(),
+        MailDomain::crd(),
+        Mailbox::crd(),
+        BackupPolicy::crd(),
+        MailBackup::crd(),
+        MailRestore::crd(),
+    ]
 }
 
 /// Whether the object's annotations ask for no reconciliation.

@@ -26,6 +26,11 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// An instant.
+pub(crate) fn time(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "format": "date-time"})
+}
+
 /// CPU and memory of a container.
 pub(crate) fn resources(_: &mut SchemaGenerator) -> Schema {
     let quantities = |what: &str| {

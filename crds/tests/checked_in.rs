@@ -58,3 +58,41 @@ fn a_minimal_resource_gets_the_defaults() {
     assert_eq!(cluster.spec.smtp.max_message_size.bytes(), 25 << 20);
     assert!(cluster.spec.tls.self_signed.is_some());
 }
+
+#[test]
+fn a_minimal_policy_keeps_a_year_of_backups_and_a_restore_names_what_is_wanted() {
+    let text = r#"{apiVersion: quorumail.io/v1alpha1, kind: BackupPolicy, metadata: {name: nightly}, spec: {schedule: "0 3 * * *",
+      target: {s3: {endpoint: "https://s3.example.org", bucket: b, credentialsSecretRef: {name: s3}}},
+      encryptionKeySecretRef: {name: key}}}"#;
+    let policy: quorumail_crds::BackupPolicy = serde_yaml::from_str(text).unwrap();
+    let kept = policy.spec.retention;
+    assert_eq!((kept.last, kept.daily, kept.weekly, kept.monthly, kept.yearly), (3, 7, 5, 12, 0));
+    assert_eq!((policy.spec.time_zone.as_str(), policy.spec.deadline.as_str()), ("UTC", "6h"));
+    assert_eq!(policy.spec.encryption_key_secret_ref.key, "key");
+    assert!(policy.spec.target.s3.force_path_style && !policy.spec.suspend);
+    let text = "{apiVersion: quorumail.io/v1alpha1, kind: MailRestore, metadata: {name: r}, spec: {source: {backupRef: {name: b}}, \
+                scope: {cluster: {}}}}";
+    let restore: quorumail_crds::MailRestore = serde_yaml::from_str(text).unwrap();
+    assert!(restore.spec.scope.cluster.is_some() && restore.spec.target.folder_prefix.is_none());
+}
+
+#[test]
+fn every_promised_rule_is_there_in_its_words() {
+    let rules = |crd: &str| {
+        let crd = quorumail_crds::definitions().into_iter().find(|d| d.spec.names.kind == crd).unwrap();
+        serde_json::to_string(&crd).unwrap()
+    };
+    for (crd, message) in [
+        ("BackupPolicy", "retention must keep something"),
+        ("BackupPolicy", "schedule must have five fields"),
+        ("BackupPolicy", "clusterRef cannot be changed"),
+        ("BackupPolicy", "s3.endpoint must be a URL"),
+        ("MailBackup", "spec cannot be changed: make another MailBackup"),
+        ("MailRestore", "spec cannot be changed: make another MailRestore"),
+        ("MailRestore", "source needs exactly one of backupRef, policyRef and s3"),
+        ("MailRestore", "scope needs exactly one of cluster, domain, mailbox and folder"),
+        ("MailRestore", "target.mailbox needs scope.mailbox or scope.folder"),
+    ] {
+        assert!(rules(crd).contains(message), "{crd} has no rule {message:?}");
+    }
+}

@@ -3,23 +3,30 @@
 //! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
 //! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
 //! [`admin`] speaks to the mailnodes. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
-//! watches, [`backup`] drives backups and restores, [`mailcluster`] and [`accounts`] reconcile, [`lease`] elects.
+//! watches, [`backup`] drives backups and restores, [`mailcluster`], [`accounts`] and [`runs`] (what the resources of backups
+//! ask) reconcile, [`lease`] elects.
 
 pub mod accounts;
 pub mod admin;
 pub mod backup;
+pub mod backuppolicy;
 pub mod cli;
 pub mod dev;
 pub mod directory;
 pub mod events;
 pub mod http;
 pub mod lease;
+pub mod mailbackup;
 pub mod mailbox;
 pub mod mailcluster;
 pub mod maildomain;
 pub mod mailnode_config;
+pub mod mailrestore;
 pub mod metrics;
 pub mod pki;
+pub mod run;
+pub mod runs;
+pub mod schedule;
 pub mod settings;
 pub mod shape;
 pub mod status;

@@ -4,6 +4,8 @@ use prometheus::{
     Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
+use crate::runs::metrics::BackupMetrics;
+
 /// All of them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -16,6 +18,8 @@ pub struct Metrics {
     pub changes: IntCounterVec,
     /// 1 while this operator holds the Lease.
     pub leader: IntGauge,
+    /// Of backups and restores.
+    pub backups: BackupMetrics,
 }
 
 impl Metrics {
@@ -47,7 +51,8 @@ impl Metrics {
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(changes.clone()))?;
         registry.register(Box::new(leader.clone()))?;
-        Ok(Self { registry, reconciles, seconds, changes, leader })
+        let backups = BackupMetrics::register(&registry)?;
+        Ok(Self { registry, reconciles, seconds, changes, leader, backups })
     }
 
     /// Counts one reconciliation.

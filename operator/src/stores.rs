@@ -1,4 +1,4 @@
-//! What the API server holds, kept in memory by watches: the three kinds, and which Secrets exist in which version.
+//! What the API server holds, kept in memory by watches: the kinds that people write, and which Secrets exist in which version.
 //!
 //! Of Secrets only the metadata is watched; a value is read when a Mailbox refers to it.
 
@@ -16,7 +16,9 @@ use kube::{
     },
 };
 use parking_lot::RwLock;
-use quorumail_crds::{ClusterRef, MailCluster, MailDomain, Mailbox, PAUSED_ANNOTATION};
+use quorumail_crds::{
+    BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, PAUSED_ANNOTATION,
+};
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
@@ -35,6 +37,8 @@ pub enum Changed {
     Cluster(Key),
     /// A MailDomain or Mailbox in this namespace, which names this MailCluster or none.
     Account(String, Option<String>),
+    /// A BackupPolicy, MailBackup or MailRestore.
+    Backups,
     /// A Secret.
     Secret(Key),
 }
@@ -47,6 +51,12 @@ pub struct Stores {
     pub domains: Store<MailDomain>,
     /// All Mailboxes.
     pub mailboxes: Store<Mailbox>,
+    /// All BackupPolicies.
+    pub policies: Store<BackupPolicy>,
+    /// All MailBackups.
+    pub backups: Store<MailBackup>,
+    /// All MailRestores.
+    pub restores: Store<MailRestore>,
     /// Version of every Secret.
     secrets: RwLock<HashMap<Key, String>>,
     secrets_ready: tokio::sync::watch::Sender<bool>,
@@ -73,10 +83,14 @@ impl Stores {
     /// Starts the watches; they run until the process ends.
     pub fn start(client: &Client, namespace: &str) -> Arc<Self> {
         let (clusters, domains, mailboxes) = (Writer::default(), Writer::default(), Writer::default());
+        let (policies, backups, restores) = (Writer::default(), Writer::default(), Writer::default());
         let stores = Arc::new(Self {
             clusters: clusters.as_reader(),
             domains: domains.as_reader(),
             mailboxes: mailboxes.as_reader(),
+            policies: policies.as_reader(),
+            backups: backups.as_reader(),
+            restores: restores.as_reader(),
             secrets: RwLock::default(),
             secrets_ready: tokio::sync::watch::Sender::new(false),
             changes: broadcast::Sender::new(CHANGES),
@@ -88,6 +102,9 @@ impl Stores {
         tokio::spawn(
             stores.clone().follow(mailboxes, api(client, namespace), |m| account(m, &m.spec.cluster_ref)),
         );
+        tokio::spawn(stores.clone().follow(policies, api(client, namespace), |_| Changed::Backups));
+        tokio::spawn(stores.clone().follow(backups, api(client, namespace), |_| Changed::Backups));
+        tokio::spawn(stores.clone().follow(restores, api(client, namespace), |_| Changed::Backups));
         let secrets =
             watcher::watcher(api::<PartialObjectMeta<Secret>>(client, namespace), watcher::Config::default());
         tokio::spawn(stores.clone().follow_secrets(secrets.default_backoff()));
@@ -100,12 +117,12 @@ impl Stores {
             self.clusters.wait_until_ready(),
             self.domains.wait_until_ready(),
             self.mailboxes.wait_until_ready(),
+            self.policies.wait_until_ready(),
+            self.backups.wait_until_ready(),
+            self.restores.wait_until_ready(),
         );
-        let (clusters, domains, mailboxes) = tokio::join!(watched.0, watched.1, watched.2);
-        assert!(
-            clusters.is_ok() && domains.is_ok() && mailboxes.is_ok(),
-            "a watch ended, and watches never end"
-        );
+        let all = tokio::try_join!(watched.0, watched.1, watched.2, watched.3, watched.4, watched.5);
+        assert!(all.is_ok(), "a watch ended, and watches never end");
         let mut ready = self.secrets_ready.subscribe();
         assert!(ready.wait_for(|ready| *ready).await.is_ok(), "the sender lives as long as the stores");
     }

@@ -103,7 +103,7 @@ impl Supervisor {
                 self.workers[cluster].wake.notify_one();
             }
         }
-        if changes.iter().any(|change| !matches!(change, Changed::Secret(_))) {
+        if changes.iter().any(|change| !matches!(change, Changed::Secret(_) | Changed::Backups)) {
             self.homeless().await;
         }
         if changes.contains(&Changed::All) {
@@ -114,6 +114,7 @@ impl Supervisor {
     fn concerns(&self, change: &Changed, cluster: &Key) -> bool {
         match change {
             Changed::All => true,
+            Changed::Backups => false,
             Changed::Cluster(changed) => changed == cluster,
             Changed::Account(namespace, named) => {
                 *namespace == cluster.0 && named.as_ref().is_none_or(|named| *named == cluster.1)
@@ -206,7 +207,7 @@ fn warn_on(result: Result<(), kube::Error>) {
 }
 
 /// The resources of one MailCluster.
-fn members(context: &Context, cluster: &Key) -> (Vec<Arc<MailDomain>>, Vec<Arc<Mailbox>>) {
+pub(crate) fn members(context: &Context, cluster: &Key) -> (Vec<Arc<MailDomain>>, Vec<Arc<Mailbox>>) {
     let stores = &context.stores;
     let alone = stores.cluster_of(&cluster.0, None).is_ok_and(|only| only.name_any() == cluster.1);
     let belongs = |namespace: Option<String>, named: Option<&ClusterRef>| {

@@ -14,6 +14,7 @@ use quorumail_operator::{
     lease::Election,
     mailcluster::{self, Context},
     metrics::Metrics,
+    runs,
     settings::Settings,
     stores::Stores,
 };
@@ -86,7 +87,8 @@ async fn work(
     tokio::select! {
         // Ends once it is told to stop and what it was doing is done.
         () = controller => {}
-        () = accounts::run(context) => {}
+        () = accounts::run(context.clone()) => {}
+        () = runs::run(context) => {}
         () = lost => anyhow::bail!("the Lease was lost; another operator works now"),
     }
     let _ = stop.wait_for(|stop| *stop).await;

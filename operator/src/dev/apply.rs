@@ -85,7 +85,8 @@ impl Applier {
 
     /// Brings the mailnodes to what the resources ask, as far as the resources are right.
     pub async fn apply(&mut self, resources: &Resources) -> Result<Outcome, ApplyError> {
-        let mut outcome = Outcome { problems: resources.problems.clone(), ..Outcome::default() };
+        let told = resources.problems.iter().chain(&resources.ignored).cloned().collect();
+        let mut outcome = Outcome { problems: told, ..Outcome::default() };
         let credentials = self.credentials(resources, &mut outcome)?;
         let listing = self.client.list_directory().await?;
         let steps = self.steps(resources, &credentials, &listing, &mut outcome.problems);

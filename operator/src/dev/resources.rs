@@ -17,7 +17,9 @@ use k8s_openapi::{
     jiff::Timestamp,
 };
 use kube::{CustomResourceExt as _, Resource as _, ResourceExt as _};
-use quorumail_crds::{GROUP, MailCluster, MailDomain, Mailbox, VERSION};
+use quorumail_crds::{
+    BackupPolicy, GROUP, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, VERSION,
+};
 use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -67,6 +69,8 @@ pub struct Resources {
     pub origins: BTreeMap<String, Origin>,
     /// What could not be used, and why: for people.
     pub problems: Vec<String>,
+    /// What is right and has no effect here: for people.
+    pub ignored: Vec<String>,
     objects: usize,
 }
 
@@ -132,6 +136,11 @@ impl Resources {
             (version, "MailCluster" | "MailDomain" | "Mailbox") if is_ours(version) => {
                 self.take_ours(&origin, value)
             }
+            (version, "BackupPolicy") if is_ours(version) => {
+                self.ignore(&origin, &BackupPolicy::crd(), &value)
+            }
+            (version, "MailBackup") if is_ours(version) => self.ignore(&origin, &MailBackup::crd(), &value),
+            (version, "MailRestore") if is_ours(version) => self.ignore(&origin, &MailRestore::crd(), &value),
             (version, _) if version.starts_with(&format!("{GROUP}/")) => {
                 Err(vec![format!("apiVersion {version} has no such kind that is known here")])
             }
@@ -141,6 +150,25 @@ impl Resources {
         if let Err(problems) = taken {
             self.problems.extend(problems.into_iter().map(|problem| format!("{origin}: {problem}")));
         }
+    }
+
+    /// Schedules need something that outlives this program; the commands do the same at once.
+    fn ignore(
+        &mut self,
+        origin: &Origin,
+        crd: &CustomResourceDefinition,
+        value: &Value,
+    ) -> Result<(), Vec<String>> {
+        let problems = check::schema(crd, value);
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let instead = match origin.kind.as_str() {
+            "MailRestore" => "use `quorumail restore`",
+            _ => "use `quorumail backup now`",
+        };
+        self.ignored.push(format!("{origin}: has no effect under quorumail dev; {instead}"));
+        Ok(())
     }
 
     fn take_secret(&mut self, origin: &Origin, value: Value) -> Result<(), Vec<String>> {
@@ -322,6 +350,22 @@ mod tests {
         has(&["b.yaml: document 5 has no kind"]);
         has(&["c.yaml: document 1: "]);
         assert_eq!(resources.problems.len(), 6, "{:#?}", resources.problems);
+    }
+
+    #[test]
+    fn what_has_no_effect_is_told_and_is_no_problem() {
+        let policy = r#"{apiVersion: quorumail.io/v1alpha1, kind: BackupPolicy, metadata: {name: nightly}, spec: {schedule: "0 3 * * *",
+  target: {s3: {endpoint: "https://s3.example.org", bucket: b, credentialsSecretRef: {name: s3}}}, encryptionKeySecretRef: {name: k}}}
+---
+{apiVersion: quorumail.io/v1alpha1, kind: MailRestore, metadata: {name: r}, spec: {source: {policyRef: {name: p}}, scop: {}}}"#;
+        let resources = load(&[("a.yaml", policy)]);
+        assert_eq!(resources.ignored.len(), 1, "{:#?}", resources.ignored);
+        assert!(resources.ignored[0].contains("BackupPolicy nightly: has no effect under quorumail dev"));
+        assert!(
+            resources.problems.iter().any(|p| p.contains("spec.scop is not a field")),
+            "{:#?}",
+            resources.problems
+        );
     }
 
     #[test]

@@ -30,10 +30,7 @@ use parking_lot::Mutex;
 use quorumail_backup::{BackupId, LoadedBackup, Manifest, Repository, RepositoryConfig, RepositoryError};
 use quorumail_store::{Store, StoreError, Timestamp};
 
-use self::{
-    scope::{Part, Parts},
-    walk::Budget,
-};
+use self::{scope::Parts, walk::Budget};
 use crate::admin::{AdminClient, AdminError};
 
 pub(crate) use self::choose::of_one_cluster;
@@ -353,8 +350,12 @@ pub async fn restore(
     }
     walk::count(opened.store(), &parts, &tally, &request.scope).await?;
     let budget = Budget::new();
-    let mut mailboxes = futures::stream::iter(&parts.mailboxes)
-        .map(|part: &Part| cluster::restore_mailbox(admin, opened.store(), part, request, &budget, &tally))
+    let mut mailboxes = futures::stream::iter(0..parts.mailboxes.len())
+        // By number: a closure over what is borrowed would keep the whole from being Send.
+        .map(|part| {
+            let part = &parts.mailboxes[part];
+            cluster::restore_mailbox(admin, opened.store(), part, request, &budget, &tally)
+        })
         .buffer_unordered(MAILBOXES_AT_ONCE);
     while let Some(done) = mailboxes.next().await {
         done?;

@@ -1,0 +1,234 @@
+//! BackupPolicy: when a MailCluster is backed up, to where, and what is kept.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ClusterRef, Size, Span,
+    backup::{EncryptionKeyRef, RecoveryWindow, S3},
+};
+
+/// Backups of a MailCluster by schedule: encrypted, to a bucket, and so many of them kept.
+#[derive(CustomResource, Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "quorumail.io",
+    version = "v1alpha1",
+    kind = "BackupPolicy",
+    namespaced,
+    plural = "backuppolicies",
+    singular = "backuppolicy",
+    shortname = "bp",
+    category = "quorumail",
+    status = "BackupPolicyStatus",
+    derive = "PartialEq",
+    doc = "Backups of a MailCluster by schedule: encrypted, to a bucket, and so many of them kept.",
+    validation = Rule::new(crate::backup::POLICY_NAME_RULE).message("the name of a BackupPolicy becomes a label: at most 63 lower-case letters, digits and hyphens"),
+    printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.schedule"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
+    printcolumn(
+        name = "Last-Backup-Succeeded",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='LastBackupSucceeded')].status"
+    ),
+    printcolumn(name = "Last-Success", type_ = "date", json_path = ".status.lastSuccessfulTime"),
+    printcolumn(name = "Next", type_ = "string", json_path = ".status.nextScheduleTime"),
+    printcolumn(name = "Backups", type_ = "integer", json_path = ".status.backups"),
+    printcolumn(name = "Stored-Bytes", type_ = "integer", json_path = ".status.storedBytes"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='LastBackupSucceeded')].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef.name == oldSelf.clusterRef.name)")
+        .message("clusterRef cannot be changed: make another BackupPolicy, with a prefix of its own, for the other MailCluster"),
+)]
+pub struct BackupPolicySpec {
+    /// The MailCluster; may be left out where the namespace has exactly one. Cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster_ref: Option<ClusterRef>,
+
+    /// When backups are made, as a cron expression: minute, hour, day of month, month, day of week, as in `0 3 * * *`, or
+    /// one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. The first backup is made at once. One that was missed is
+    /// made as soon as it can be, once. A run that is due while another one is under way waits for it.
+    #[schemars(length(min = 6, max = 128))]
+    #[x_kube(validation = Rule::new(r"self.matches('^(@(hourly|daily|weekly|monthly|yearly)|[^ @]+( [^ ]+){4})$')").message("schedule must have five fields, as in \"0 3 * * *\", or be @hourly, @daily, @weekly, @monthly or @yearly"))]
+    pub schedule: String,
+
+    /// Time zone of schedule and retention, as in `Europe/Berlin`. A time that the clocks jump over is made up for right
+    /// after the jump; one that they pass twice counts once.
+    #[serde(default = "default_time_zone")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$')").message("timeZone must be a name of the time zone database, as in Europe/Berlin"))]
+    pub time_zone: String,
+
+    /// No backups are made by schedule while it is true. Those that exist are kept.
+    #[serde(default)]
+    pub suspend: bool,
+
+    /// Where backups are kept.
+    pub target: Target,
+
+    /// The key that backups are encrypted with. Without it nobody can read them: keep a copy away from this cluster.
+    pub encryption_key_secret_ref: EncryptionKeyRef,
+
+    /// Which backups of this BackupPolicy are kept, those of MailBackups that people made for it among them; the others are
+    /// deleted after each backup that succeeds. One that any of the fields wants is kept.
+    #[serde(default)]
+    pub retention: Retention,
+
+    /// A backup that takes longer is ended, so that it does not hold up the next.
+    #[serde(default = "default_deadline")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("deadline must be longer than nothing, as in 6h"))]
+    pub deadline: Span,
+
+    /// Most bytes per second that the backup of each partition sends to the target, so that mail goes on undisturbed; a mailnode
+    /// backs up two at a time at most. Without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("bytesPerSecond must be greater than zero, as in 20Mi"))]
+    pub bytes_per_second: Option<Size>,
+}
+
+fn default_time_zone() -> String {
+    "UTC".to_owned()
+}
+
+fn default_deadline() -> Span {
+    "6h".parse().expect("the default deadline is a duration")
+}
+
+/// Where backups are kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Target {
+    /// A bucket of any S3 service.
+    pub s3: S3,
+}
+
+/// How many backups are kept, of each kind the newest ones: the last so many, and of so many days, weeks, months and years
+/// the last of each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("self.last + self.daily + self.weekly + self.monthly + self.yearly > 0").message("retention must keep something: set one of its fields above 0"),
+)]
+pub struct Retention {
+    /// The last so many.
+    #[serde(default = "default_last")]
+    #[schemars(range(max = 1000))]
+    pub last: u32,
+    /// The last one of each of so many days that have one.
+    #[serde(default = "default_daily")]
+    #[schemars(range(max = 1000))]
+    pub daily: u32,
+    /// Likewise of weeks, which begin on Monday.
+    #[serde(default = "default_weekly")]
+    #[schemars(range(max = 1000))]
+    pub weekly: u32,
+    /// Likewise of months.
+    #[serde(default = "default_monthly")]
+    #[schemars(range(max = 1000))]
+    pub monthly: u32,
+    /// Likewise of years.
+    #[serde(default)]
+    #[schemars(range(max = 1000))]
+    pub yearly: u32,
+}
+
+fn default_last() -> u32 {
+    3
+}
+
+fn default_daily() -> u32 {
+    7
+}
+
+fn default_weekly() -> u32 {
+    5
+}
+
+fn default_monthly() -> u32 {
+    12
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            last: default_last(),
+            daily: default_daily(),
+            weekly: default_weekly(),
+            monthly: default_monthly(),
+            yearly: 0,
+        }
+    }
+}
+
+/// What was observed of a BackupPolicy.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BackupPolicyStatus {
+    /// The metadata.generation that the status was observed for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+
+    /// Ready: backups are made and removed as asked. LastBackupSucceeded: how the last run ended; Unknown before the first
+    /// has. Paused: by annotation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+
+    /// The last instant of the schedule for which a backup was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub last_schedule_time: Option<Time>,
+
+    /// When the last backup that succeeded was finished: it is in the bucket and was read back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub last_successful_time: Option<Time>,
+
+    /// When the next backup is due; absent while spec.suspend is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub next_schedule_time: Option<Time>,
+
+    /// The MailBackup that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<String>,
+
+    /// Between which instants there are backups, as found in the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery_window: Option<RecoveryWindow>,
+
+    /// Number of backups of this BackupPolicy found in the bucket after retention was last applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backups: Option<u32>,
+
+    /// Bytes in the bucket that they refer to, as found then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
+
+    /// What retention did when it was last applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<RetentionStatus>,
+}
+
+/// What retention did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetentionStatus {
+    /// When it was applied.
+    #[schemars(schema_with = "crate::schema::time")]
+    pub applied: Time,
+    /// Backups that it kept.
+    pub kept: u32,
+    /// Backups that it deleted.
+    pub deleted: u32,
+    /// Bytes that were given back.
+    pub freed_bytes: u64,
+}

@@ -1,0 +1,326 @@
+//! BackupPolicy: which backup is due, which MailBackups go, and what is told of it. Pure.
+//!
+//! Nothing counts as backed up before a MailBackup says so, and a MailBackup says so once its manifest was read back from
+//! the bucket. One that was missed is made up for once; one that failed is made again after a while that doubles; while one
+//! is under way no other is begun.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{Resource as _, ResourceExt as _, api::ObjectMeta};
+use quorumail_crds::{
+    BackupPolicy, BackupPolicyStatus, MailBackup, MailBackupSpec,
+    backup::{POLICY_LABEL, Phase, PolicyRef, RecoveryWindow, SCHEDULED_ANNOTATION},
+    backuppolicy::RetentionStatus,
+    condition::{Observed, find, kind, merge, reason},
+    is_paused,
+};
+
+use crate::{
+    schedule::{Schedule, ScheduleError},
+    settings::FIELD_MANAGER,
+};
+
+/// MailBackups that failed of which the newest are kept.
+const KEEP_FAILED: usize = 5;
+/// MailBackups that succeeded of which the newest are kept: their backups may be more.
+const KEEP_SUCCEEDED: usize = 100;
+/// Until a backup that failed is made again; it doubles with each failure in a row.
+const RETRY: Duration = Duration::from_secs(60);
+/// Doublings of it at most: half an hour.
+const RETRY_DOUBLINGS: u32 = 5;
+
+/// What was found in the bucket when retention was applied.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stock {
+    /// Names of the backups in it.
+    pub ids: BTreeSet<String>,
+    /// What can be restored.
+    pub window: Option<RecoveryWindow>,
+    /// Bytes of everything in it.
+    pub stored_bytes: u64,
+    /// What retention did.
+    pub retention: RetentionStatus,
+}
+
+/// What is known about a policy.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// Its MailBackups, those that people made for it too.
+    pub backups: &'a [Arc<MailBackup>],
+    /// What keeps backups from being made, as a condition of type Ready.
+    pub problem: Option<Observed>,
+    /// What retention found since the operator started, or why it could not be applied.
+    pub stock: Option<&'a Result<Stock, String>>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// What is to be done about a policy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// A backup that is due.
+    pub create: Option<MailBackup>,
+    /// Names of MailBackups that go.
+    pub delete: Vec<String>,
+    /// What is told once that is done.
+    pub status: BackupPolicyStatus,
+    /// When to look again although nothing changed.
+    pub again: Option<Timestamp>,
+}
+
+/// Seconds are what the API keeps.
+fn seconds(instant: Timestamp) -> Timestamp {
+    Timestamp::from_second(instant.as_second()).unwrap_or(instant)
+}
+
+/// Decides.
+pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
+    let old = policy.status.clone().unwrap_or_default();
+    let now = seconds(seen.now);
+    let active = seen.backups.iter().find(|backup| is_active(backup));
+    let schedule = Schedule::parse(&policy.spec.schedule, &policy.spec.time_zone, now);
+    let problem = match &schedule {
+        Err(error) => Some(invalid(error)),
+        Ok(_) => seen.problem.clone(),
+    };
+    let mut last = last_scheduled(&old, seen.backups);
+    let mut create = None;
+    let mut next = None;
+    if let Ok(schedule) = &schedule
+        && !policy.spec.suspend
+    {
+        let retry = retry_at(seen.backups);
+        let due = match last {
+            None => Some(now),
+            Some(last) => {
+                let again = retry.filter(|retry| *retry <= now && *retry > last).map(|_| now);
+                schedule.last_between(last, now).or(again)
+            }
+        };
+        if let Some(due) = due
+            && active.is_none()
+            && problem.is_none()
+        {
+            create = Some(backup(policy, due));
+            last = Some(due);
+        }
+        let on_schedule = schedule.next_after(now);
+        let retry = retry.filter(|_| create.is_none() && active.is_none()).filter(|retry| *retry > now);
+        next = on_schedule.into_iter().chain(retry).min();
+    }
+    let active = active.map(|backup| backup.name_any()).or(create.as_ref().map(|b| b.name_any()));
+    let observed = [
+        ready(policy, seen, problem, &old),
+        last_backup(seen.backups, &old.conditions),
+        Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the BackupPolicy is reconciled"),
+    ];
+    let stock = seen.stock.and_then(|stock| stock.as_ref().ok());
+    let status = BackupPolicyStatus {
+        observed_generation: policy.metadata.generation,
+        conditions: merge(&old.conditions, &observed, policy.metadata.generation, now),
+        last_schedule_time: last.map(Time),
+        last_successful_time: last_successful(&old, seen.backups),
+        next_schedule_time: next.map(Time),
+        active,
+        recovery_window: stock.map_or(old.recovery_window, |stock| stock.window.clone()),
+        backups: stock.map_or(old.backups, |stock| u32::try_from(stock.ids.len()).ok()),
+        stored_bytes: stock.map_or(old.stored_bytes, |stock| Some(stock.stored_bytes)),
+        retention: stock.map_or(old.retention, |stock| Some(stock.retention.clone())),
+    };
+    Plan { create, delete: superfluous(policy, seen.backups, stock), status, again: next }
+}
+
+/// The status of a policy that is left alone: what was observed last, marked as paused.
+pub fn paused(policy: &BackupPolicy, now: Timestamp) -> BackupPolicyStatus {
+    let mut status = policy.status.clone().unwrap_or_default();
+    status.next_schedule_time = None;
+    let text = "no backups are made and none are deleted while the annotation quorumail.io/paused is there; take it away to go on";
+    let observed = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
+    let mut paused = merge(&status.conditions, &[observed], policy.metadata.generation, now);
+    status.conditions.retain(|c| c.type_ != kind::PAUSED);
+    status.conditions.append(&mut paused);
+    status
+}
+
+/// Phase of a MailBackup; Pending while nothing was told yet.
+pub fn phase(backup: &MailBackup) -> Phase {
+    backup.status.as_ref().map(|status| status.phase).unwrap_or_default()
+}
+
+/// Whether a MailBackup holds the next one up.
+fn is_active(backup: &MailBackup) -> bool {
+    let waits = phase(backup) == Phase::Pending && is_paused(backup);
+    !phase(backup).is_final() && !waits && backup.metadata.deletion_timestamp.is_none()
+}
+
+/// The MailBackup that is made when the schedule says so. Of two operators that make it, one finds it there.
+fn backup(policy: &BackupPolicy, due: Timestamp) -> MailBackup {
+    let name = format!("{}-{}", policy.name_any(), due.strftime("%Y%m%d-%H%M%S"));
+    let mut backup =
+        MailBackup::new(&name, MailBackupSpec { policy_ref: PolicyRef { name: policy.name_any() } });
+    backup.metadata = ObjectMeta {
+        name: Some(name),
+        namespace: policy.namespace(),
+        labels: Some(
+            [
+                (POLICY_LABEL.to_owned(), policy.name_any()),
+                ("app.kubernetes.io/managed-by".to_owned(), FIELD_MANAGER.to_owned()),
+                ("app.kubernetes.io/part-of".to_owned(), "quorumail".to_owned()),
+            ]
+            .into(),
+        ),
+        annotations: Some([(SCHEDULED_ANNOTATION.to_owned(), due.to_string())].into()),
+        owner_references: policy.controller_owner_ref(&()).map(|owner| vec![owner]),
+        ..ObjectMeta::default()
+    };
+    backup
+}
+
+/// When a MailBackup that was made by schedule was due.
+fn scheduled_at(backup: &MailBackup) -> Option<Timestamp> {
+    backup.annotations().get(SCHEDULED_ANNOTATION)?.parse().ok()
+}
+
+/// From the status, and from the MailBackups: one may have been made just before the operator was lost.
+fn last_scheduled(old: &BackupPolicyStatus, backups: &[Arc<MailBackup>]) -> Option<Timestamp> {
+    let told = old.last_schedule_time.as_ref().map(|time| time.0);
+    backups.iter().filter_map(|backup| scheduled_at(backup)).chain(told).max()
+}
+
+fn finished(backup: &MailBackup) -> Option<Timestamp> {
+    let status = backup.status.as_ref().filter(|status| status.phase.is_final())?;
+    status.finished.as_ref().map(|time| time.0)
+}
+
+/// Runs that have ended, the newest first.
+fn ended(backups: &[Arc<MailBackup>]) -> Vec<(Timestamp, &MailBackup)> {
+    let mut ended: Vec<_> = backups.iter().filter_map(|b| Some((finished(b)?, &**b))).collect();
+    ended.sort_by_key(|(finished, backup)| (std::cmp::Reverse(*finished), backup.name_any()));
+    ended
+}
+
+fn last_successful(old: &BackupPolicyStatus, backups: &[Arc<MailBackup>]) -> Option<Time> {
+    let told = old.last_successful_time.as_ref().map(|time| time.0);
+    let ended = ended(backups);
+    let found =
+        ended.iter().find(|(_, backup)| phase(backup) == Phase::Succeeded).map(|(finished, _)| *finished);
+    told.into_iter().chain(found).max().map(Time)
+}
+
+/// When a backup is made again because the last ones failed.
+fn retry_at(backups: &[Arc<MailBackup>]) -> Option<Timestamp> {
+    let ended = ended(backups);
+    let failures = ended.iter().take_while(|(_, backup)| phase(backup) == Phase::Failed).count();
+    let doublings = u32::try_from(failures.checked_sub(1)?).unwrap_or(u32::MAX).min(RETRY_DOUBLINGS);
+    ended.first()?.0.checked_add(RETRY * 2u32.pow(doublings)).ok()
+}
+
+/// MailBackups that say nothing that is still true, or more than a person reads. Those that people made are theirs.
+fn superfluous(policy: &BackupPolicy, backups: &[Arc<MailBackup>], stock: Option<&Stock>) -> Vec<String> {
+    let ours = |backup: &MailBackup| {
+        let owners = backup.owner_references();
+        backup.metadata.deletion_timestamp.is_none()
+            && owners.iter().any(|owner| Some(&owner.uid) == policy.metadata.uid.as_ref())
+    };
+    let (mut failed, mut succeeded) = (0, 0);
+    let mut delete = Vec::new();
+    for (finished, backup) in ended(backups).into_iter().filter(|(_, backup)| ours(backup)) {
+        let superfluous = match phase(backup) {
+            Phase::Failed => {
+                failed += 1;
+                failed > KEEP_FAILED
+            }
+            _ => {
+                succeeded += 1;
+                succeeded > KEEP_SUCCEEDED || is_pruned(backup, finished, stock)
+            }
+        };
+        if superfluous {
+            delete.push(backup.name_any());
+        }
+    }
+    delete
+}
+
+/// Whether retention deleted what a MailBackup made.
+pub fn is_pruned(backup: &MailBackup, finished: Timestamp, stock: Option<&Stock>) -> bool {
+    let id = backup.status.as_ref().and_then(|status| status.id.as_ref());
+    stock.is_some_and(|stock| {
+        finished < stock.retention.applied.0 && id.is_some_and(|id| !stock.ids.contains(id))
+    })
+}
+
+fn invalid(error: &ScheduleError) -> Observed {
+    Observed::no(kind::READY, reason::INVALID_SPEC, format!("spec: {error}"))
+}
+
+fn ready(
+    policy: &BackupPolicy,
+    seen: &Seen<'_>,
+    problem: Option<Observed>,
+    old: &BackupPolicyStatus,
+) -> Observed {
+    if let Some(problem) = problem {
+        return problem;
+    }
+    if policy.spec.suspend {
+        let text = "no backups are made while spec.suspend is true; those that exist are kept";
+        return Observed::yes(kind::READY, reason::SUSPENDED, text);
+    }
+    match ended(seen.backups).first() {
+        Some((_, backup)) if phase(backup) == Phase::Failed => {
+            return Observed::no(kind::READY, reason::LAST_BACKUP_FAILED, failure(backup));
+        }
+        None if old.last_successful_time.is_none() => {
+            return Observed::no(kind::READY, reason::PENDING, "the first backup has not been made yet");
+        }
+        _ => {}
+    }
+    match (seen.stock, find(&old.conditions, kind::READY)) {
+        (Some(Err(error)), _) => {
+            let text = format!("backups are made, and old ones could not be deleted: {error}");
+            Observed::no(kind::READY, reason::RETENTION_FAILED, text)
+        }
+        // Told before the operator was replaced; the next backup shows whether it is still so.
+        (None, Some(told)) if told.reason == reason::RETENTION_FAILED => {
+            Observed::no(kind::READY, reason::RETENTION_FAILED, told.message.clone())
+        }
+        _ => Observed::yes(kind::READY, reason::SCHEDULED, "backups are made and deleted as asked"),
+    }
+}
+
+fn failure(backup: &MailBackup) -> String {
+    let error =
+        backup.status.as_ref().and_then(|status| status.error.as_deref()).unwrap_or("no reason is known");
+    format!("MailBackup {} failed: {error}", backup.name_any())
+}
+
+fn last_backup(backups: &[Arc<MailBackup>], old: &[Condition]) -> Observed {
+    let kind = kind::LAST_BACKUP_SUCCEEDED;
+    let ended = ended(backups);
+    let Some((_, backup)) = ended.first() else {
+        return match find(old, kind) {
+            // The MailBackups were deleted; what they told stays.
+            Some(told) if told.status == "True" => {
+                Observed::yes(kind, reason::SUCCEEDED, told.message.clone())
+            }
+            Some(told) if told.status == "False" => Observed::no(kind, reason::FAILED, told.message.clone()),
+            _ => Observed::unknown(kind, reason::NOT_YET, "no backup has ended yet"),
+        };
+    };
+    if phase(backup) == Phase::Failed {
+        return Observed::no(kind, reason::FAILED, failure(backup));
+    }
+    let id = backup.status.as_ref().and_then(|status| status.id.as_deref()).unwrap_or_default();
+    Observed::yes(
+        kind,
+        reason::SUCCEEDED,
+        format!("MailBackup {} is in the bucket as {id}", backup.name_any()),
+    )
+}
+
+#[cfg(test)]
+#[path = "backuppolicy_tests.rs"]
+mod tests;

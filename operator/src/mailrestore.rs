@@ -1,0 +1,177 @@
+//! MailRestore: from what was observed of a run to its status. Pure.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use quorumail_crds::{
+    MailRestore, MailRestoreStatus,
+    backup::Phase,
+    condition::{Observed, kind, merge, reason},
+    mailrestore::Restored,
+};
+
+use crate::run::{Failure, in_words};
+
+/// Problems that are spelled out in an error; more are counted.
+const MAX_PROBLEMS: usize = 5;
+
+/// What a restore did.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// Name of the backup in its bucket.
+    pub backup: String,
+    /// What was brought back.
+    pub restored: Restored,
+    /// Whether it was read back and compared.
+    pub verified: bool,
+    /// How long it took.
+    pub took: Duration,
+    /// What could not be restored, each with its reason.
+    pub problems: Vec<String>,
+    /// Number of problems, those that are not told one by one as well.
+    pub problem_count: u64,
+}
+
+/// What is to be told of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told<'a> {
+    /// It has not begun, and why.
+    Waiting(&'a Failure),
+    /// It is begun, for the first time or again.
+    Begun,
+    /// It is under way.
+    Progress(Restored),
+    /// It has come to its end.
+    Done(&'a Outcome),
+    /// It could not.
+    Failed(&'a Failure),
+    /// It is left alone.
+    Paused,
+}
+
+/// The status.
+pub fn status(restore: &MailRestore, told: &Told<'_>, now: Timestamp) -> MailRestoreStatus {
+    let mut status = restore.status.clone().unwrap_or_default();
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let mut is_paused = Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the object is reconciled");
+    let ready = match told {
+        Told::Waiting(failure) => failure.observed(),
+        Told::Begun => {
+            status.phase = Phase::Running;
+            status.started.get_or_insert(Time(now));
+            status.attempts = status.attempts.saturating_add(1);
+            running()
+        }
+        Told::Progress(restored) => {
+            status.restored = Some(*restored);
+            running()
+        }
+        Told::Done(outcome) => {
+            status.backup = Some(outcome.backup.clone());
+            status.restored = Some(outcome.restored);
+            status.verified = Some(outcome.verified && outcome.problem_count == 0);
+            status.duration = Some(in_words(outcome.took));
+            status.finished = Some(Time(now));
+            match incomplete(outcome) {
+                None => {
+                    status.phase = Phase::Succeeded;
+                    status.error = None;
+                    Observed::yes(kind::READY, reason::SUCCEEDED, "the mail is back")
+                }
+                Some(failure) => {
+                    status.phase = Phase::Failed;
+                    status.error = Some(failure.message.clone());
+                    failure.observed()
+                }
+            }
+        }
+        Told::Failed(failure) => {
+            status.phase = Phase::Failed;
+            status.finished = Some(Time(now));
+            status.error = Some(failure.message.clone());
+            failure.observed()
+        }
+        Told::Paused => {
+            let text =
+                "reconciliation is stopped by the annotation quorumail.io/paused; take it away to go on";
+            is_paused = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
+            Observed::no(kind::READY, reason::BY_ANNOTATION, "it is not begun while it is paused")
+        }
+    };
+    status.observed_generation = restore.metadata.generation;
+    status.conditions = merge(&status.conditions, &[ready, is_paused], restore.metadata.generation, now);
+    status
+}
+
+fn running() -> Observed {
+    Observed::no(kind::READY, reason::RUNNING, "it is under way")
+}
+
+/// Why a restore that came to its end did not do all that was asked.
+pub fn incomplete(outcome: &Outcome) -> Option<Failure> {
+    if outcome.problem_count == 0 {
+        return None;
+    }
+    let told = outcome.problems.len().min(MAX_PROBLEMS);
+    let mut text = outcome.problems[..told].join("; ");
+    let more = outcome.problem_count.saturating_sub(told as u64);
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    let text = format!(
+        "not everything is back: {text}. What is back stays; make another MailRestore once that is corrected"
+    );
+    Some(Failure::new(reason::INCOMPLETE, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use quorumail_crds::condition::find;
+
+    use super::*;
+
+    fn restore() -> MailRestore {
+        serde_yaml::from_str(
+            "{apiVersion: quorumail.io/v1alpha1, kind: MailRestore, metadata: {name: r}, spec: {source: {policyRef: {name: p}}, \
+             scope: {mailbox: alice@example.org}, target: {folderPrefix: Restored}}}",
+        )
+        .unwrap()
+    }
+
+    fn outcome(problems: u64) -> Outcome {
+        Outcome {
+            backup: "20261125T174800Z-abc123".to_owned(),
+            restored: Restored { mailboxes: 1, messages: 7, bytes: 700, already_there: 1 },
+            verified: true,
+            took: Duration::from_millis(62_400),
+            problems: (0..problems).map(|n| format!("mailbox m{n}@example.org is over its quota")).collect(),
+            problem_count: problems,
+        }
+    }
+
+    #[test]
+    fn a_restore_that_did_everything_is_ready() {
+        let mut restore = restore();
+        let at = |second| Timestamp::from_second(second).unwrap();
+        restore.status = Some(status(&restore, &Told::Begun, at(1)));
+        restore.status = Some(status(&restore, &Told::Progress(Restored::default()), at(2)));
+        let done = status(&restore, &Told::Done(&outcome(0)), at(63));
+        assert_eq!(
+            (done.phase, done.verified, done.duration.as_deref()),
+            (Phase::Succeeded, Some(true), Some("1m2s"))
+        );
+        assert_eq!(find(&done.conditions, kind::READY).map(|c| c.status.as_str()), Some("True"));
+        assert_eq!(done.restored.map(|r| r.messages), Some(7));
+    }
+
+    #[test]
+    fn a_restore_that_left_something_out_says_what_and_shows_what_it_did() {
+        let done = status(&restore(), &Told::Done(&outcome(7)), Timestamp::from_second(63).unwrap());
+        assert_eq!((done.phase, done.verified), (Phase::Failed, Some(false)));
+        assert_eq!(done.restored.map(|r| r.messages), Some(7));
+        let error = done.error.unwrap();
+        assert!(error.contains("m4@example.org is over its quota; and 2 more"), "{error}");
+        assert_eq!(find(&done.conditions, kind::READY).map(|c| c.reason.as_str()), Some(reason::INCOMPLETE));
+    }
+}

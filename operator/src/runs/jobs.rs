@@ -1,0 +1,318 @@
+//! What a run does: the driver of backups and restores, with what the resources say.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::{Timestamp, tz::TimeZone};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::ResourceExt as _;
+use parking_lot::Mutex;
+use quorumail_backup::{
+    BackupId, Limits, PRUNE_GRACE, Repository, RepositoryConfig, RepositoryError, Trigger, retention,
+};
+use quorumail_crds::{
+    BackupPolicy, MailCluster, MailRestore,
+    backup::RecoveryWindow,
+    backuppolicy::{Retention, RetentionStatus},
+    condition::reason,
+    mailrestore::Restored,
+};
+
+use super::target::{self, Wanted};
+use crate::{
+    accounts::clients::{Clients, Connection},
+    backup::{
+        RestoreError, RestoreProgress, RestoreRequest, Scope, TakeError, TakeOptions, TakeProgress, Which,
+        restore, take,
+    },
+    backuppolicy::Stock,
+    mailbackup::Figures,
+    mailrestore::Outcome,
+    run::Failure,
+};
+
+/// How long retention may take after a backup: what it did not get to, the next time does.
+const RETENTION_DEADLINE: Duration = Duration::from_secs(900);
+
+/// What a run tells while it is under way.
+pub type Progress<P> = Arc<Mutex<P>>;
+
+/// A backup to be made.
+pub struct Backup {
+    /// For the API server.
+    pub client: kube::Client,
+    /// For the mailnodes.
+    pub clients: Clients,
+    /// What is asked.
+    pub policy: Arc<BackupPolicy>,
+    /// What is backed up.
+    pub cluster: Arc<MailCluster>,
+    /// The resources that belong to it, as JSON.
+    pub resources: Vec<u8>,
+    /// How long it may take.
+    pub deadline: Duration,
+}
+
+/// A backup that was made.
+pub struct Made {
+    /// Name in the bucket.
+    pub id: String,
+    /// What is in it.
+    pub figures: Figures,
+    /// What retention then left, or why it could not be applied.
+    pub stock: Result<Stock, String>,
+}
+
+/// A restore to be made.
+pub struct Restore {
+    /// For the API server.
+    pub client: kube::Client,
+    /// For the mailnodes.
+    pub clients: Clients,
+    /// What is asked.
+    pub restore: Arc<MailRestore>,
+    /// Where from.
+    pub source: Source,
+    /// Where to.
+    pub cluster: Arc<MailCluster>,
+}
+
+/// Where a restore reads.
+#[derive(Clone)]
+pub struct Source {
+    /// The bucket.
+    pub s3: quorumail_crds::backup::S3,
+    /// Its key.
+    pub key: quorumail_crds::backup::EncryptionKeyRef,
+    /// The backup by name; none: the newest.
+    pub id: Option<String>,
+    /// The MailCluster whose newest backup is meant, where a policy says it.
+    pub of: Option<Arc<MailCluster>>,
+}
+
+/// Makes a backup, reads it back, and applies retention.
+pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, Failure> {
+    let namespace = job.policy.namespace().unwrap_or_default();
+    let spec = &job.policy.spec;
+    let wanted = Wanted { s3: &spec.target.s3, key: &spec.encryption_key_secret_ref };
+    let config = target::open(&job.client, &namespace, wanted, Limits::default()).await?;
+    let connection = connect(&job.clients, &job.cluster).await?;
+    let options = TakeOptions {
+        // Those that people made for a policy are the policy's too: its retention counts them.
+        trigger: Trigger::Policy(job.policy.name_any()),
+        cluster_name: job.cluster.name_any(),
+        namespace: namespace.clone(),
+        deadline: job.deadline,
+        bytes_per_second: spec.bytes_per_second.as_ref().map_or(0, quorumail_crds::Size::bytes),
+        resources: Some(job.resources.clone()),
+        ..TakeOptions::default()
+    };
+    let tell = |told: TakeProgress| {
+        *progress.lock() = Figures {
+            groups: told.groups_done,
+            messages: told.messages,
+            bytes: told.bytes,
+            uploaded_bytes: told.uploaded_bytes,
+        };
+    };
+    let taken = take(&connection.admin, &config, &options, &tell).await.map_err(|error| not_taken(&error))?;
+    let figures = Figures {
+        groups: taken.groups,
+        messages: taken.messages,
+        bytes: taken.bytes,
+        uploaded_bytes: taken.uploaded_bytes,
+    };
+    let cluster_uid = read_back(&config, &taken.id, &figures).await.map_err(|error| in_repository(&error))?;
+    let policy = job.policy.name_any();
+    let zone = TimeZone::get(&spec.time_zone).unwrap_or(TimeZone::UTC);
+    let applied = tokio::time::timeout(
+        RETENTION_DEADLINE,
+        apply_retention(&config, (&cluster_uid, &policy), &spec.retention, &zone),
+    );
+    let stock = match applied.await {
+        Ok(stock) => stock.map_err(|error| error.to_string()),
+        Err(_) => Err(format!(
+            "it was not done after {} s; the next backup goes on with it",
+            RETENTION_DEADLINE.as_secs()
+        )),
+    };
+    Ok(Made { id: taken.id, figures, stock })
+}
+
+/// Reads the manifest anew, as a restore would; answers whose it is.
+async fn read_back(config: &RepositoryConfig, id: &str, made: &Figures) -> Result<String, RepositoryError> {
+    let name = |id: &str| -> Result<BackupId, RepositoryError> {
+        id.parse().map_err(|_| RepositoryError::Missing { object: format!("backups/{id}") })
+    };
+    let manifest = Repository::open(config.clone()).await?.manifest(&name(id)?).await?;
+    let messages: u64 = manifest.groups.iter().map(|group| group.counts.messages).sum();
+    if messages != made.messages || manifest.groups.len() != made.groups as usize {
+        let what = format!("it tells of {messages} messages, and {} were backed up", made.messages);
+        return Err(RepositoryError::Damaged { object: format!("backups/{id}"), what });
+    }
+    Ok(manifest.cluster.uid)
+}
+
+async fn apply_retention(
+    config: &RepositoryConfig,
+    (cluster_uid, policy): (&str, &str),
+    wanted: &Retention,
+    zone: &TimeZone,
+) -> Result<Stock, RepositoryError> {
+    let repository = Repository::open(config.clone()).await?;
+    let retention = retention::Retention {
+        last: wanted.last,
+        daily: wanted.daily,
+        weekly: wanted.weekly,
+        monthly: wanted.monthly,
+        yearly: wanted.yearly,
+    };
+    let applied = Timestamp::now();
+    let ours = |info: &quorumail_backup::BackupInfo| {
+        info.cluster.uid == cluster_uid && info.trigger == Trigger::Policy(policy.to_owned())
+    };
+    let pruned = repository.prune(ours, &retention, zone, PRUNE_GRACE, false).await?;
+    let listing = repository.list().await?;
+    let mut packs = BTreeMap::new();
+    let mut ids = Vec::new();
+    let mut window: Option<(Timestamp, Timestamp)> = None;
+    for info in listing.backups.iter().filter(|info| ours(info)) {
+        for group in &repository.manifest(&info.id).await?.groups {
+            packs.extend(group.packs.iter().map(|pack| (pack.pack, pack.bytes)));
+        }
+        ids.push(info.id.to_string());
+        let started = Timestamp::from_millisecond(info.started.0).unwrap_or_default();
+        let (earliest, latest) = window.get_or_insert((started, started));
+        *earliest = started.min(*earliest);
+        *latest = started.max(*latest);
+    }
+    let seconds = |at: Timestamp| Time(Timestamp::from_second(at.as_second()).unwrap_or(at));
+    let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
+    Ok(Stock {
+        retention: RetentionStatus {
+            applied: seconds(applied),
+            kept: count(ids.len()),
+            deleted: count(pruned.removed.len()),
+            freed_bytes: pruned.bytes,
+        },
+        ids: ids.into_iter().collect(),
+        window: window.map(|(from, to)| RecoveryWindow { earliest: seconds(from), latest: seconds(to) }),
+        stored_bytes: packs.values().sum(),
+    })
+}
+
+/// Brings mail back.
+pub async fn bring_back(job: Restore, progress: Progress<Restored>) -> Result<Outcome, Failure> {
+    let namespace = job.restore.namespace().unwrap_or_default();
+    let wanted = Wanted { s3: &job.source.s3, key: &job.source.key };
+    let config = target::open(&job.client, &namespace, wanted, Limits::default()).await?;
+    let connection = connect(&job.clients, &job.cluster).await?;
+    let cluster = match (&job.source.id, &job.source.of) {
+        (None, Some(of)) => told_name(&job.clients, of).await,
+        _ => None,
+    };
+    let request = request(&job.restore, job.source.id.clone(), cluster);
+    let tell = |told: RestoreProgress| {
+        *progress.lock() = Restored {
+            mailboxes: told.mailboxes_done,
+            messages: told.messages,
+            bytes: told.bytes,
+            already_there: 0,
+        };
+    };
+    let done =
+        restore(&connection.admin, &config, &request, &tell).await.map_err(|error| not_restored(&error))?;
+    Ok(Outcome {
+        backup: done.backup,
+        restored: Restored {
+            mailboxes: done.mailboxes,
+            messages: done.messages,
+            bytes: done.bytes,
+            already_there: done.already_there,
+        },
+        verified: done.verified.is_some(),
+        took: Duration::from_secs_f64(done.seconds.max(0.0)),
+        problems: done.problems,
+        problem_count: done.problem_count,
+    })
+}
+
+/// The unique name of a cluster, as its mailnodes tell it; one that is gone tells nothing.
+async fn told_name(clients: &Clients, cluster: &MailCluster) -> Option<String> {
+    let connection = clients.get(cluster).await.ok()?;
+    let status = connection.admin.cluster_status().await.ok()?;
+    Some(status.cluster).filter(|name| !name.is_empty())
+}
+
+fn request(restore: &MailRestore, id: Option<String>, cluster: Option<String>) -> RestoreRequest {
+    let spec = &restore.spec;
+    let scope = match (&spec.scope.domain, &spec.scope.mailbox, &spec.scope.folder) {
+        (Some(domain), ..) => Scope::Domain(domain.clone()),
+        (None, Some(mailbox), _) => Scope::Mailbox(mailbox.clone()),
+        (None, None, Some(folder)) => {
+            Scope::Folder { mailbox: folder.mailbox.clone(), folder: folder.name.clone() }
+        }
+        (None, None, None) => Scope::Cluster,
+    };
+    RestoreRequest {
+        which: id.map_or(Which::Latest, Which::Backup),
+        cluster,
+        until: None,
+        // Accounts are resources; only a cluster that was lost gets them from the backup.
+        accounts: scope == Scope::Cluster,
+        queue: scope == Scope::Cluster,
+        scope,
+        into: spec.target.mailbox.clone(),
+        prefix: spec.target.folder_prefix.clone(),
+        verify: true,
+        scratch: None,
+    }
+}
+
+async fn connect(clients: &Clients, cluster: &MailCluster) -> Result<Arc<Connection>, Failure> {
+    clients.get(cluster).await.map_err(|error| {
+        Failure::new(reason::NOT_REACHABLE, format!("MailCluster {}: {error}", cluster.name_any()))
+    })
+}
+
+fn not_taken(error: &TakeError) -> Failure {
+    Failure::new(error.reason(), error.to_string())
+}
+
+fn in_repository(error: &RepositoryError) -> Failure {
+    Failure::new(error.reason(), error.to_string())
+}
+
+fn not_restored(error: &RestoreError) -> Failure {
+    Failure::new(error.reason(), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(scope: &str) -> RestoreRequest {
+        let text = format!(
+            "{{apiVersion: quorumail.io/v1alpha1, kind: MailRestore, metadata: {{name: r}}, spec: {{source: {{policyRef: {{name: p}}}}, \
+             scope: {scope}, target: {{folderPrefix: Restored}}}}}}"
+        );
+        request(&serde_yaml::from_str(&text).unwrap(), None, None)
+    }
+
+    #[test]
+    fn accounts_and_queue_come_back_only_with_the_whole_cluster() {
+        let whole = asked("{cluster: {}}");
+        assert_eq!((whole.scope, whole.accounts, whole.queue), (Scope::Cluster, true, true));
+        for (scope, expected) in [
+            ("{domain: example.org}", Scope::Domain("example.org".to_owned())),
+            ("{mailbox: a@example.org}", Scope::Mailbox("a@example.org".to_owned())),
+            (
+                "{folder: {mailbox: a@example.org, name: Projects}}",
+                Scope::Folder { mailbox: "a@example.org".to_owned(), folder: "Projects".to_owned() },
+            ),
+        ] {
+            let part = asked(scope);
+            assert_eq!((part.scope, part.accounts, part.queue, part.verify), (expected, false, false, true));
+            assert_eq!((part.which, part.prefix.as_deref()), (Which::Latest, Some("Restored")));
+        }
+    }
+}

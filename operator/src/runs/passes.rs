@@ -1,0 +1,676 @@
+//! One pass over BackupPolicies, MailBackups and MailRestores.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use kube::{
+    Api, ResourceExt as _,
+    api::{DeleteParams, PostParams},
+    runtime::events::EventType,
+};
+use parking_lot::Mutex;
+use quorumail_crds::{
+    BackupPolicy, BackupPolicyStatus, ClusterRef, MailBackup, MailBackupStatus, MailCluster, MailRestore,
+    MailRestoreStatus,
+    backup::Phase,
+    condition::{find, kind, reason},
+    is_paused,
+};
+use tokio::time::Instant;
+
+use super::{
+    Ended, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told,
+    jobs::{self, Source},
+    target::{Wanted, missing},
+    until, with_written,
+};
+use crate::{
+    backuppolicy::{self, Plan, Seen, is_pruned, phase},
+    mailbackup::{self, Told as BackupTold},
+    mailrestore::{self, Told as RestoreTold},
+    run::{Course, Failure, Step, step},
+    settings::FIELD_MANAGER,
+    status::write,
+    stores::key,
+};
+
+/// How soon something is looked at again that waits for something else.
+const WAITING: Duration = Duration::from_secs(3);
+/// How long a MailBackup waits for its BackupPolicy.
+const WITHOUT_POLICY: Duration = Duration::from_secs(600);
+
+impl Supervisor {
+    /// Looks at everything once; answers when to look again although nothing changes.
+    pub(super) async fn pass(&mut self) -> Result<Duration, kube::Error> {
+        let stores = self.context.stores.clone();
+        let policies = with_written(&mut self.policies, stores.policies.state());
+        let mut backups = with_written(&mut self.backups, stores.backups.state());
+        let mut restores = with_written(&mut self.restores, stores.restores.state());
+        self.end_orphans(&backups, &restores);
+        // The one that was made first is begun first.
+        backups.sort_by_key(|backup| (backup.creation_timestamp(), backup.name_any()));
+        restores.sort_by_key(|restore| (restore.creation_timestamp(), restore.name_any()));
+        let mut pause = until(None, Timestamp::now());
+        for backup in &backups {
+            let status = self.backup(backup, &policies);
+            pause = pause.min(self.show_backup(backup, status).await?);
+        }
+        // Policies tell what their backups came to.
+        let backups = with_written(&mut self.backups, stores.backups.state());
+        for restore in &restores {
+            let status = self.restore(restore, &policies, &backups);
+            pause = pause.min(self.show_restore(restore, status).await?);
+        }
+        for policy in &policies {
+            pause = pause.min(self.policy(policy, &backups).await?);
+        }
+        self.measure(&policies, &backups);
+        Ok(pause)
+    }
+
+    async fn policy(
+        &mut self,
+        policy: &Arc<BackupPolicy>,
+        backups: &[Arc<MailBackup>],
+    ) -> Result<Duration, kube::Error> {
+        if policy.metadata.deletion_timestamp.is_some() {
+            return Ok(until(None, Timestamp::now()));
+        }
+        let now = Timestamp::now();
+        if is_paused(&**policy) {
+            self.show_policy(policy, backuppolicy::paused(policy, now)).await?;
+            return Ok(until(None, now));
+        }
+        let mine: Vec<_> = backups.iter().filter(|backup| is_of(backup, policy)).cloned().collect();
+        let problem = self.policy_problem(policy);
+        let waits = problem.is_some();
+        let seen = Seen {
+            backups: &mine,
+            problem: problem.as_ref().map(Failure::observed),
+            stock: self.stocks.get(&policy.uid().unwrap_or_default()),
+            now,
+        };
+        let Plan { create, delete, status, again } = backuppolicy::plan(policy, &seen);
+        let api: Api<MailBackup> =
+            Api::namespaced(self.context.client.clone(), &policy.namespace().unwrap_or_default());
+        if let Some(backup) = &create {
+            let params =
+                PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+            match api.create(&params, backup).await {
+                Ok(_) => {}
+                // It was made by the operator before this one.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for name in &delete {
+            match api.delete(name, &DeleteParams::default()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.show_policy(policy, status).await?;
+        Ok(if waits || create.is_some() { WAITING } else { until(again, now) })
+    }
+
+    /// What keeps backups from being made.
+    fn policy_problem(&self, policy: &BackupPolicy) -> Option<Failure> {
+        let namespace = policy.namespace().unwrap_or_default();
+        let wanted = Wanted { s3: &policy.spec.target.s3, key: &policy.spec.encryption_key_secret_ref };
+        let cluster = self.ready_cluster(&namespace, policy.spec.cluster_ref.as_ref());
+        cluster.err().or_else(|| self.missing_secret(&namespace, wanted))
+    }
+
+    fn missing_secret(&self, namespace: &str, wanted: Wanted<'_>) -> Option<Failure> {
+        let stores = &self.context.stores;
+        wanted
+            .secrets()
+            .find(|name| stores.secret_version(&(namespace.to_owned(), (*name).to_owned())).is_none())
+            .map(missing)
+    }
+
+    fn ready_cluster(
+        &self,
+        namespace: &str,
+        named: Option<&ClusterRef>,
+    ) -> Result<Arc<MailCluster>, Failure> {
+        let cluster = self.context.stores.cluster_of(namespace, named).map_err(|why| {
+            Failure::new(reason::CLUSTER_NOT_FOUND, format!("{why}; make it, or correct clusterRef"))
+        })?;
+        let conditions =
+            cluster.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        if find(conditions, kind::READY).is_some_and(|ready| ready.status == "True") {
+            return Ok(cluster);
+        }
+        let text = format!("waiting for MailCluster {} to be Ready", cluster.name_any());
+        Err(Failure::new(reason::CLUSTER_NOT_READY, text))
+    }
+
+    /// What is to be told of a MailBackup now; begins it when it is time.
+    fn backup(
+        &mut self,
+        backup: &Arc<MailBackup>,
+        policies: &[Arc<BackupPolicy>],
+    ) -> Option<MailBackupStatus> {
+        let (uid, now) = (backup.uid().unwrap_or_default(), Timestamp::now());
+        let policy = policies.iter().find(|policy| is_of(backup, policy));
+        if backup.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        if let Some(ended) = self.ended.remove(&uid) {
+            return self.backup_ended(backup, policy, ended, now);
+        }
+        if phase(backup).is_final() {
+            return self.backup_pruned(backup, policy, now);
+        }
+        if let Some(run) = self.running.get_mut(&uid) {
+            let figures = run.figures()?;
+            return Some(mailbackup::status(backup, &BackupTold::Progress(figures), now));
+        }
+        if is_paused(&**backup) {
+            let waits = phase(backup) == Phase::Pending;
+            return waits.then(|| mailbackup::status(backup, &BackupTold::Paused, now));
+        }
+        let possible = self.backup_possible(backup, policy);
+        let deadline = policy.map_or(WITHOUT_POLICY, |policy| policy.spec.deadline.duration());
+        let old = backup.status.clone().unwrap_or_default();
+        let course = Course {
+            phase: old.phase,
+            created: created(&**backup, now),
+            started: old.started.map(|time| time.0),
+            attempts: old.attempts,
+            deadline,
+        };
+        match (step(&course, false, possible.as_ref().err(), now), possible) {
+            (Step::Fail(failure), _) => Some(mailbackup::status(backup, &BackupTold::Failed(&failure), now)),
+            (Step::Begin, Ok((policy, cluster))) => {
+                let left = left(&course, now);
+                self.begin_backup(backup, policy, cluster, left);
+                Some(mailbackup::status(backup, &BackupTold::Begun, now))
+            }
+            (_, Err(failure)) if old.phase == Phase::Pending => {
+                Some(mailbackup::status(backup, &BackupTold::Waiting(&failure), now))
+            }
+            _ => None,
+        }
+    }
+
+    fn backup_possible(
+        &self,
+        backup: &MailBackup,
+        policy: Option<&Arc<BackupPolicy>>,
+    ) -> Result<(Arc<BackupPolicy>, Arc<MailCluster>), Failure> {
+        let Some(policy) = policy else {
+            let text = format!(
+                "there is no BackupPolicy {} in this namespace; make it",
+                backup.spec.policy_ref.name
+            );
+            return Err(Failure::new(reason::POLICY_NOT_FOUND, text));
+        };
+        if is_paused(&**policy) {
+            let text =
+                format!("waiting for BackupPolicy {}, which is paused by annotation", policy.name_any());
+            return Err(Failure::new(reason::BY_ANNOTATION, text));
+        }
+        if let Some(problem) = self.policy_problem(policy) {
+            return Err(problem);
+        }
+        let namespace = policy.namespace().unwrap_or_default();
+        let cluster = self.ready_cluster(&namespace, policy.spec.cluster_ref.as_ref())?;
+        self.has_room(true, &cluster)?;
+        Ok((policy.clone(), cluster))
+    }
+
+    /// One run of a sort for each MailCluster, and so many in all.
+    fn has_room(&self, backup: bool, cluster: &MailCluster) -> Result<(), Failure> {
+        if let Some(other) = self.under_way(backup).find(|run| run.cluster == key(cluster)) {
+            let text = format!("waiting for {} of the same MailCluster", other.name);
+            return Err(Failure::new(reason::WAITING, text));
+        }
+        let most = if backup { MAX_BACKUPS } else { MAX_RESTORES };
+        if self.under_way(backup).count() >= most {
+            let text = format!("waiting for one of {most} others to end");
+            return Err(Failure::new(reason::WAITING, text));
+        }
+        Ok(())
+    }
+
+    fn begin_backup(
+        &mut self,
+        backup: &Arc<MailBackup>,
+        policy: Arc<BackupPolicy>,
+        cluster: Arc<MailCluster>,
+        left: Duration,
+    ) {
+        let progress = Arc::new(Mutex::new(mailbackup::Figures::default()));
+        let job = jobs::Backup {
+            client: self.context.client.clone(),
+            clients: self.context.clients.clone(),
+            resources: self.resources(&cluster, &policy),
+            cluster: cluster.clone(),
+            policy,
+            deadline: left,
+        };
+        let task = self.jobs.spawn({
+            let progress = progress.clone();
+            async move { Ended::Backup(jobs::back_up(job, progress).await) }
+        });
+        let run = Running {
+            name: format!("MailBackup {}", backup.name_any()),
+            cluster: key(&*cluster),
+            abort: task,
+            told: Told::Backup(progress, mailbackup::Figures::default()),
+            told_at: Instant::now(),
+        };
+        self.running.insert(backup.uid().unwrap_or_default(), run);
+    }
+
+    /// What a person needs to make the cluster again, as a list that `kubectl apply` takes.
+    fn resources(&self, cluster: &MailCluster, policy: &BackupPolicy) -> Vec<u8> {
+        let (domains, mailboxes) = crate::accounts::members(&self.context, &key(cluster));
+        let mut items = vec![bare(cluster), bare(policy)];
+        items.extend(domains.iter().map(|domain| bare(&**domain)));
+        items.extend(mailboxes.iter().map(|mailbox| bare(&**mailbox)));
+        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
+        list.to_string().into_bytes()
+    }
+
+    fn backup_ended(
+        &mut self,
+        backup: &MailBackup,
+        policy: Option<&Arc<BackupPolicy>>,
+        ended: Ended,
+        now: Timestamp,
+    ) -> Option<MailBackupStatus> {
+        let Ended::Backup(result) = ended else { return None };
+        let policy_key = (backup.namespace().unwrap_or_default(), backup.spec.policy_ref.name.clone());
+        self.context.metrics.backups.backup_ended(&policy_key, result.is_ok());
+        match result {
+            Ok(made) => {
+                if let Some(policy) = policy {
+                    if let Err(error) = &made.stock {
+                        tracing::warn!(error, policy = policy.name_any(), "retention could not be applied");
+                    }
+                    self.stocks.insert(policy.uid().unwrap_or_default(), made.stock);
+                }
+                let told = BackupTold::Succeeded { id: &made.id, figures: made.figures };
+                Some(mailbackup::status(backup, &told, now))
+            }
+            Err(failure) => Some(mailbackup::status(backup, &BackupTold::Failed(&failure), now)),
+        }
+    }
+
+    /// A MailBackup that a person made stays when retention deletes its backup, and says so.
+    fn backup_pruned(
+        &self,
+        backup: &MailBackup,
+        policy: Option<&Arc<BackupPolicy>>,
+        now: Timestamp,
+    ) -> Option<MailBackupStatus> {
+        let finished = backup.status.as_ref()?.finished.as_ref()?.0;
+        let stock = self.stocks.get(&policy?.uid().unwrap_or_default())?.as_ref().ok()?;
+        let gone = phase(backup) == Phase::Succeeded && is_pruned(backup, finished, Some(stock));
+        gone.then(|| mailbackup::status(backup, &BackupTold::Pruned, now))
+    }
+
+    /// What is to be told of a MailRestore now; begins it when it is time.
+    fn restore(
+        &mut self,
+        restore: &Arc<MailRestore>,
+        policies: &[Arc<BackupPolicy>],
+        backups: &[Arc<MailBackup>],
+    ) -> Option<MailRestoreStatus> {
+        let (uid, now) = (restore.uid().unwrap_or_default(), Timestamp::now());
+        let old = restore.status.clone().unwrap_or_default();
+        if restore.metadata.deletion_timestamp.is_some() {
+            return None;
+        }
+        if let Some(ended) = self.ended.remove(&uid) {
+            return self.restore_ended(restore, ended, now);
+        }
+        if old.phase.is_final() {
+            return None;
+        }
+        if let Some(run) = self.running.get_mut(&uid) {
+            let restored = run.restored()?;
+            return Some(mailrestore::status(restore, &RestoreTold::Progress(restored), now));
+        }
+        if is_paused(&**restore) {
+            let waits = old.phase == Phase::Pending;
+            return waits.then(|| mailrestore::status(restore, &RestoreTold::Paused, now));
+        }
+        let possible = self.restore_possible(restore, policies, backups);
+        let course = Course {
+            phase: old.phase,
+            created: created(&**restore, now),
+            started: old.started.map(|time| time.0),
+            attempts: old.attempts,
+            deadline: RESTORE_DEADLINE,
+        };
+        match (step(&course, false, possible.as_ref().err(), now), possible) {
+            (Step::Fail(failure), _) => {
+                Some(mailrestore::status(restore, &RestoreTold::Failed(&failure), now))
+            }
+            (Step::Begin, Ok((source, cluster))) => {
+                self.begin_restore(restore, source, cluster, left(&course, now));
+                Some(mailrestore::status(restore, &RestoreTold::Begun, now))
+            }
+            (_, Err(failure)) if old.phase == Phase::Pending => {
+                Some(mailrestore::status(restore, &RestoreTold::Waiting(&failure), now))
+            }
+            _ => None,
+        }
+    }
+
+    fn restore_possible(
+        &self,
+        restore: &MailRestore,
+        policies: &[Arc<BackupPolicy>],
+        backups: &[Arc<MailBackup>],
+    ) -> Result<(Source, Arc<MailCluster>), Failure> {
+        let namespace = restore.namespace().unwrap_or_default();
+        let (source, of_policy) = self.source(restore, policies, backups)?;
+        let wanted = Wanted { s3: &source.s3, key: &source.key };
+        if let Some(missing) = self.missing_secret(&namespace, wanted) {
+            return Err(missing);
+        }
+        let named = restore.spec.target.cluster_ref.as_ref().or(of_policy.as_ref());
+        let cluster = self.ready_cluster(&namespace, named)?;
+        self.has_room(false, &cluster)?;
+        Ok((source, cluster))
+    }
+
+    /// Where a restore reads, and the MailCluster that its policy names.
+    fn source(
+        &self,
+        restore: &MailRestore,
+        policies: &[Arc<BackupPolicy>],
+        backups: &[Arc<MailBackup>],
+    ) -> Result<(Source, Option<ClusterRef>), Failure> {
+        let namespace = restore.namespace();
+        let source = &restore.spec.source;
+        let (policy, id) = if let Some(reference) = &source.backup_ref {
+            let name = &reference.name;
+            let backup = backups.iter().find(|b| b.namespace() == namespace && b.name_any() == *name);
+            let backup = backup
+                .ok_or_else(|| no_backup(format!("there is no MailBackup {name} in this namespace")))?;
+            let id =
+                backup.status.as_ref().filter(|s| s.phase == Phase::Succeeded).and_then(|s| s.id.clone());
+            let text = format!(
+                "MailBackup {name} is {:?}; only one that has succeeded can be restored",
+                phase(backup)
+            );
+            (&backup.spec.policy_ref, Some(id.ok_or_else(|| no_backup(text))?))
+        } else if let Some(policy) = &source.policy_ref {
+            (policy, None)
+        } else {
+            let (Some(s3), Some(key)) = (&source.s3, &source.encryption_key_secret_ref) else {
+                let text = "spec.source needs one of backupRef, policyRef and s3 with encryptionKeySecretRef";
+                return Err(Failure::new(reason::INVALID_SPEC, text));
+            };
+            return Ok((Source { s3: s3.clone(), key: key.clone(), id: source.id.clone(), of: None }, None));
+        };
+        let found = policies.iter().find(|p| p.namespace() == namespace && p.name_any() == policy.name);
+        let policy = found.ok_or_else(|| {
+            let text = format!(
+                "there is no BackupPolicy {} in this namespace; make it, or use source.s3",
+                policy.name
+            );
+            Failure::new(reason::POLICY_NOT_FOUND, text)
+        })?;
+        let of_policy = policy.spec.cluster_ref.clone();
+        let stores = &self.context.stores;
+        let of = stores.cluster_of(&namespace.unwrap_or_default(), of_policy.as_ref()).ok();
+        let (s3, key) = (policy.spec.target.s3.clone(), policy.spec.encryption_key_secret_ref.clone());
+        Ok((Source { s3, key, id, of }, of_policy))
+    }
+
+    fn begin_restore(
+        &mut self,
+        restore: &Arc<MailRestore>,
+        source: Source,
+        cluster: Arc<MailCluster>,
+        left: Duration,
+    ) {
+        let progress = Arc::new(Mutex::default());
+        let job = jobs::Restore {
+            client: self.context.client.clone(),
+            clients: self.context.clients.clone(),
+            restore: restore.clone(),
+            source,
+            cluster: cluster.clone(),
+        };
+        let task = self.jobs.spawn({
+            let progress = progress.clone();
+            async move {
+                let ended = tokio::time::timeout(left, jobs::bring_back(job, progress)).await;
+                Ended::Restore(ended.unwrap_or_else(|_| {
+                    let text = format!(
+                        "it was not done within {} s; make another MailRestore, and it goes on",
+                        RESTORE_DEADLINE.as_secs()
+                    );
+                    Err(Failure::new(reason::DEADLINE_EXCEEDED, text))
+                }))
+            }
+        });
+        let run = Running {
+            name: format!("MailRestore {}", restore.name_any()),
+            cluster: key(&*cluster),
+            abort: task,
+            told: Told::Restore(progress, quorumail_crds::mailrestore::Restored::default()),
+            told_at: Instant::now(),
+        };
+        self.running.insert(restore.uid().unwrap_or_default(), run);
+    }
+
+    fn restore_ended(
+        &self,
+        restore: &MailRestore,
+        ended: Ended,
+        now: Timestamp,
+    ) -> Option<MailRestoreStatus> {
+        let Ended::Restore(result) = ended else { return None };
+        let metrics = &self.context.metrics.backups;
+        match result {
+            Ok(outcome) => {
+                metrics.restored(outcome.restored.messages, outcome.restored.bytes, outcome.took);
+                metrics.restore_ended(outcome.problem_count == 0);
+                Some(mailrestore::status(restore, &RestoreTold::Done(&outcome), now))
+            }
+            Err(failure) => {
+                metrics.restore_ended(false);
+                Some(mailrestore::status(restore, &RestoreTold::Failed(&failure), now))
+            }
+        }
+    }
+
+    async fn show_policy(
+        &mut self,
+        policy: &BackupPolicy,
+        status: BackupPolicyStatus,
+    ) -> Result<(), kube::Error> {
+        if policy.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        write(&self.context.client, policy, &status).await?;
+        let old = policy.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+        self.context.events.transition(policy, old, &status.conditions).await;
+        self.policies.insert(policy.uid().unwrap_or_default(), status);
+        Ok(())
+    }
+
+    async fn show_backup(
+        &mut self,
+        backup: &MailBackup,
+        status: Option<MailBackupStatus>,
+    ) -> Result<Duration, kube::Error> {
+        let (uid, before) = (backup.uid().unwrap_or_default(), phase(backup));
+        let unwritten = self.unwritten.contains(&uid);
+        let Some(status) = status.or_else(|| backup.status.clone().filter(|_| unwritten)) else {
+            return Ok(pause_of(before));
+        };
+        let after = status.phase;
+        if unwritten || backup.status.as_ref() != Some(&status) {
+            // Kept first: what has happened has happened, also when it cannot be written now.
+            self.backups.insert(uid.clone(), status.clone());
+            self.unwritten.insert(uid.clone());
+            write(&self.context.client, backup, &status).await?;
+            self.unwritten.remove(&uid);
+            let text = match &status.error {
+                Some(error) => error.clone(),
+                None => format!(
+                    "{} messages, {} bytes, {} bytes sent; in the bucket as {}",
+                    status.messages.unwrap_or_default(),
+                    status.bytes.unwrap_or_default(),
+                    status.uploaded_bytes.unwrap_or_default(),
+                    status.id.as_deref().unwrap_or_default()
+                ),
+            };
+            self.tell_phase(backup, ("Backup", before, after), &text).await;
+        }
+        Ok(pause_of(after))
+    }
+
+    async fn show_restore(
+        &mut self,
+        restore: &MailRestore,
+        status: Option<MailRestoreStatus>,
+    ) -> Result<Duration, kube::Error> {
+        let uid = restore.uid().unwrap_or_default();
+        let before = restore.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        let unwritten = self.unwritten.contains(&uid);
+        let Some(status) = status.or_else(|| restore.status.clone().filter(|_| unwritten)) else {
+            return Ok(pause_of(before));
+        };
+        let after = status.phase;
+        if unwritten || restore.status.as_ref() != Some(&status) {
+            self.restores.insert(uid.clone(), status.clone());
+            self.unwritten.insert(uid.clone());
+            write(&self.context.client, restore, &status).await?;
+            self.unwritten.remove(&uid);
+            let restored = status.restored.unwrap_or_default();
+            let text = match &status.error {
+                Some(error) => error.clone(),
+                None => format!(
+                    "{} messages, {} bytes brought back from {} in {}; {} were there already",
+                    restored.messages,
+                    restored.bytes,
+                    status.backup.as_deref().unwrap_or_default(),
+                    status.duration.as_deref().unwrap_or_default(),
+                    restored.already_there
+                ),
+            };
+            self.tell_phase(restore, ("Restore", before, after), &text).await;
+        }
+        Ok(pause_of(after))
+    }
+
+    /// An Event when a run begins and when it ends.
+    async fn tell_phase<K: kube::Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        (what, before, after): (&str, Phase, Phase),
+        text: &str,
+    ) {
+        if before == after {
+            return;
+        }
+        let events = &self.context.events;
+        match after {
+            Phase::Pending => {}
+            Phase::Running => {
+                events.publish(object, EventType::Normal, &format!("{what}Started"), "it is under way").await
+            }
+            Phase::Succeeded => {
+                events.publish(object, EventType::Normal, &format!("{what}Succeeded"), text).await
+            }
+            Phase::Failed => events.publish(object, EventType::Warning, &format!("{what}Failed"), text).await,
+        }
+    }
+
+    fn measure(&mut self, policies: &[Arc<BackupPolicy>], backups: &[Arc<MailBackup>]) {
+        let metrics = &self.context.metrics.backups;
+        let there: BTreeSet<_> = policies.iter().map(|policy| key(&**policy)).collect();
+        metrics.forget(&self.shown.difference(&there).cloned().collect());
+        self.shown = there;
+        self.stocks.retain(|uid, _| policies.iter().any(|policy| policy.uid().as_ref() == Some(uid)));
+        for policy in policies {
+            if let Some(status) = &policy.status {
+                metrics.policy(&key(&**policy), status);
+            }
+            let succeeded = backups.iter().filter(|b| is_of(b, policy) && phase(b) == Phase::Succeeded);
+            let newest =
+                succeeded.filter_map(|b| b.status.as_ref()).max_by_key(|s| s.finished.as_ref().map(|t| t.0));
+            if let Some(newest) = newest {
+                metrics.last_backup(&key(&**policy), newest);
+            }
+        }
+        metrics.running(self.running.len());
+    }
+}
+
+impl Running {
+    /// Figures to be told, when it is time and they have changed.
+    fn figures(&mut self) -> Option<mailbackup::Figures> {
+        let Told::Backup(progress, told) = &mut self.told else { return None };
+        let now = *progress.lock();
+        (now != *told && self.told_at.elapsed() >= TELL).then(|| {
+            *told = now;
+            self.told_at = Instant::now();
+            now
+        })
+    }
+
+    fn restored(&mut self) -> Option<quorumail_crds::mailrestore::Restored> {
+        let Told::Restore(progress, told) = &mut self.told else { return None };
+        let now = *progress.lock();
+        (now != *told && self.told_at.elapsed() >= TELL).then(|| {
+            *told = now;
+            self.told_at = Instant::now();
+            now
+        })
+    }
+}
+
+fn is_of(backup: &MailBackup, policy: &BackupPolicy) -> bool {
+    backup.namespace() == policy.namespace() && backup.spec.policy_ref.name == policy.name_any()
+}
+
+fn no_backup(text: String) -> Failure {
+    Failure::new(reason::BACKUP_NOT_FOUND, text)
+}
+
+fn created<K: kube::Resource>(object: &K, now: Timestamp) -> Timestamp {
+    object.meta().creation_timestamp.as_ref().map_or(now, |time| time.0)
+}
+
+/// What is left of a deadline, which an interruption does not begin anew.
+fn left(course: &Course, now: Timestamp) -> Duration {
+    let begun = course.started.unwrap_or(now);
+    let used = Duration::try_from(now.duration_since(begun)).unwrap_or_default();
+    course.deadline.saturating_sub(used)
+}
+
+/// When a run is looked at again.
+fn pause_of(phase: Phase) -> Duration {
+    match phase {
+        Phase::Pending => WAITING,
+        Phase::Running => TELL,
+        Phase::Succeeded | Phase::Failed => until(None, Timestamp::now()),
+    }
+}
+
+/// An object as it was applied: without its status and what the API server adds.
+fn bare<K: kube::Resource<DynamicType = ()> + serde::Serialize>(object: &K) -> serde_json::Value {
+    let mut value = serde_json::to_value(object).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("status");
+        let meta = object.meta();
+        fields.insert(
+            "metadata".to_owned(),
+            serde_json::json!({"name": meta.name, "namespace": meta.namespace, "labels": meta.labels, "annotations": meta.annotations}),
+        );
+    }
+    value
+}
