@@ -183,6 +183,8 @@ async fn replicas_of_a_node_that_is_gone_for_good_are_made_elsewhere() {
     for id in 0..40 {
         cluster.node(0).propose(1 + (id % 4) as u32, id, b"body", PATIENCE).await.expect("acknowledged");
     }
+    // A replica that has nothing yet would leave its group without a majority.
+    cluster.settled().await;
     cluster.crash(1);
     cluster.change(0, |topology| topology.nodes[1].leaving = true).await;
     cluster.moved().await;

@@ -14,6 +14,8 @@ use crate::{
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
 pub const COMMAND_FORMAT: u8 = 3;
+/// The oldest version that is still read: backups and their archives hold commands for years. Version 3 has more kinds.
+const OLDEST_COMMAND: u8 = 2;
 
 /// A command as it is proposed. Encoded as: format byte, length of the head (u32, little endian), head (postcard),
 /// body bytes. The body comes last, so that a replica can keep it where the log record lies.
@@ -266,6 +268,8 @@ pub type Outcome = Result<Applied, Refusal>;
 
 /// Version of an outcome's encoding, its first byte; the rest is postcard.
 pub const OUTCOME_FORMAT: u8 = 2;
+/// As [`OLDEST_COMMAND`]. Version 2 has more kinds.
+const OLDEST_OUTCOME: u8 = 1;
 
 /// The bytes that applying a command answers.
 pub fn encode_outcome(outcome: &Outcome) -> Bytes {
@@ -277,7 +281,7 @@ pub fn encode_outcome(outcome: &Outcome) -> Bytes {
 /// # Errors
 /// For other bytes.
 pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, MessageError> {
-    query::decode("outcome", OUTCOME_FORMAT, bytes)
+    query::decode("outcome", OLDEST_OUTCOME..=OUTCOME_FORMAT, bytes)
 }
 
 /// The answer of a command that took effect (or had already).
@@ -415,7 +419,7 @@ impl Command {
     /// Reads what [`Command::encode`] wrote. The body is a slice of `bytes`: it starts at `bytes.len() - body.len()`.
     pub fn decode(bytes: &Bytes) -> Result<Self, CommandError> {
         let format = *bytes.first().ok_or(CommandError::Malformed)?;
-        if format != COMMAND_FORMAT {
+        if !(OLDEST_COMMAND..=COMMAND_FORMAT).contains(&format) {
             return Err(CommandError::Format(format));
         }
         let len = bytes.get(1..5).ok_or(CommandError::Malformed)?;

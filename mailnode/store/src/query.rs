@@ -1,5 +1,7 @@
 //! Queries: what is read from a partition. They travel between nodes when the node that was asked holds no replica.
 
+use std::ops::RangeInclusive;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -40,14 +42,14 @@ pub(crate) fn encode(format: u8, message: &impl Serialize) -> Bytes {
 
 pub(crate) fn decode<T: DeserializeOwned>(
     what: &'static str,
-    known: u8,
+    known: RangeInclusive<u8>,
     bytes: &[u8],
 ) -> Result<T, MessageError> {
     match bytes.split_first() {
-        Some((format, rest)) if *format == known => {
+        Some((format, rest)) if known.contains(format) => {
             postcard::from_bytes(rest).map_err(|_| MessageError::Malformed(what))
         }
-        Some((found, _)) => Err(MessageError::Format { what, found: *found, known }),
+        Some((found, _)) => Err(MessageError::Format { what, found: *found, known: *known.end() }),
         None => Err(MessageError::Malformed(what)),
     }
 }
@@ -216,7 +218,7 @@ impl Query {
     /// # Errors
     /// For other bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        decode("query", QUERY_FORMAT, bytes)
+        decode("query", QUERY_FORMAT..=QUERY_FORMAT, bytes)
     }
 }
 
@@ -231,6 +233,6 @@ impl Reply {
     /// # Errors
     /// For other bytes.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        decode("reply", REPLY_FORMAT, bytes)
+        decode("reply", REPLY_FORMAT..=REPLY_FORMAT, bytes)
     }
 }
