@@ -54,7 +54,20 @@ check: lint unit ## Lint and unit tests: the inner loop
 .PHONY: bench
 bench: bench-packages ## Figures, side by side with Postfix and Dovecot
 	$(MAKE) build PROFILE=release
-	QUORUMAIL_BIN=$(CURDIR)/target/release $(PYTHON) tests/bench/bench.py
+	$(BENCH) $(PYTHON) tests/bench/bench.py
+
+BENCH := QUORUMAIL_BIN=$(CURDIR)/target/release
+
+.PHONY: bench-all
+bench-all: bench ## Every figure of docs/benchmarks.md: about an hour, 20 GiB of disk, nothing else running
+	$(BENCH) $(PYTHON) tests/bench/failover.py --kills 50 --handovers 20
+	$(BENCH) $(PYTHON) tests/bench/idle.py
+	$(BENCH) $(PYTHON) tests/bench/sweep.py
+	$(BENCH) $(PYTHON) tests/bench/writes.py
+	$(BENCH) $(PYTHON) tests/bench/memory.py
+	$(BENCH) FOLDER_ALONE=1 FOLDER_MESSAGES=1000000 $(PYTHON) tests/bench/folder.py
+	$(BENCH) $(PYTHON) tests/bench/restart.py
+	$(BENCH) $(PYTHON) tests/bench/backup.py
 
 # Histories to simulate, or one of them again (SEED=k). The scheduler takes a seed only in an unstable build of tokio; the
 # simulation has a profile of its own, so nothing that is shipped is built that way.
@@ -158,7 +171,7 @@ packages:
 
 .PHONY: bench-packages
 bench-packages: packages
-	@tests/packages.sh postfix dovecot-core dovecot-imapd dovecot-lmtpd
+	@tests/packages.sh postfix dovecot-core dovecot-imapd dovecot-lmtpd restic
 
 $(DENY):
 	$(call say,Installing cargo-deny (once))

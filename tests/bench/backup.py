@@ -1,0 +1,148 @@
+"""Backups and restores beside restic, which copies the same mail as a Maildir: time, stored bytes, memory.
+
+    QUORUMAIL_BIN=target/release python3 tests/bench/backup.py [--mib 512] [--nodes 3]
+
+Mail of 2 to 200 KiB, a third of it text, the rest base64 of random bytes, as attachments are. Both write into a directory on the
+same disk. Quorumail backs up from its nodes while they run and restores into a Maildir; restic reads that Maildir and restores
+it. Each is sealed and compressed; the file cache is dropped before every step (as root)."""
+
+import argparse
+import base64
+import imaplib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+from dev import Dev, people  # noqa: E402
+from repository import Directory  # noqa: E402
+from restart import drop_cache  # noqa: E402
+
+PASSWORD = "a password"
+NAMES = [f"user{i}" for i in range(8)]
+WORDS = [word.strip(".,;:()") for word in __doc__.split()]
+
+
+def message(chance, number):
+    size = int(2048 * 100 ** chance.random())
+    text = []
+    while sum(map(len, text)) < size // 3:
+        text.append(" ".join(chance.choice(WORDS) for _ in range(10)) + "\r\n")
+    attached = base64.encodebytes(chance.randbytes(size // 2)).replace(b"\n", b"\r\n")
+    head = f"From: bench@example.org\r\nSubject: message {number}\r\nMIME-Version: 1.0\r\n\r\n".encode()
+    return head + "".join(text).encode() + attached
+
+
+def fill(dev, mib):
+    """Appends mail over IMAP until there is so much; answers messages and bytes."""
+    counts = []
+
+    def one(number, name):
+        chance, bytes_left, count = random.Random(number), mib * (1 << 20) // len(NAMES), 0
+        host, port = dev.node(number % len(dev.nodes))["imap"].rsplit(":", 1)
+        client = imaplib.IMAP4(host, int(port))
+        client.login(f"{name}@example.org", PASSWORD)
+        total = 0
+        while total < bytes_left:
+            raw = message(chance, count)
+            assert client.append("INBOX", None, None, raw)[0] == "OK"
+            total, count = total + len(raw), count + 1
+        client.logout()
+        counts.append((count, total))
+
+    threads = [threading.Thread(target=one, args=each) for each in enumerate(NAMES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(counts) == len(NAMES), "a client broke off"
+    return sum(count for count, _ in counts), sum(total for _, total in counts)
+
+
+def size(directory):
+    return sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
+
+
+def peak(pid):
+    """Most memory that a process has had since it was last reset, in MiB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def watched(place, command):
+    """Runs a command of the CLI; answers its peak of memory in MiB."""
+    process, most = place.start(command), 0.0
+    while process.poll() is None:
+        try:
+            most = max(most, peak(process.pid))
+        except (OSError, StopIteration):  # it has just ended
+            break
+        time.sleep(0.05)
+    place.finish(process, within=3600)
+    return most
+
+
+def timed(work):
+    drop_cache()
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def restic(*arguments, repository):
+    environment = {**os.environ, "RESTIC_PASSWORD": "a password of the bench", "RESTIC_REPOSITORY": str(repository)}
+    subprocess.run(["restic", "--no-cache", "-q", *arguments], check=True, env=environment, timeout=3600)
+
+
+def show(title, seconds, total, note=""):
+    print(f"{title:34} {seconds:7.1f} s {total / seconds / 1e6:8.1f} MB/s {note}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mib", type=int, default=512)
+    parser.add_argument("--nodes", type=int, default=3)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="backup-") as directory:
+        directory = Path(directory)
+        place = Directory(directory / "backups")
+        with Dev(directory / "dev", {"people.yaml": people(NAMES, password=PASSWORD)}, nodes=arguments.nodes) as dev:
+            messages, total = fill(dev, arguments.mib)
+            print(f"{messages:,} messages, {total / 1e6:,.0f} MB, {arguments.nodes} nodes, {os.cpu_count()} cores", flush=True)
+            pids = [dev.node(node)["pid"] for node in range(arguments.nodes)]
+            before = max(map(peak, pids))
+            took = timed(lambda: place.run("backup", "now", dev=dev, within=3600))
+            after = max(map(peak, pids))
+            show("Quorumail, first backup", took, total, f"stored {size(place.objects) / total:.2f} of it, a node's peak {before:.0f} -> {after:.0f} MiB")
+            stored = size(place.objects)
+            took = timed(lambda: place.run("backup", "now", dev=dev, within=3600))
+            show("Quorumail, second backup", took, total, f"{(size(place.objects) - stored) / 1024:.0f} KiB more")
+        maildir = directory / "maildir"
+        most = []
+        took = timed(lambda: most.append(watched(place, ["restore", "--all", "--to-maildir", str(maildir)])))
+        show("Quorumail, restore into a Maildir", took, total, f"at most {most[0]:.0f} MiB")
+        took = timed(lambda: place.run("backup", "verify", within=3600))
+        show("Quorumail, verify", took, total)
+        if not shutil.which("restic"):
+            raise SystemExit("left out: restic is not installed")
+        repository, back = directory / "restic", directory / "back"
+        restic("init", repository=repository)
+        took = timed(lambda: restic("backup", str(maildir), repository=repository))
+        show("restic, first backup", took, total, f"stored {size(repository) / total:.2f} of it")
+        took = timed(lambda: restic("backup", str(maildir), repository=repository))
+        show("restic, second backup", took, total)
+        took = timed(lambda: restic("restore", "latest", "--target", str(back), repository=repository))
+        show("restic, restore", took, total)
+        took = timed(lambda: restic("check", "--read-data", repository=repository))
+        show("restic, check --read-data", took, total)
+
+
+if __name__ == "__main__":
+    main()
