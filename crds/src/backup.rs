@@ -12,6 +12,18 @@ pub const POLICY_LABEL: &str = "quorumail.io/backup-policy";
 /// Annotation of a MailBackup that was made by schedule: the instant that it was due, in RFC 3339.
 pub const SCHEDULED_ANNOTATION: &str = "quorumail.io/scheduled-at";
 
+/// Label with the name of the BackupPolicy, on the MailCluster that its rehearsal restores into.
+pub const REHEARSAL_LABEL: &str = "quorumail.io/rehearsal";
+
+/// Whether a MailCluster was made by a BackupPolicy for a rehearsal, and so is nobody's: what has such a label and was made
+/// by somebody else is not.
+pub fn is_rehearsal(cluster: &crate::MailCluster) -> bool {
+    let labelled =
+        cluster.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(REHEARSAL_LABEL));
+    let owners = cluster.metadata.owner_references.iter().flatten();
+    labelled && owners.into_iter().any(|owner| owner.controller == Some(true) && owner.kind == "BackupPolicy")
+}
+
 /// CEL that holds when the expression `value` is a name that may be the value of a label.
 pub(crate) const POLICY_NAME_RULE: &str =
     "self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')";

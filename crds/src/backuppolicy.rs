@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ClusterRef, Size, Span,
-    backup::{EncryptionKeyRef, RecoveryWindow, S3},
+    backup::{EncryptionKeyRef, Phase, RecoveryWindow, S3},
 };
 
 /// Backups of a MailCluster by schedule: encrypted, to a bucket, and so many of them kept.
@@ -37,6 +37,12 @@ use crate::{
     printcolumn(name = "Next", type_ = "string", json_path = ".status.nextScheduleTime"),
     printcolumn(name = "Backups", type_ = "integer", json_path = ".status.backups"),
     printcolumn(name = "Stored-Bytes", type_ = "integer", json_path = ".status.storedBytes"),
+    printcolumn(
+        name = "Rehearsed",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='RehearsalSucceeded')].status"
+    ),
+    printcolumn(name = "Last-Rehearsed", type_ = "date", json_path = ".status.lastRehearsedTime", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Message",
@@ -62,14 +68,14 @@ pub struct BackupPolicySpec {
     #[x_kube(validation = Rule::new(r"self.matches('^(@(hourly|daily|weekly|monthly|yearly)|[^ @]+( [^ ]+){4})$')").message("schedule must have five fields, as in \"0 3 * * *\", or be @hourly, @daily, @weekly, @monthly or @yearly"))]
     pub schedule: String,
 
-    /// Time zone of schedule and retention, as in `Europe/Berlin`. A time that the clocks jump over is made up for right
+    /// Time zone of both schedules and of retention, as in `Europe/Berlin`. A time that the clocks jump over is made up for right
     /// after the jump; one that they pass twice counts once.
     #[serde(default = "default_time_zone")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*$')").message("timeZone must be a name of the time zone database, as in Europe/Berlin"))]
     pub time_zone: String,
 
-    /// No backups are made by schedule while it is true. Those that exist are kept.
+    /// No backups are made and none are rehearsed by schedule while it is true. Those that exist are kept.
     #[serde(default)]
     pub suspend: bool,
 
@@ -94,6 +100,10 @@ pub struct BackupPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("bytesPerSecond must be greater than zero, as in 20Mi"))]
     pub bytes_per_second: Option<Size>,
+
+    /// Proves by schedule that the newest backup can be restored. Without it nothing is rehearsed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<Rehearsal>,
 }
 
 fn default_time_zone() -> String {
@@ -102,6 +112,24 @@ fn default_time_zone() -> String {
 
 fn default_deadline() -> Span {
     "6h".parse().expect("the default deadline is a duration")
+}
+
+/// How restores are rehearsed. The newest backup is restored into a MailCluster of one mailnode that is made for it in the
+/// namespace of the BackupPolicy, with image, resources, scheduling and storage class of the MailCluster that is backed up. Every
+/// message is read back and compared, and one is sent and read there. Then all of it is taken away again, whatever happened.
+/// Its mailboxes can neither be logged in to nor take or send mail, and queued mail is left out, so that nothing leaves it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+pub struct Rehearsal {
+    /// When, as a cron expression like that of backups, in the same time zone. The first one is made as soon as there is a
+    /// backup; one that failed is made again after an hour, then after two, four and so on up to sixteen.
+    #[schemars(length(min = 6, max = 128))]
+    #[x_kube(validation = Rule::new(r"self.matches('^(@(hourly|daily|weekly|monthly|yearly)|[^ @]+( [^ ]+){4})$')").message("schedule must have five fields, as in \"0 3 * * *\", or be @hourly, @daily, @weekly, @monthly or @yearly"))]
+    pub schedule: String,
+
+    /// A rehearsal that takes longer is ended and has failed. What may be restored within this time is what it proves.
+    #[serde(default = "default_deadline")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("rehearsal.deadline must be longer than nothing, as in 6h"))]
+    pub deadline: Span,
 }
 
 /// Where backups are kept.
@@ -177,7 +205,8 @@ pub struct BackupPolicyStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: backups are made and removed as asked. LastBackupSucceeded: how the last run ended; Unknown before the first
-    /// has. Paused: by annotation.
+    /// has. RehearsalSucceeded: how the last rehearsal ended, and that none is overdue; only with spec.rehearsal. Paused: by
+    /// annotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -216,6 +245,74 @@ pub struct BackupPolicyStatus {
     /// What retention did when it was last applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<RetentionStatus>,
+
+    /// When the last rehearsal that succeeded was finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub last_rehearsed_time: Option<Time>,
+
+    /// When the next rehearsal is due; absent while spec.suspend is true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub next_rehearsal_time: Option<Time>,
+
+    /// The last rehearsal, or the one that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal: Option<RehearsalRecord>,
+}
+
+/// Record of a rehearsal.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RehearsalRecord {
+    /// Running, Succeeded or Failed.
+    pub result: Phase,
+
+    /// The backup that is restored, by its name in the bucket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<String>,
+
+    /// When it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub started: Option<Time>,
+
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub finished: Option<Time>,
+
+    /// How long it took from nothing to mail that is served again, as in `1m30s`: the time to recover (RTO), as measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration: Option<String>,
+
+    /// Mailboxes that were restored.
+    #[serde(default)]
+    pub mailboxes: u64,
+
+    /// Messages that were restored.
+    #[serde(default)]
+    pub messages: u64,
+
+    /// Sum of their sizes.
+    #[serde(default)]
+    pub bytes: u64,
+
+    /// Messages that were read back and have the content and date that the backup has.
+    #[serde(default)]
+    pub compared: u64,
+
+    /// How often it was begun: an operator that is replaced begins it again.
+    #[serde(default)]
+    pub attempts: u32,
+
+    /// Rehearsals that failed one after the other, this one among them.
+    #[serde(default)]
+    pub failures: u32,
+
+    /// Why it failed, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// What retention did.

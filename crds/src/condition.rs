@@ -19,6 +19,8 @@ pub mod kind {
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
     pub const LAST_BACKUP_SUCCEEDED: &str = "LastBackupSucceeded";
+    /// The last rehearsal of a policy succeeded, and none is overdue.
+    pub const REHEARSAL_SUCCEEDED: &str = "RehearsalSucceeded";
 }
 
 /// Reasons: why a condition has the status that it has.
@@ -105,6 +107,10 @@ pub mod reason {
     pub const CLUSTER_NOT_READY: &str = "ClusterNotReady";
     /// A part of what was asked could not be restored.
     pub const INCOMPLETE: &str = "Incomplete";
+    /// What is due by schedule could not be begun for too long.
+    pub const OVERDUE: &str = "Overdue";
+    /// What was restored does not serve mail.
+    pub const PROBE_FAILED: &str = "ProbeFailed";
 }
 
 /// What was observed, before it is merged into the conditions of a status.

@@ -86,6 +86,7 @@ fn every_promised_rule_is_there_in_its_words() {
         ("BackupPolicy", "retention must keep something"),
         ("BackupPolicy", "schedule must have five fields"),
         ("BackupPolicy", "clusterRef cannot be changed"),
+        ("BackupPolicy", "rehearsal.deadline must be longer than nothing"),
         ("BackupPolicy", "s3.endpoint must be a URL"),
         ("MailBackup", "spec cannot be changed: make another MailBackup"),
         ("MailRestore", "spec cannot be changed: make another MailRestore"),

@@ -18,6 +18,7 @@ use quorumail_crds::{
 };
 
 use crate::{
+    rehearsal,
     schedule::{Schedule, ScheduleError},
     settings::FIELD_MANAGER,
 };
@@ -53,6 +54,8 @@ pub struct Seen<'a> {
     pub problem: Option<Observed>,
     /// What retention found since the operator started, or why it could not be applied.
     pub stock: Option<&'a Result<Stock, String>>,
+    /// What was decided of its rehearsals.
+    pub rehearsal: &'a rehearsal::Plan,
     /// Now.
     pub now: Timestamp,
 }
@@ -111,13 +114,11 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
         next = on_schedule.into_iter().chain(retry).min();
     }
     let active = active.map(|backup| backup.name_any()).or(create.as_ref().map(|b| b.name_any()));
-    let observed = [
-        ready(policy, seen, problem, &old),
-        last_backup(seen.backups, &old.conditions),
-        Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the BackupPolicy is reconciled"),
-    ];
+    let mut observed = vec![ready(policy, seen, problem, &old), last_backup(seen.backups, &old.conditions)];
+    observed.extend(seen.rehearsal.observed.clone());
+    observed.push(Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the BackupPolicy is reconciled"));
     let stock = seen.stock.and_then(|stock| stock.as_ref().ok());
-    let status = BackupPolicyStatus {
+    let mut status = BackupPolicyStatus {
         observed_generation: policy.metadata.generation,
         conditions: merge(&old.conditions, &observed, policy.metadata.generation, now),
         last_schedule_time: last.map(Time),
@@ -128,19 +129,23 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
         backups: stock.map_or(old.backups, |stock| u32::try_from(stock.ids.len()).ok()),
         stored_bytes: stock.map_or(old.stored_bytes, |stock| Some(stock.stored_bytes)),
         retention: stock.map_or(old.retention, |stock| Some(stock.retention.clone())),
+        ..BackupPolicyStatus::default()
     };
+    seen.rehearsal.tell(&mut status);
     Plan { create, delete: superfluous(policy, seen.backups, stock), status, again: next }
 }
 
-/// The status of a policy that is left alone: what was observed last, marked as paused.
-pub fn paused(policy: &BackupPolicy, now: Timestamp) -> BackupPolicyStatus {
+/// The status of a policy that is left alone: what was observed last, marked as paused. A rehearsal that is under way goes on.
+pub fn paused(policy: &BackupPolicy, rehearsal: &rehearsal::Plan, now: Timestamp) -> BackupPolicyStatus {
     let mut status = policy.status.clone().unwrap_or_default();
     status.next_schedule_time = None;
-    let text = "no backups are made and none are deleted while the annotation quorumail.io/paused is there; take it away to go on";
-    let observed = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
-    let mut paused = merge(&status.conditions, &[observed], policy.metadata.generation, now);
-    status.conditions.retain(|c| c.type_ != kind::PAUSED);
-    status.conditions.append(&mut paused);
+    let text = "no backups are made, deleted or rehearsed while the annotation quorumail.io/paused is there; take it away to go on";
+    let mut observed: Vec<_> = rehearsal.observed.clone().into_iter().collect();
+    observed.push(Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text));
+    let mut news = merge(&status.conditions, &observed, policy.metadata.generation, now);
+    status.conditions.retain(|old| find(&news, &old.type_).is_none());
+    status.conditions.append(&mut news);
+    rehearsal.tell(&mut status);
     status
 }
 
@@ -201,7 +206,8 @@ fn ended(backups: &[Arc<MailBackup>]) -> Vec<(Timestamp, &MailBackup)> {
     ended
 }
 
-fn last_successful(old: &BackupPolicyStatus, backups: &[Arc<MailBackup>]) -> Option<Time> {
+/// When the last backup that succeeded was finished.
+pub fn last_successful(old: &BackupPolicyStatus, backups: &[Arc<MailBackup>]) -> Option<Time> {
     let told = old.last_successful_time.as_ref().map(|time| time.0);
     let ended = ended(backups);
     let found =

@@ -30,7 +30,16 @@ fn run(due: &str, phase: Phase, finished: Option<&str>) -> MailBackup {
 
 fn decide(policy: &BackupPolicy, backups: Vec<MailBackup>, now: &str) -> Plan {
     let backups: Vec<_> = backups.into_iter().map(Arc::new).collect();
-    plan(policy, &Seen { backups: &backups, problem: None, stock: None, now: at(now) })
+    plan(
+        policy,
+        &Seen {
+            backups: &backups,
+            problem: None,
+            stock: None,
+            rehearsal: &rehearsal::Plan::default(),
+            now: at(now),
+        },
+    )
 }
 
 fn condition(plan: &Plan, kind: &str) -> (String, String) {
@@ -166,7 +175,13 @@ fn a_suspended_policy_makes_none_and_says_so() {
 #[test]
 fn a_problem_is_told_and_what_is_due_waits_for_its_end() {
     let problem = Observed::no(kind::READY, reason::CLUSTER_NOT_FOUND, "there is no MailCluster mail");
-    let seen = Seen { backups: &[], problem: Some(problem), stock: None, now: at("2026-11-25T12:00:00Z") };
+    let seen = Seen {
+        backups: &[],
+        problem: Some(problem),
+        stock: None,
+        rehearsal: &rehearsal::Plan::default(),
+        now: at("2026-11-25T12:00:00Z"),
+    };
     let plan = plan(&policy(), &seen);
     assert_eq!((plan.create.is_none(), plan.status.last_schedule_time.is_none()), (true, true));
     assert_eq!(condition(&plan, kind::READY), no(reason::CLUSTER_NOT_FOUND));
@@ -196,7 +211,16 @@ fn mailbackups_of_deleted_backups_go_and_those_of_people_stay() {
     let backups: Vec<_> = [old, kept, newer, by_hand].into_iter().map(Arc::new).collect();
     let stock = Ok(stock(&["id-2026-11-24T02:00:00Z"], "2026-11-24T02:03:05Z"));
     let now = at("2026-11-25T03:00:00Z");
-    let plan = plan(&policy(), &Seen { backups: &backups, problem: None, stock: Some(&stock), now });
+    let plan = plan(
+        &policy(),
+        &Seen {
+            backups: &backups,
+            problem: None,
+            stock: Some(&stock),
+            rehearsal: &rehearsal::Plan::default(),
+            now,
+        },
+    );
     assert_eq!(plan.delete, ["nightly-20261123-020000"]);
     assert_eq!((plan.status.backups, plan.status.stored_bytes), (Some(1), Some(7)));
     assert_eq!(plan.status.retention.map(|r| (r.kept, r.deleted)), Some((1, 1)));
@@ -221,15 +245,36 @@ fn retention_that_failed_is_told_until_it_was_applied() {
     let now = at("2026-11-25T02:04:00Z");
     let failed = Err("the bucket refuses deletions".to_owned());
     let mut policy = policy();
-    let told = plan(&policy, &Seen { backups: &done, problem: None, stock: Some(&failed), now });
+    let told = plan(
+        &policy,
+        &Seen {
+            backups: &done,
+            problem: None,
+            stock: Some(&failed),
+            rehearsal: &rehearsal::Plan::default(),
+            now,
+        },
+    );
     assert_eq!(condition(&told, kind::READY), no(reason::RETENTION_FAILED));
     assert_eq!(condition(&told, kind::LAST_BACKUP_SUCCEEDED), yes(reason::SUCCEEDED));
     // The operator is replaced.
     policy.status = Some(told.status);
-    let told = plan(&policy, &Seen { backups: &done, problem: None, stock: None, now });
+    let told = plan(
+        &policy,
+        &Seen { backups: &done, problem: None, stock: None, rehearsal: &rehearsal::Plan::default(), now },
+    );
     assert_eq!(condition(&told, kind::READY), no(reason::RETENTION_FAILED));
     let applied = Ok(stock(&["id-2026-11-25T02:00:00Z"], "2026-11-25T02:05:00Z"));
-    let told = plan(&policy, &Seen { backups: &done, problem: None, stock: Some(&applied), now });
+    let told = plan(
+        &policy,
+        &Seen {
+            backups: &done,
+            problem: None,
+            stock: Some(&applied),
+            rehearsal: &rehearsal::Plan::default(),
+            now,
+        },
+    );
     assert_eq!(condition(&told, kind::READY), yes(reason::SCHEDULED));
 }
 

@@ -96,7 +96,7 @@ impl Credential {
     }
 
     /// What the mailnodes are told. Costs tens of milliseconds for a password.
-    fn hashed(&self) -> Result<String, argon2::Error> {
+    pub(crate) fn hashed(&self) -> Result<String, argon2::Error> {
         match self {
             Self::None => Ok(String::new()),
             Self::Hash(hash) => Ok(hash.0.clone()),

@@ -2,7 +2,7 @@
 //!
 //! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
 //! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
-//! [`admin`] speaks to the mailnodes. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
+//! [`admin`] speaks to the mailnodes, [`probe`] to what people's programs speak to. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
 //! watches, [`backup`] drives backups and restores, [`mailcluster`], [`accounts`] and [`runs`] (what the resources of backups
 //! ask) reconcile, [`lease`] elects.
 
@@ -24,6 +24,8 @@ pub mod mailnode_config;
 pub mod mailrestore;
 pub mod metrics;
 pub mod pki;
+pub mod probe;
+pub mod rehearsal;
 pub mod run;
 pub mod runs;
 pub mod schedule;

@@ -113,16 +113,21 @@ pub fn incomplete(outcome: &Outcome) -> Option<Failure> {
     if outcome.problem_count == 0 {
         return None;
     }
-    let told = outcome.problems.len().min(MAX_PROBLEMS);
-    let mut text = outcome.problems[..told].join("; ");
-    let more = outcome.problem_count.saturating_sub(told as u64);
-    if more > 0 {
-        text.push_str(&format!("; and {more} more"));
-    }
     let text = format!(
-        "not everything is back: {text}. What is back stays; make another MailRestore once that is corrected"
+        "not everything is back: {}. What is back stays; make another MailRestore once that is corrected",
+        problems(&outcome.problems, outcome.problem_count)
     );
     Some(Failure::new(reason::INCOMPLETE, text))
+}
+
+/// The first of so many problems, and how many more there are.
+pub fn problems(told: &[String], count: u64) -> String {
+    let spelled_out = told.len().min(MAX_PROBLEMS);
+    let text = told[..spelled_out].join("; ");
+    match count.saturating_sub(spelled_out as u64) {
+        0 => text,
+        more => format!("{text}; and {more} more"),
+    }
 }
 
 #[cfg(test)]

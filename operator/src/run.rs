@@ -91,6 +91,13 @@ pub fn step(course: &Course, here: bool, waits_for: Option<&Failure>, now: Times
     }
 }
 
+/// What is left of a deadline, which an interruption does not begin anew.
+pub fn left(course: &Course, now: Timestamp) -> Duration {
+    let begun = course.started.unwrap_or(now);
+    let used = Duration::try_from(now.duration_since(begun)).unwrap_or_default();
+    course.deadline.saturating_sub(used)
+}
+
 /// A length of time as people write it: `1h2m3s`, without what is zero.
 pub fn in_words(length: Duration) -> String {
     let seconds = length.as_secs();

@@ -18,6 +18,7 @@ use kube::{
 use parking_lot::RwLock;
 use quorumail_crds::{
     BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, PAUSED_ANNOTATION,
+    backup::is_rehearsal,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -137,7 +138,8 @@ impl Stores {
         self.secrets.read().get(key).cloned()
     }
 
-    /// The MailCluster that an object of `namespace` belongs to: the one it names, or the only one there is.
+    /// The MailCluster that an object of `namespace` belongs to: the one it names, or the only one there is. Those of rehearsals
+    /// belong to nobody.
     pub fn cluster_of(
         &self,
         namespace: &str,
@@ -145,9 +147,12 @@ impl Stores {
     ) -> Result<Arc<MailCluster>, String> {
         if let Some(named) = named {
             let found = self.clusters.get(&ObjectRef::new(&named.name).within(namespace));
-            return found.ok_or_else(|| format!("there is no MailCluster {} in this namespace", named.name));
+            return found
+                .filter(|found| !is_rehearsal(found))
+                .ok_or_else(|| format!("there is no MailCluster {} in this namespace", named.name));
         }
-        let mut here = self.clusters.state_filter(|c| c.namespace().as_deref() == Some(namespace));
+        let mut here =
+            self.clusters.state_filter(|c| c.namespace().as_deref() == Some(namespace) && !is_rehearsal(c));
         match (here.pop(), here.len()) {
             (Some(only), 0) => Ok(only),
             (None, _) => Err("there is no MailCluster in this namespace".to_owned()),

@@ -4,6 +4,7 @@ import email.message
 import email.utils
 import imaplib
 import random
+import re
 import smtplib
 import socket
 import ssl
@@ -85,6 +86,40 @@ def tokens(client, folder="INBOX"):
             header = part[1].decode().strip()
             if header:
                 found[header.split(":", 1)[1].strip()] += 1
+    return found
+
+
+def folders(client):
+    """Names of all folders, and which of them are subscribed."""
+    def names(answer):
+        return [re.search(rb'\) (?:"."|NIL) (.+)$', line).group(1).strip(b'"').decode() for line in answer[1] if line]
+
+    return sorted(names(client.list())), sorted(names(client.lsub()))
+
+
+def contents(client, under=None):
+    """Everything that a client sees of a mailbox: by folder, UIDVALIDITY and, by UID, flags, date and bytes. Logs out."""
+    found = {}
+    for name in folders(client)[0]:
+        if under is not None and not name.startswith(f"{under}/"):
+            continue
+        assert client.select(f'"{name}"', readonly=True)[0] == "OK", name
+        validity = client.response("UIDVALIDITY")[1][0]
+        messages = {}
+        _, data = client.uid("FETCH", "1:*", "(UID FLAGS INTERNALDATE BODY.PEEK[])")
+        # The flags may come before or behind the literal; both parts are one line.
+        parts = [part for part in data if part]
+        for position, part in enumerate(parts):
+            if not isinstance(part, tuple):
+                continue
+            after = parts[position + 1] if position + 1 < len(parts) and isinstance(parts[position + 1], bytes) else b""
+            line = part[0] + after
+            flags = frozenset(flag for flag in re.search(rb"FLAGS \(([^)]*)\)", line).group(1).split() if flag != b"\\Recent")
+            date = re.search(rb'INTERNALDATE "([^"]+)"', line).group(1)
+            messages[int(re.search(rb"UID (\d+)", line).group(1))] = (flags, date, part[1])
+        key = name if under is None else name[len(under) + 1:]
+        found[key] = (validity, messages)
+    client.logout()
     return found
 
 

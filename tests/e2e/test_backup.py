@@ -27,39 +27,9 @@ def imap(dev, user, password=PASSWORD, node=0):
     return mail.login(dev.node(node)["imaps"], f"{user}@example.org" if "@" not in user else user, password)
 
 
-def folders_of(client):
-    """Names of all folders, and which of them are subscribed."""
-    def names(answer):
-        return [re.search(rb'\) (?:"."|NIL) (.+)$', line).group(1).strip(b'"').decode() for line in answer[1] if line]
-
-    return sorted(names(client.list())), sorted(names(client.lsub()))
-
-
 def contents(dev, user, node=0, under=None):
     """Everything that a client sees of a mailbox: by folder, UIDVALIDITY and, by UID, flags, date and bytes."""
-    client = imap(dev, user, node=node)
-    found = {}
-    for name in folders_of(client)[0]:
-        if under is not None and not name.startswith(f"{under}/"):
-            continue
-        assert client.select(f'"{name}"', readonly=True)[0] == "OK", name
-        validity = client.response("UIDVALIDITY")[1][0]
-        messages = {}
-        _, data = client.uid("FETCH", "1:*", "(UID FLAGS INTERNALDATE BODY.PEEK[])")
-        # The flags may come before or behind the literal; both parts are one line.
-        parts = [part for part in data if part]
-        for position, part in enumerate(parts):
-            if not isinstance(part, tuple):
-                continue
-            after = parts[position + 1] if position + 1 < len(parts) and isinstance(parts[position + 1], bytes) else b""
-            line = part[0] + after
-            flags = frozenset(flag for flag in re.search(rb"FLAGS \(([^)]*)\)", line).group(1).split() if flag != b"\\Recent")
-            date = re.search(rb'INTERNALDATE "([^"]+)"', line).group(1)
-            messages[int(re.search(rb"UID (\d+)", line).group(1))] = (flags, date, part[1])
-        key = name if under is None else name[len(under) + 1:]
-        found[key] = (validity, messages)
-    client.logout()
-    return found
+    return mail.contents(imap(dev, user, node=node), under)
 
 
 def without_validity(found):
@@ -313,7 +283,7 @@ def test_wrong_requests_say_what_to_do(three, tmp_path):
 def test_everything_comes_back_after_a_disaster(three, place, tmp_path):
     held = mail.wait_for(lambda: queue(three), what="the entry that waits")
     before = {name: contents(three, name) for name in NAMES}
-    subscribed = folders_of(imap(three, "alice"))
+    subscribed = mail.folders(imap(three, "alice"))
     total = sum(map(count, before.values()))
     place.backup(three)
     assert three.stop() == 0
@@ -332,7 +302,7 @@ def test_everything_comes_back_after_a_disaster(three, place, tmp_path):
             for folder, expected in before[name].items():
                 if expected[1]:
                     assert found[folder] == expected, f"{name}: {folder} is not what it was"
-        assert folders_of(imap(fresh, "alice")) == subscribed
+        assert mail.folders(imap(fresh, "alice")) == subscribed
         with pytest.raises(imaplib.IMAP4.error):
             imap(fresh, "alice", "wrong")
         waiting = queue(fresh)

@@ -1,5 +1,6 @@
 """Promises of BackupPolicy, MailBackup and MailRestore, kept on a real Kubernetes with a real S3 service."""
 
+import imaplib
 import ipaddress
 import json
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 import kubernetes
 import mail
+from dev import BIN
 from repository import versitygw
 
 NAMESPACE = "mail-backup"
@@ -43,9 +45,12 @@ class S3:
             self.process.wait()
             self.process = None
 
-    def manifests(self):
-        found = (self.directory / "root" / BUCKET).glob("**/backups/*")
+    def manifests(self, prefix="mail"):
+        found = (self.directory / "root" / BUCKET / prefix).glob("backups/*")
         return sorted(path.name for path in found)
+
+    def packs(self, prefix):
+        return [path for path in (self.directory / "root" / BUCKET / prefix / "packs").glob("**/*") if path.is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +68,29 @@ def s3(cluster, tmp_path_factory):
     server.stop()
 
 
-def resource(kind, name, spec):
+def resource(kind, name, spec, namespace=NAMESPACE):
     return json.dumps({"apiVersion": "quorumail.io/v1alpha1", "kind": kind,
-                       "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+                       "metadata": {"name": name, "namespace": namespace}, "spec": spec})
 
 
-def secret(name, **values):
-    return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": NAMESPACE},
+def secret(name, namespace=NAMESPACE, **values):
+    return json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace},
                        "stringData": values})
 
 
-def policy(s3, name="nightly", key="backup-key", **spec):
-    target = {"s3": {"endpoint": f"http://{s3.address}", "bucket": BUCKET, "prefix": "mail",
-                     "credentialsSecretRef": {"name": "backup-credentials"}}}
-    return resource("BackupPolicy", name, {"schedule": "0 3 * * *", "target": target, "encryptionKeySecretRef": {"name": key}, **spec})
+def bucket(s3, prefix):
+    return {"s3": {"endpoint": f"http://{s3.address}", "bucket": BUCKET, "prefix": prefix,
+                   "credentialsSecretRef": {"name": "backup-credentials"}}}
+
+
+def policy(s3, name="nightly", key="backup-key", prefix="mail", namespace=NAMESPACE, **spec):
+    return resource("BackupPolicy", name, {"schedule": "0 3 * * *", "target": bucket(s3, prefix),
+                                           "encryptionKeySecretRef": {"name": key}, **spec}, namespace)
+
+
+def secrets_of_backups(namespace=NAMESPACE):
+    return [secret("backup-credentials", namespace, accessKeyId=ACCESS_KEY, secretAccessKey=SECRET_KEY),
+            secret("backup-key", namespace, key="a passphrase that nobody guesses")]
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +103,7 @@ def service(cluster, s3):
             resource("MailDomain", "example-org", {"domain": "example.org"}),
             secret("people", alice=PASSWORD),
             resource("Mailbox", "alice", {"address": "alice@example.org", "passwordSecretRef": {"name": "people", "key": "alice"}}),
-            secret("backup-credentials", accessKeyId=ACCESS_KEY, secretAccessKey=SECRET_KEY),
-            secret("backup-key", key="a passphrase that nobody guesses"),
+            *secrets_of_backups(),
         ]))
         cluster.wait("Ready", "mailcluster/kept", "mailbox/alice", namespace=NAMESPACE)
         kubernetes.wait_port(cluster.address("service/kept", 25, NAMESPACE))
@@ -111,13 +124,13 @@ def imap(service):
     return mail.login(service.address("service/kept", 993, NAMESPACE), "alice@example.org", PASSWORD)
 
 
-def status(service, kind, name):
-    return service.get("-n", NAMESPACE, kind, name).get("status", {})
+def status(service, kind, name, namespace=NAMESPACE):
+    return service.get("-n", namespace, kind, name).get("status", {})
 
 
-def ended(service, kind, name, within=60):
+def ended(service, kind, name, within=60, namespace=NAMESPACE):
     """The status of a run once it has ended."""
-    return mail.wait_for(lambda: (s := status(service, kind, name)).get("phase") in ("Succeeded", "Failed") and s,
+    return mail.wait_for(lambda: (s := status(service, kind, name, namespace)).get("phase") in ("Succeeded", "Failed") and s,
                          within=within, every=0.5, what=f"the end of {kind} {name}")
 
 
@@ -128,6 +141,45 @@ def backups(service, policy="nightly"):
 def by_hand(service, name, policy="nightly"):
     service.apply(resource("MailBackup", name, {"policyRef": {"name": policy}}))
     return ended(service, "mailbackup", name)
+
+
+def kill_operator(service):
+    service.kubectl("-n", "quorumail-system", "delete", "pods", "-l", "app.kubernetes.io/component=operator",
+                    "--grace-period=0", "--force")
+
+
+def throw_away(service):
+    return service.get("-n", NAMESPACE, "mailclusters", "-l", "quorumail.io/rehearsal")["items"]
+
+
+def nothing_is_left(service, cluster):
+    """What a rehearsal made is gone: pods, volumes, Secrets, everything that has the name of its MailCluster."""
+    def left():
+        kinds = "mailclusters,statefulsets,pods,persistentvolumeclaims,secrets,configmaps,services,serviceaccounts"
+        found = service.get("-n", NAMESPACE, kinds)["items"]
+        return [f"{item['kind']} {item['metadata']['name']}" for item in found if cluster in item["metadata"]["name"]]
+
+    mail.wait_for(lambda: not left(), within=120, every=1, what="the end of all that the rehearsal made")
+
+
+def rehearsed(service, name, begun_after=None, within=300):
+    """The record of a rehearsal that has ended; of one that was begun later, when an instant is given."""
+    def record():
+        found = status(service, "backuppolicy", name).get("rehearsal", {})
+        later = begun_after is None or found.get("started", "") > begun_after
+        return later and found.get("result") in ("Succeeded", "Failed") and found
+
+    return mail.wait_for(record, within=within, every=0.5, what=f"the end of a rehearsal of {name}")
+
+
+def schedule_of_rehearsal(service, name, schedule):
+    service.kubectl("-n", NAMESPACE, "patch", "backuppolicy", name, "--type=merge", "-p",
+                    json.dumps({"spec": {"rehearsal": {"schedule": schedule}}}))
+
+
+def events_of(service, name):
+    events = service.get("-n", NAMESPACE, "events.events.k8s.io")["items"]
+    return {(event["type"], event["reason"]) for event in events if event["regarding"]["name"] == name}
 
 
 def test_a_policy_backs_up_at_once_and_a_restore_brings_deleted_mail_back(service, s3):
@@ -207,17 +259,178 @@ def test_the_operator_killed_in_the_middle_leaves_no_run_behind(service, s3):
     service.apply(resource("MailBackup", "survivor", {"policyRef": {"name": "nightly"}}))
     mail.wait_for(lambda: status(service, "mailbackup", "survivor").get("phase") in ("Running", "Succeeded"), within=60,
                   every=0.1, what="the begin of the backup")
-    service.kubectl("-n", "quorumail-system", "delete", "pods", "-l", "app.kubernetes.io/component=operator",
-                    "--grace-period=0", "--force")
+    kill_operator(service)
     done = ended(service, "mailbackup", "survivor", within=180)
     assert done["phase"] == "Succeeded" and done["id"] in s3.manifests(), done
-    print(f"begun {done['attempts']} times")
+    print(f"the backup was begun {done['attempts']} times")
+    tokens = mail.tokens(imap(service))
+    service.apply(resource("MailRestore", "survivor", {
+        "source": {"backupRef": {"name": "survivor"}}, "scope": {"mailbox": "alice@example.org"},
+        "target": {"folderPrefix": "Survived"}}))
+    mail.wait_for(lambda: status(service, "mailrestore", "survivor").get("phase") in ("Running", "Succeeded"), within=60,
+                  every=0.1, what="the begin of the restore")
+    kill_operator(service)
+    done = ended(service, "mailrestore", "survivor", within=180)
+    assert done["phase"] == "Succeeded" and done["verified"], done
+    assert mail.tokens(imap(service), "Survived/INBOX") == tokens, "all of it, and nothing twice"
+    print(f"the restore was begun {done['attempts']} times")
+
+
+RARELY, EVERY_MINUTE = "0 5 1 1 *", "* * * * *"
+
+
+def test_a_rehearsal_restores_everything_proves_it_and_leaves_nothing(service, s3):
+    send(service, 10, "rehearsed")
+    service.apply(policy(s3, "proven", prefix="proven", rehearsal={"schedule": RARELY, "deadline": "10m"}))
+    made = mail.wait_for(lambda: throw_away(service), within=90, every=0.2, what="the MailCluster of the rehearsal")
+    cluster = made[0]["metadata"]["name"]
+    assert made[0]["spec"]["nodes"] == 1 and made[0]["spec"]["storage"]["deletionPolicy"] == "Delete", made
+    # It counts as nobody's: what names no MailCluster still finds the one that there is.
+    service.apply(resource("MailDomain", "meanwhile", {"domain": "meanwhile.example"}))
+    service.wait("Ready", "maildomain/meanwhile", namespace=NAMESPACE, within=30)
+    record = rehearsed(service, "proven")
+    assert record["result"] == "Succeeded", record
+    [backup] = backups(service, "proven")
+    assert record["backup"] == backup["status"]["id"] and record["messages"] == backup["status"]["messages"], (record, backup)
+    assert record["compared"] == record["messages"] and record["mailboxes"] >= 1 and record["duration"], record
+    print(f"rehearsed {record['messages']} messages in {record['duration']}")
+    told = status(service, "backuppolicy", "proven")
+    assert told["lastRehearsedTime"] == record["finished"] and told["nextRehearsalTime"] > record["finished"], told
+    assert service.condition("backuppolicy", "proven", "RehearsalSucceeded", NAMESPACE)["status"] == "True"
+    mail.wait_for(lambda: ("Normal", "RehearsalSucceeded") in events_of(service, "proven"), what="the Event")
+    nothing_is_left(service, cluster)
+    assert service.condition("mailcluster", "kept", namespace=NAMESPACE)["status"] == "True"
+
+
+def test_the_operator_killed_in_the_middle_of_a_rehearsal_leaves_nothing_and_blocks_nothing(service, s3):
+    before = status(service, "backuppolicy", "proven")["rehearsal"]["started"]
+    schedule_of_rehearsal(service, "proven", EVERY_MINUTE)
+    [made] = mail.wait_for(lambda: throw_away(service), within=90, every=0.1, what="the MailCluster of the rehearsal")
+    kill_operator(service)
+    schedule_of_rehearsal(service, "proven", RARELY)
+    record = rehearsed(service, "proven", begun_after=before)
+    assert record["result"] == "Succeeded" and record["attempts"] >= 2, record
+    nothing_is_left(service, made["metadata"]["name"])
+    mail.wait_for(lambda: not throw_away(service), within=60, every=0.5, what="the end of the second MailCluster")
+
+
+def test_a_rehearsal_of_a_damaged_backup_fails_with_a_reason_and_leaves_nothing(service, s3):
+    pack = max(s3.packs("proven"), key=lambda path: path.stat().st_size)
+    whole = pack.read_bytes()
+    damaged = bytearray(whole)
+    # A bit in the first quarter: in a blob, and not in the table of contents behind them.
+    damaged[len(damaged) // 4] ^= 0x40
+    pack.write_bytes(damaged)
+    before = status(service, "backuppolicy", "proven")["rehearsal"]["started"]
+    schedule_of_rehearsal(service, "proven", EVERY_MINUTE)
+    [made] = mail.wait_for(lambda: throw_away(service), within=90, every=0.1, what="the MailCluster of the rehearsal")
+    schedule_of_rehearsal(service, "proven", RARELY)
+    record = rehearsed(service, "proven", begun_after=before)
+    pack.write_bytes(whole)
+    assert record["result"] == "Failed" and record["failures"] == 1, record
+    assert pack.name in record["error"], record
+    condition = service.condition("backuppolicy", "proven", "RehearsalSucceeded", NAMESPACE)
+    assert condition["status"] == "False" and pack.name in condition["message"], condition
+    mail.wait_for(lambda: ("Warning", "RehearsalFailed") in events_of(service, "proven"), what="the Event")
+    nothing_is_left(service, made["metadata"]["name"])
+    service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/proven", "--timeout=30s")
+
+
+LOST, AGAIN = "mail-lost", "mail-again"
+NAMES = ["alice", "bob"]
+
+
+def queue(service, namespace):
+    command = [str(BIN / "quorumail"), "--namespace", namespace, "-o", "json", "queue", "list"]
+    return json.loads(kubernetes.run(*command, env=service.env, timeout=60))
+
+
+def login(service, cluster, namespace, name, password=PASSWORD):
+    return mail.login(service.address(f"service/{cluster}", 993, namespace), f"{name}@example.org", password)
+
+
+def cluster_in(service, namespace):
+    """A namespace with a MailCluster whose outgoing mail waits, and the Secrets of its backups."""
+    service.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}}))
+    spec = {"nodes": 1, "partitions": 4, "storage": {"size": "1Gi", "deletionPolicy": "Delete"},
+            "smtp": {"relay": {"host": "127.0.0.1", "port": 1}}}
+    service.apply("\n---\n".join([resource("MailCluster", "mail", spec, namespace), *secrets_of_backups(namespace)]))
+
+
+def fill_mailboxes(service, namespace):
+    """Mail by SMTP and IMAP: folders, flags, keywords, dates, holes between UIDs, and an entry in the queue."""
+    address = service.address("service/mail", 25, namespace)
+    for number in range(30):
+        mail.send(address, mail.message("x@elsewhere.example", f"{NAMES[number % 2]}@example.org", f"m{number}"))
+    client = login(service, "mail", namespace, "alice")
+    for folder in ["Projects", "Projects/2026"]:
+        assert client.create(f'"{folder}"')[0] == "OK"
+    client.subscribe('"Projects/2026"')
+    for number in range(12):
+        flags = ["", r"(\Seen)", r"(\Answered $Forwarded)"][number % 3]
+        body = f"From: a@example.org\r\nSubject: appended {number}\r\n\r\nline {number}\r\n".encode()
+        date = imaplib.Time2Internaldate(1_500_000_000 + number * 86_400)
+        assert client.append('"Projects/2026"', flags or None, date, body)[0] == "OK"
+    client.select('"Projects/2026"')
+    client.uid("STORE", "3,7:9", "+FLAGS", r"(\Deleted)")
+    assert client.expunge()[0] == "OK"
+    client.logout()
+    submission = service.address("service/mail", 587, namespace)
+    msg = mail.message("alice@example.org", "someone@remote.example", "waits")
+    mail.submit(submission, "alice@example.org", PASSWORD, msg)
+
+
+def test_disaster_recovery_brings_everything_back(service, s3):
+    namespaces = [LOST, AGAIN]
+    try:
+        cluster_in(service, LOST)
+        service.apply("\n---\n".join([
+            resource("MailDomain", "example-org", {"domain": "example.org"}, LOST),
+            secret("people", LOST, **{name: PASSWORD for name in NAMES}),
+            *(resource("Mailbox", name, {"address": f"{name}@example.org", "passwordSecretRef": {"name": "people", "key": name}},
+                       LOST) for name in NAMES)]))
+        service.wait("Ready", "mailcluster/mail", *(f"mailbox/{name}" for name in NAMES), namespace=LOST)
+        kubernetes.wait_port(service.address("service/mail", 25, LOST))
+        fill_mailboxes(service, LOST)
+        before = mail.wait_for(lambda: (found := {name: mail.contents(login(service, "mail", LOST, name)) for name in NAMES})
+                               and sum(len(m) for folders in found.values() for _, m in folders.values()) == 38 and found,
+                               what="all mail in its mailboxes")
+        subscribed = mail.folders(login(service, "mail", LOST, "alice"))
+        held = mail.wait_for(lambda: queue(service, LOST), what="the entry that waits")
+        service.apply(policy(s3, "last", prefix="lost", namespace=LOST))
+        mail.wait_for(lambda: status(service, "backuppolicy", "last", LOST).get("lastSuccessfulTime"), within=60, every=0.5,
+                      what="the last backup")
+        service.kubectl("delete", "namespace", LOST, "--timeout=180s", timeout=200)
+        namespaces.remove(LOST)
+
+        began = time.monotonic()
+        cluster_in(service, AGAIN)
+        source = {**bucket(s3, "lost"), "encryptionKeySecretRef": {"name": "backup-key"}}
+        service.apply(resource("MailRestore", "everything", {"source": source, "scope": {"cluster": {}}}, AGAIN))
+        done = ended(service, "mailrestore", "everything", within=240, namespace=AGAIN)
+        assert done["phase"] == "Succeeded" and done["verified"] and done["restored"]["messages"] == 38, done
+        for name in NAMES:
+            found = mail.contents(login(service, "mail", AGAIN, name))
+            for folder, expected in before[name].items():
+                if expected[1]:
+                    assert found[folder] == expected, f"{name}: {folder} is not what it was"
+        print(f"from nothing to the last message: {time.monotonic() - began:.1f} s, of which the restore took {done['duration']}")
+        assert mail.folders(login(service, "mail", AGAIN, "alice")) == subscribed
+        with pytest.raises(imaplib.IMAP4.error):
+            login(service, "mail", AGAIN, "alice", "wrong")
+        waiting = queue(service, AGAIN)
+        assert [entry["id"] for entry in waiting] == [entry["id"] for entry in held]
+        assert {r["class"] for entry in waiting for r in entry["recipients"]} == {"held"}, waiting
+    finally:
+        for namespace in namespaces:
+            service.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--timeout=180s", timeout=200)
 
 
 def test_a_wrong_resource_of_backups_is_refused_with_a_plain_message(service, s3):
     no_source = {"source": {}, "scope": {"mailbox": "alice@example.org"}}
     two_scopes = {"source": {"policyRef": {"name": "nightly"}}, "scope": {"mailbox": "a@example.org", "domain": "example.org"}}
-    for text, word in [(policy(s3, "bad", schedule="daily"), "five fields"), (policy(s3, "bad", retention={
+    for text, word in [(policy(s3, "bad", schedule="daily"), "five fields"),
+            (policy(s3, "bad", rehearsal={"schedule": "daily"}), "five fields"), (policy(s3, "bad", retention={
             "last": 0, "daily": 0, "weekly": 0, "monthly": 0, "yearly": 0}), "keep something"),
             (resource("MailRestore", "bad", no_source), "exactly one of backupRef"),
             (resource("MailRestore", "bad", two_scopes), "exactly one of cluster")]:

@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use kube::{Resource, ResourceExt as _};
 use quorumail_crds::{
     ClusterRef, MailCluster, MailDomain, Mailbox,
+    backup::is_rehearsal,
     condition::{Observed, kind, reason},
     is_paused,
 };
@@ -84,7 +85,7 @@ impl Drop for Supervisor {
 impl Supervisor {
     async fn look(&mut self, changes: &[Changed]) {
         let clusters: BTreeSet<Key> =
-            self.context.stores.clusters.state_filter(is_there).iter().map(|c| key(&**c)).collect();
+            self.context.stores.clusters.state_filter(has_accounts).iter().map(|c| key(&**c)).collect();
         self.workers.retain(|cluster, running| {
             let stays = clusters.contains(cluster);
             if !stays {
@@ -188,6 +189,11 @@ pub fn conditions(ready: Observed) -> Vec<Observed> {
 
 fn is_there(cluster: &MailCluster) -> bool {
     cluster.metadata.deletion_timestamp.is_none()
+}
+
+/// What a rehearsal restored is nobody's wish.
+fn has_accounts(cluster: &MailCluster) -> bool {
+    is_there(cluster) && !is_rehearsal(cluster)
 }
 
 /// Takes the finalizer off an object that is being deleted; answers whether the object stays.

@@ -13,7 +13,7 @@ use std::{
 use clap::Args;
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{Api, Client, Config, ResourceExt as _, api::ListParams, config::KubeConfigOptions};
-use quorumail_crds::MailCluster;
+use quorumail_crds::{MailCluster, backup::is_rehearsal};
 use tokio::{io::copy_bidirectional, net::TcpListener};
 
 use super::Failure;
@@ -100,8 +100,9 @@ impl Target {
 /// The one MailCluster of a namespace.
 async fn only_cluster(client: &Client, namespace: &str) -> Result<String, Failure> {
     let api: Api<MailCluster> = Api::namespaced(client.clone(), namespace);
+    let found = api.list(&ListParams::default()).await?;
     let names: Vec<String> =
-        api.list(&ListParams::default()).await?.items.iter().map(|cluster| cluster.name_any()).collect();
+        found.iter().filter(|cluster| !is_rehearsal(cluster)).map(|cluster| cluster.name_any()).collect();
     match names.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Failure::Usage(format!("namespace {namespace} has no MailCluster; say --namespace"))),

@@ -144,6 +144,7 @@ impl RestoreArgs {
             into: self.into.clone(),
             prefix: self.prefix.clone(),
             accounts: !self.without_accounts,
+            locked: false,
             queue: !self.without_queue,
             verify: self.verify,
             scratch: self.scratch.clone(),

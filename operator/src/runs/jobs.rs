@@ -237,7 +237,7 @@ pub async fn bring_back(job: Restore, progress: Progress<Restored>) -> Result<Ou
 }
 
 /// The unique name of a cluster, as its mailnodes tell it; one that is gone tells nothing.
-async fn told_name(clients: &Clients, cluster: &MailCluster) -> Option<String> {
+pub(super) async fn told_name(clients: &Clients, cluster: &MailCluster) -> Option<String> {
     let connection = clients.get(cluster).await.ok()?;
     let status = connection.admin.cluster_status().await.ok()?;
     Some(status.cluster).filter(|name| !name.is_empty())
@@ -259,6 +259,7 @@ fn request(restore: &MailRestore, id: Option<String>, cluster: Option<String>) -
         until: None,
         // Accounts are resources; only a cluster that was lost gets them from the backup.
         accounts: scope == Scope::Cluster,
+        locked: false,
         queue: scope == Scope::Cluster,
         scope,
         into: spec.target.mailbox.clone(),
@@ -268,7 +269,7 @@ fn request(restore: &MailRestore, id: Option<String>, cluster: Option<String>) -
     }
 }
 
-async fn connect(clients: &Clients, cluster: &MailCluster) -> Result<Arc<Connection>, Failure> {
+pub(super) async fn connect(clients: &Clients, cluster: &MailCluster) -> Result<Arc<Connection>, Failure> {
     clients.get(cluster).await.map_err(|error| {
         Failure::new(reason::NOT_REACHABLE, format!("MailCluster {}: {error}", cluster.name_any()))
     })
@@ -278,11 +279,11 @@ fn not_taken(error: &TakeError) -> Failure {
     Failure::new(error.reason(), error.to_string())
 }
 
-fn in_repository(error: &RepositoryError) -> Failure {
+pub(super) fn in_repository(error: &RepositoryError) -> Failure {
     Failure::new(error.reason(), error.to_string())
 }
 
-fn not_restored(error: &RestoreError) -> Failure {
+pub(super) fn not_restored(error: &RestoreError) -> Failure {
     Failure::new(error.reason(), error.to_string())
 }
 

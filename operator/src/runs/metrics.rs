@@ -6,7 +6,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
 };
-use quorumail_crds::{BackupPolicyStatus, MailBackupStatus};
+use quorumail_crds::{
+    BackupPolicyStatus, MailBackupStatus, Span,
+    backup::Phase,
+    condition::{find, kind},
+};
 
 use crate::stores::Key;
 
@@ -26,6 +30,10 @@ pub struct BackupMetrics {
     restore_seconds: Histogram,
     restored_messages: IntCounter,
     restored_bytes: IntCounter,
+    rehearsed: GaugeVec,
+    rehearsal_seconds: GaugeVec,
+    rehearsal_succeeded: GaugeVec,
+    rehearsals: IntCounterVec,
 }
 
 const POLICY: [&str; 2] = ["namespace", "policy"];
@@ -59,7 +67,10 @@ impl BackupMetrics {
                 Opts::new("quorumail_backup_runs_total", "Backups that ended, by result (ok, failed)."),
                 &["namespace", "policy", "result"],
             )?,
-            running: Gauge::new("quorumail_backup_running", "Backups and restores that are under way.")?,
+            running: Gauge::new(
+                "quorumail_backup_running",
+                "Backups, restores and rehearsals that are under way.",
+            )?,
             restores: IntCounterVec::new(
                 Opts::new("quorumail_restore_runs_total", "Restores that ended, by result (ok, failed)."),
                 &["result"],
@@ -76,14 +87,30 @@ impl BackupMetrics {
                 "quorumail_restore_bytes_total",
                 "Bytes of messages brought back.",
             )?,
+            rehearsed: gauge(
+                "quorumail_rehearsal_last_success_timestamp_seconds",
+                "When the last rehearsal that succeeded was finished, in Unix seconds.",
+            )?,
+            rehearsal_seconds: gauge(
+                "quorumail_rehearsal_last_duration_seconds",
+                "How long the last rehearsal that succeeded took from nothing to mail that is served: the measured time to recover.",
+            )?,
+            rehearsal_succeeded: gauge(
+                "quorumail_rehearsal_succeeded",
+                "1 while the last rehearsal succeeded and none is overdue, else 0; absent before the first has ended.",
+            )?,
+            rehearsals: IntCounterVec::new(
+                Opts::new("quorumail_rehearsal_runs_total", "Rehearsals that ended, by result (ok, failed)."),
+                &["namespace", "policy", "result"],
+            )?,
         };
-        for collector in [&all.last_success, &all.next, &all.duration] {
+        for collector in all.of_policies() {
             registry.register(Box::new(collector.clone()))?;
         }
         for collector in [&all.bytes, &all.uploaded, &all.stored, &all.kept] {
             registry.register(Box::new(collector.clone()))?;
         }
-        for collector in [&all.runs, &all.restores] {
+        for collector in [&all.runs, &all.restores, &all.rehearsals] {
             registry.register(Box::new(collector.clone()))?;
         }
         for collector in [&all.restored_messages, &all.restored_bytes] {
@@ -92,6 +119,18 @@ impl BackupMetrics {
         registry.register(Box::new(all.running.clone()))?;
         registry.register(Box::new(all.restore_seconds.clone()))?;
         Ok(all)
+    }
+
+    /// Gauges with a value for each policy.
+    fn of_policies(&self) -> [&GaugeVec; 6] {
+        [
+            &self.last_success,
+            &self.next,
+            &self.duration,
+            &self.rehearsed,
+            &self.rehearsal_seconds,
+            &self.rehearsal_succeeded,
+        ]
     }
 
     /// Shows a policy as its status tells it.
@@ -113,6 +152,23 @@ impl BackupMetrics {
         // So that an alert on failures sees the first one.
         for result in ["ok", "failed"] {
             self.runs.with_label_values(&[namespace.as_str(), name.as_str(), result]).inc_by(0);
+        }
+        instant(&self.rehearsed, &status.last_rehearsed_time);
+        let told = find(&status.conditions, kind::REHEARSAL_SUCCEEDED);
+        match told.map(|told| told.status.as_str()) {
+            Some("Unknown") | None => drop(self.rehearsal_succeeded.remove_label_values(&labels)),
+            Some(told) => {
+                self.rehearsal_succeeded.with_label_values(&labels).set(f64::from(u8::from(told == "True")))
+            }
+        }
+        if told.is_some() {
+            for result in ["ok", "failed"] {
+                self.rehearsals.with_label_values(&[namespace.as_str(), name.as_str(), result]).inc_by(0);
+            }
+        }
+        let record = status.rehearsal.as_ref().filter(|record| record.result == Phase::Succeeded);
+        if let Some(took) = record.and_then(|record| record.duration.as_ref()?.parse::<Span>().ok()) {
+            self.rehearsal_seconds.with_label_values(&labels).set(took.duration().as_secs_f64());
         }
     }
 
@@ -136,14 +192,16 @@ impl BackupMetrics {
     pub fn forget(&self, gone: &BTreeSet<Key>) {
         for (namespace, name) in gone {
             let labels = [namespace.as_str(), name.as_str()];
-            for gauge in [&self.last_success, &self.next, &self.duration] {
+            for gauge in self.of_policies() {
                 let _ = gauge.remove_label_values(&labels);
             }
             for gauge in [&self.bytes, &self.uploaded, &self.stored, &self.kept] {
                 let _ = gauge.remove_label_values(&labels);
             }
             for result in ["ok", "failed"] {
-                let _ = self.runs.remove_label_values(&[namespace.as_str(), name.as_str(), result]);
+                for counter in [&self.runs, &self.rehearsals] {
+                    let _ = counter.remove_label_values(&[namespace.as_str(), name.as_str(), result]);
+                }
             }
         }
     }
@@ -151,6 +209,11 @@ impl BackupMetrics {
     /// Counts a backup that ended.
     pub fn backup_ended(&self, (namespace, name): &Key, ok: bool) {
         self.runs.with_label_values(&[namespace.as_str(), name.as_str(), result(ok)]).inc();
+    }
+
+    /// Counts a rehearsal that ended.
+    pub fn rehearsal_ended(&self, (namespace, name): &Key, ok: bool) {
+        self.rehearsals.with_label_values(&[namespace.as_str(), name.as_str(), result(ok)]).inc();
     }
 
     /// Counts a restore that ended.
@@ -185,6 +248,48 @@ mod tests {
         let mut out = Vec::new();
         TextEncoder::new().encode(&registry.gather(), &mut out).unwrap();
         String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_rehearsal_is_shown_once_one_has_ended() {
+        use quorumail_crds::{
+            backuppolicy::RehearsalRecord,
+            condition::{Observed, merge, reason},
+        };
+        let registry = Registry::new();
+        let metrics = BackupMetrics::register(&registry).unwrap();
+        let key: Key = ("mail".to_owned(), "nightly".to_owned());
+        let now: k8s_openapi::jiff::Timestamp = "1970-01-01T00:01:00Z".parse().unwrap();
+        let mut status = BackupPolicyStatus::default();
+        let told = |observed| merge(&[], &[observed], None, now);
+        status.conditions = told(Observed::unknown(kind::REHEARSAL_SUCCEEDED, reason::NOT_YET, ""));
+        metrics.policy(&key, &status);
+        let text = rendered(&registry);
+        assert!(
+            !text.contains("rehearsal_succeeded{") && text.contains("quorumail_rehearsal_runs_total{"),
+            "{text}"
+        );
+        status.conditions = told(Observed::yes(kind::REHEARSAL_SUCCEEDED, reason::SUCCEEDED, ""));
+        status.last_rehearsed_time = Some(Time(now));
+        status.rehearsal = Some(RehearsalRecord {
+            result: Phase::Succeeded,
+            duration: Some("1m30s".to_owned()),
+            ..RehearsalRecord::default()
+        });
+        metrics.policy(&key, &status);
+        let text = rendered(&registry);
+        for (name, value) in
+            [("succeeded", 1), ("last_duration_seconds", 90), ("last_success_timestamp_seconds", 60)]
+        {
+            let line = format!(r#"quorumail_rehearsal_{name}{{namespace="mail",policy="nightly"}} {value}"#);
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+        status.conditions = told(Observed::no(kind::REHEARSAL_SUCCEEDED, reason::OVERDUE, ""));
+        metrics.policy(&key, &status);
+        let line = r#"quorumail_rehearsal_succeeded{namespace="mail",policy="nightly"} 0"#;
+        assert!(rendered(&registry).contains(line));
+        metrics.forget(&[key].into());
+        assert!(!rendered(&registry).contains("nightly"));
     }
 
     #[test]

@@ -1,12 +1,14 @@
-//! Backups and restores: plans BackupPolicies, runs MailBackups and MailRestores, and tells how far they are.
+//! Backups and restores: plans BackupPolicies, runs MailBackups, MailRestores and rehearsals, and tells how far they are.
 //!
 //! One pass looks at everything, which is little: it carries out what [`backuppolicy::plan`] and [`run::step`] decide. Runs
-//! are tasks of this process: at most one backup and one restore of a MailCluster at a time, and so many in all. Whoever
+//! are tasks of this process: at most one backup and one restore of a MailCluster at a time, and so many in all; one rehearsal. Whoever
 //! loses the Lease ends with its runs; whoever gets it finds them as interrupted and begins them again.
 
 pub mod jobs;
 pub mod metrics;
 mod passes;
+mod rehearsals;
+mod rehearse;
 pub mod target;
 
 use std::{
@@ -18,7 +20,8 @@ use std::{
 use jiff::Timestamp;
 use kube::{ResourceExt as _, core::object::HasStatus};
 use quorumail_crds::{
-    BackupPolicyStatus, MailBackup, MailBackupStatus, MailRestore, MailRestoreStatus, mailrestore::Restored,
+    BackupPolicy, BackupPolicyStatus, MailBackup, MailBackupStatus, MailRestore, MailRestoreStatus,
+    mailrestore::Restored,
 };
 use tokio::{
     task::{AbortHandle, JoinError, JoinSet},
@@ -32,6 +35,7 @@ use crate::{
     mailbackup::Figures,
     mailcluster::Context,
     mailrestore::Outcome,
+    rehearsal,
     run::Failure,
     stores::{Changed, Key},
 };
@@ -40,6 +44,8 @@ use crate::{
 const MAX_BACKUPS: usize = 4;
 /// Likewise restores: mail passes through this process.
 const MAX_RESTORES: usize = 2;
+/// Likewise rehearsals, of which each needs a mailnode and a volume as well.
+const MAX_REHEARSALS: usize = 1;
 /// How long a restore may wait, and then how long it may take.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How often the progress of a run is written at most.
@@ -51,12 +57,32 @@ const IDLE: Duration = Duration::from_secs(60);
 enum Ended {
     Backup(Result<jobs::Made, Failure>),
     Restore(Result<Outcome, Failure>),
+    Rehearsal(rehearsal::Figures, Result<(), Failure>),
+}
+
+/// Sorts of runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Backup,
+    Restore,
+    Rehearsal,
 }
 
 /// What a run tells while it is under way.
 enum Told {
     Backup(Progress<Figures>, Figures),
     Restore(Progress<Restored>, Restored),
+    Rehearsal(Progress<rehearsal::Figures>, rehearsal::Figures),
+}
+
+impl Told {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Backup(..) => Kind::Backup,
+            Self::Restore(..) => Kind::Restore,
+            Self::Rehearsal(..) => Kind::Rehearsal,
+        }
+    }
 }
 
 /// A run that is under way.
@@ -106,7 +132,7 @@ async fn concerns(changes: &mut tokio::sync::broadcast::Receiver<Changed>) {
 struct Supervisor {
     context: Arc<Context>,
     jobs: JoinSet<Ended>,
-    /// By uid of the MailBackup or MailRestore.
+    /// By uid of the MailBackup or MailRestore, or of the BackupPolicy that is rehearsed.
     running: HashMap<String, Running>,
     /// How runs ended whose status is not written yet, by uid.
     ended: HashMap<String, Ended>,
@@ -116,7 +142,7 @@ struct Supervisor {
     policies: HashMap<String, BackupPolicyStatus>,
     backups: HashMap<String, MailBackupStatus>,
     restores: HashMap<String, MailRestoreStatus>,
-    /// MailBackups and MailRestores whose status could not be written, by uid.
+    /// Objects whose status could not be written, by uid.
     unwritten: BTreeSet<String>,
     /// Policies that are shown in metrics.
     shown: BTreeSet<Key>,
@@ -158,34 +184,47 @@ impl Supervisor {
             match run.told {
                 Told::Backup(..) => Ended::Backup(Err(failure)),
                 Told::Restore(..) => Ended::Restore(Err(failure)),
+                Told::Rehearsal(progress, _) => Ended::Rehearsal(progress.lock().clone(), Err(failure)),
             }
         });
         self.ended.insert(uid, ended);
     }
 
     /// Ends runs whose object is gone.
-    fn end_orphans(&mut self, backups: &[Arc<MailBackup>], restores: &[Arc<MailRestore>]) {
-        let there = |uid: &String| {
-            let is = |found: Option<String>, deleted: bool| found.as_ref() == Some(uid) && !deleted;
-            backups.iter().any(|b| is(b.uid(), b.metadata.deletion_timestamp.is_some()))
-                || restores.iter().any(|r| is(r.uid(), r.metadata.deletion_timestamp.is_some()))
-        };
+    fn end_orphans(
+        &mut self,
+        policies: &[Arc<BackupPolicy>],
+        backups: &[Arc<MailBackup>],
+        restores: &[Arc<MailRestore>],
+    ) {
+        let there: BTreeSet<String> =
+            uids_there(policies).chain(uids_there(backups)).chain(uids_there(restores)).collect();
+        let rehearsed: BTreeSet<String> =
+            uids_there(policies.iter().filter(|policy| policy.spec.rehearsal.is_some())).collect();
         self.running.retain(|uid, run| {
-            let stays = there(uid);
+            let stays =
+                there.contains(uid) && (run.told.kind() != Kind::Rehearsal || rehearsed.contains(uid));
             if !stays {
-                tracing::info!(run = run.name, "its object was deleted; ending it");
+                tracing::info!(run = run.name, "nobody wants it any more; ending it");
                 run.abort.abort();
             }
             stays
         });
-        self.ended.retain(|uid, _| there(uid));
-        self.unwritten.retain(there);
+        self.ended.retain(|uid, _| there.contains(uid));
+        self.unwritten.retain(|uid| there.contains(uid));
     }
 
     /// Runs of one sort that are under way.
-    fn under_way(&self, backup: bool) -> impl Iterator<Item = &Running> {
-        self.running.values().filter(move |run| matches!(run.told, Told::Backup(..)) == backup)
+    fn under_way(&self, kind: Kind) -> impl Iterator<Item = &Running> {
+        self.running.values().filter(move |run| run.told.kind() == kind)
     }
+}
+
+/// Of objects that are not on their way out.
+fn uids_there<'a, K: kube::Resource + 'a>(
+    objects: impl IntoIterator<Item = &'a Arc<K>>,
+) -> impl Iterator<Item = String> {
+    objects.into_iter().filter(|object| object.meta().deletion_timestamp.is_none()).filter_map(|o| o.uid())
 }
 
 /// Objects with the status that was written last: a watch may lag behind, and what was done must not be done again.

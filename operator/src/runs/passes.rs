@@ -1,11 +1,16 @@
 //! One pass over BackupPolicies, MailBackups and MailRestores.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, PostParams},
+    core::object::HasStatus,
     runtime::events::EventType,
 };
 use parking_lot::Mutex;
@@ -19,18 +24,18 @@ use quorumail_crds::{
 use tokio::time::Instant;
 
 use super::{
-    Ended, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told,
+    Ended, Kind, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told,
     jobs::{self, Source},
     target::{Wanted, missing},
     until, with_written,
 };
 use crate::{
-    backuppolicy::{self, Plan, Seen, is_pruned, phase},
+    backuppolicy::{self, Plan, Seen, is_pruned, last_successful, phase},
     mailbackup::{self, Told as BackupTold},
     mailrestore::{self, Told as RestoreTold},
-    run::{Course, Failure, Step, step},
+    run::{Course, Failure, Step, left, step},
     settings::FIELD_MANAGER,
-    status::write,
+    status::{Ours, write},
     stores::key,
 };
 
@@ -46,11 +51,12 @@ impl Supervisor {
         let policies = with_written(&mut self.policies, stores.policies.state());
         let mut backups = with_written(&mut self.backups, stores.backups.state());
         let mut restores = with_written(&mut self.restores, stores.restores.state());
-        self.end_orphans(&backups, &restores);
+        self.end_orphans(&policies, &backups, &restores);
+        let something_left = self.clear_rehearsals().await;
         // The one that was made first is begun first.
         backups.sort_by_key(|backup| (backup.creation_timestamp(), backup.name_any()));
         restores.sort_by_key(|restore| (restore.creation_timestamp(), restore.name_any()));
-        let mut pause = until(None, Timestamp::now());
+        let mut pause = if something_left { WAITING } else { until(None, Timestamp::now()) };
         for backup in &backups {
             let status = self.backup(backup, &policies);
             pause = pause.min(self.show_backup(backup, status).await?);
@@ -77,17 +83,22 @@ impl Supervisor {
             return Ok(until(None, Timestamp::now()));
         }
         let now = Timestamp::now();
-        if is_paused(&**policy) {
-            self.show_policy(policy, backuppolicy::paused(policy, now)).await?;
-            return Ok(until(None, now));
-        }
         let mine: Vec<_> = backups.iter().filter(|backup| is_of(backup, policy)).cloned().collect();
         let problem = self.policy_problem(policy);
         let waits = problem.is_some();
+        let old = policy.status.clone().unwrap_or_default();
+        let last_backup = last_successful(&old, &mine).map(|time| time.0);
+        let rehearsal = self.rehearsal(policy, last_backup, problem.as_ref());
+        let rehearses = rehearsal.record.as_ref().is_some_and(|record| record.result == Phase::Running);
+        if is_paused(&**policy) {
+            self.show_policy(policy, backuppolicy::paused(policy, &rehearsal, now)).await?;
+            return Ok(until(None, now));
+        }
         let seen = Seen {
             backups: &mine,
             problem: problem.as_ref().map(Failure::observed),
             stock: self.stocks.get(&policy.uid().unwrap_or_default()),
+            rehearsal: &rehearsal,
             now,
         };
         let Plan { create, delete, status, again } = backuppolicy::plan(policy, &seen);
@@ -111,7 +122,12 @@ impl Supervisor {
             }
         }
         self.show_policy(policy, status).await?;
-        Ok(if waits || create.is_some() { WAITING } else { until(again, now) })
+        let again = again.into_iter().chain(rehearsal.next).min();
+        Ok(match waits || create.is_some() {
+            true => WAITING,
+            false if rehearses => TELL,
+            false => until(again, now),
+        })
     }
 
     /// What keeps backups from being made.
@@ -130,7 +146,7 @@ impl Supervisor {
             .map(missing)
     }
 
-    fn ready_cluster(
+    pub(super) fn ready_cluster(
         &self,
         namespace: &str,
         named: Option<&ClusterRef>,
@@ -218,18 +234,17 @@ impl Supervisor {
         }
         let namespace = policy.namespace().unwrap_or_default();
         let cluster = self.ready_cluster(&namespace, policy.spec.cluster_ref.as_ref())?;
-        self.has_room(true, &cluster)?;
+        self.has_room(Kind::Backup, MAX_BACKUPS, &cluster)?;
         Ok((policy.clone(), cluster))
     }
 
     /// One run of a sort for each MailCluster, and so many in all.
-    fn has_room(&self, backup: bool, cluster: &MailCluster) -> Result<(), Failure> {
-        if let Some(other) = self.under_way(backup).find(|run| run.cluster == key(cluster)) {
+    fn has_room(&self, kind: Kind, most: usize, cluster: &MailCluster) -> Result<(), Failure> {
+        if let Some(other) = self.under_way(kind).find(|run| run.cluster == key(cluster)) {
             let text = format!("waiting for {} of the same MailCluster", other.name);
             return Err(Failure::new(reason::WAITING, text));
         }
-        let most = if backup { MAX_BACKUPS } else { MAX_RESTORES };
-        if self.under_way(backup).count() >= most {
+        if self.under_way(kind).count() >= most {
             let text = format!("waiting for one of {most} others to end");
             return Err(Failure::new(reason::WAITING, text));
         }
@@ -377,7 +392,7 @@ impl Supervisor {
         }
         let named = restore.spec.target.cluster_ref.as_ref().or(of_policy.as_ref());
         let cluster = self.ready_cluster(&namespace, named)?;
-        self.has_room(false, &cluster)?;
+        self.has_room(Kind::Restore, MAX_RESTORES, &cluster)?;
         Ok((source, cluster))
     }
 
@@ -485,18 +500,47 @@ impl Supervisor {
         }
     }
 
+    /// Writes a status that is news, or could not be written before; answers it when there was one to write.
+    async fn show<K>(
+        &mut self,
+        written: fn(&mut Self) -> &mut HashMap<String, K::Status>,
+        object: &K,
+        status: Option<K::Status>,
+    ) -> Result<Option<K::Status>, kube::Error>
+    where
+        K: Ours + HasStatus,
+        K::Status: Clone + PartialEq + serde::Serialize,
+    {
+        let uid = object.uid().unwrap_or_default();
+        let unwritten = self.unwritten.contains(&uid);
+        let status = status.or_else(|| object.status().cloned().filter(|_| unwritten));
+        let Some(status) = status.filter(|status| unwritten || object.status() != Some(status)) else {
+            return Ok(None);
+        };
+        // Kept first: what has happened has happened, also when it cannot be written now.
+        written(self).insert(uid.clone(), status.clone());
+        self.unwritten.insert(uid.clone());
+        write(&self.context.client, object, &status).await?;
+        self.unwritten.remove(&uid);
+        Ok(Some(status))
+    }
+
     async fn show_policy(
         &mut self,
         policy: &BackupPolicy,
         status: BackupPolicyStatus,
     ) -> Result<(), kube::Error> {
-        if policy.status.as_ref() == Some(&status) {
+        let Some(status) = self.show(|all| &mut all.policies, policy, Some(status)).await? else {
             return Ok(());
-        }
-        write(&self.context.client, policy, &status).await?;
-        let old = policy.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
-        self.context.events.transition(policy, old, &status.conditions).await;
-        self.policies.insert(policy.uid().unwrap_or_default(), status);
+        };
+        let old = policy.status.clone().unwrap_or_default();
+        self.context.events.transition(policy, &old.conditions, &status.conditions).await;
+        let result = |status: &BackupPolicyStatus| {
+            status.rehearsal.as_ref().map(|record| record.result).unwrap_or_default()
+        };
+        let told = find(&status.conditions, kind::REHEARSAL_SUCCEEDED);
+        let text = told.map(|told| told.message.as_str()).unwrap_or_default();
+        self.tell_phase(policy, ("Rehearsal", result(&old), result(&status)), text).await;
         Ok(())
     }
 
@@ -505,31 +549,22 @@ impl Supervisor {
         backup: &MailBackup,
         status: Option<MailBackupStatus>,
     ) -> Result<Duration, kube::Error> {
-        let (uid, before) = (backup.uid().unwrap_or_default(), phase(backup));
-        let unwritten = self.unwritten.contains(&uid);
-        let Some(status) = status.or_else(|| backup.status.clone().filter(|_| unwritten)) else {
+        let before = phase(backup);
+        let Some(status) = self.show(|all| &mut all.backups, backup, status).await? else {
             return Ok(pause_of(before));
         };
-        let after = status.phase;
-        if unwritten || backup.status.as_ref() != Some(&status) {
-            // Kept first: what has happened has happened, also when it cannot be written now.
-            self.backups.insert(uid.clone(), status.clone());
-            self.unwritten.insert(uid.clone());
-            write(&self.context.client, backup, &status).await?;
-            self.unwritten.remove(&uid);
-            let text = match &status.error {
-                Some(error) => error.clone(),
-                None => format!(
-                    "{} messages, {} bytes, {} bytes sent; in the bucket as {}",
-                    status.messages.unwrap_or_default(),
-                    status.bytes.unwrap_or_default(),
-                    status.uploaded_bytes.unwrap_or_default(),
-                    status.id.as_deref().unwrap_or_default()
-                ),
-            };
-            self.tell_phase(backup, ("Backup", before, after), &text).await;
-        }
-        Ok(pause_of(after))
+        let text = match &status.error {
+            Some(error) => error.clone(),
+            None => format!(
+                "{} messages, {} bytes, {} bytes sent; in the bucket as {}",
+                status.messages.unwrap_or_default(),
+                status.bytes.unwrap_or_default(),
+                status.uploaded_bytes.unwrap_or_default(),
+                status.id.as_deref().unwrap_or_default()
+            ),
+        };
+        self.tell_phase(backup, ("Backup", before, status.phase), &text).await;
+        Ok(pause_of(status.phase))
     }
 
     async fn show_restore(
@@ -537,33 +572,24 @@ impl Supervisor {
         restore: &MailRestore,
         status: Option<MailRestoreStatus>,
     ) -> Result<Duration, kube::Error> {
-        let uid = restore.uid().unwrap_or_default();
         let before = restore.status.as_ref().map(|status| status.phase).unwrap_or_default();
-        let unwritten = self.unwritten.contains(&uid);
-        let Some(status) = status.or_else(|| restore.status.clone().filter(|_| unwritten)) else {
+        let Some(status) = self.show(|all| &mut all.restores, restore, status).await? else {
             return Ok(pause_of(before));
         };
-        let after = status.phase;
-        if unwritten || restore.status.as_ref() != Some(&status) {
-            self.restores.insert(uid.clone(), status.clone());
-            self.unwritten.insert(uid.clone());
-            write(&self.context.client, restore, &status).await?;
-            self.unwritten.remove(&uid);
-            let restored = status.restored.unwrap_or_default();
-            let text = match &status.error {
-                Some(error) => error.clone(),
-                None => format!(
-                    "{} messages, {} bytes brought back from {} in {}; {} were there already",
-                    restored.messages,
-                    restored.bytes,
-                    status.backup.as_deref().unwrap_or_default(),
-                    status.duration.as_deref().unwrap_or_default(),
-                    restored.already_there
-                ),
-            };
-            self.tell_phase(restore, ("Restore", before, after), &text).await;
-        }
-        Ok(pause_of(after))
+        let restored = status.restored.unwrap_or_default();
+        let text = match &status.error {
+            Some(error) => error.clone(),
+            None => format!(
+                "{} messages, {} bytes brought back from {} in {}; {} were there already",
+                restored.messages,
+                restored.bytes,
+                status.backup.as_deref().unwrap_or_default(),
+                status.duration.as_deref().unwrap_or_default(),
+                restored.already_there
+            ),
+        };
+        self.tell_phase(restore, ("Restore", before, status.phase), &text).await;
+        Ok(pause_of(status.phase))
     }
 
     /// An Event when a run begins and when it ends.
@@ -643,13 +669,6 @@ fn no_backup(text: String) -> Failure {
 
 fn created<K: kube::Resource>(object: &K, now: Timestamp) -> Timestamp {
     object.meta().creation_timestamp.as_ref().map_or(now, |time| time.0)
-}
-
-/// What is left of a deadline, which an interruption does not begin anew.
-fn left(course: &Course, now: Timestamp) -> Duration {
-    let begun = course.started.unwrap_or(now);
-    let used = Duration::try_from(now.duration_since(begun)).unwrap_or_default();
-    course.deadline.saturating_sub(used)
 }
 
 /// When a run is looked at again.

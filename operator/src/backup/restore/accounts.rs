@@ -55,7 +55,9 @@ pub(super) async fn restore(
     let domains: Vec<DirectoryChange> = domains.map(|record| put_domain(record)).collect();
     let made = put(admin, domains, tally).await?;
     tally.add(|restored| restored.domains += made);
-    let made = put(admin, missing.into_iter().map(put_mailbox).collect(), tally).await?;
+    let made =
+        put(admin, missing.into_iter().map(|record| put_mailbox(record, request.locked)).collect(), tally)
+            .await?;
     tally.add(|restored| restored.accounts += made);
     Ok(())
 }
@@ -117,18 +119,19 @@ fn put_domain(record: &DomainRecord) -> DirectoryChange {
     DirectoryChange { change: Some(Change::PutDomain(domain)) }
 }
 
-fn put_mailbox(record: &MailboxRecord) -> DirectoryChange {
+fn put_mailbox(record: &MailboxRecord, locked: bool) -> DirectoryChange {
+    let limit = |limit: u64| if locked { 0 } else { limit };
     let mailbox = admin::Mailbox {
         address: record.address.to_string(),
         display_name: record.display_name.clone(),
         aliases: record.aliases.iter().map(ToString::to_string).collect(),
         password_hash: record.password_hash.clone(),
-        quota_bytes: record.quota.bytes,
-        quota_messages: record.quota.messages,
+        quota_bytes: limit(record.quota.bytes),
+        quota_messages: limit(record.quota.messages),
         suspended: record.suspended,
-        may_send: record.permissions.send,
-        may_receive: record.permissions.receive,
-        may_login: record.permissions.login,
+        may_send: record.permissions.send && !locked,
+        may_receive: record.permissions.receive && !locked,
+        may_login: record.permissions.login && !locked,
         revision: REVISION.to_owned(),
     };
     DirectoryChange { change: Some(Change::PutMailbox(mailbox)) }

@@ -67,6 +67,9 @@ pub struct RestoreRequest {
     pub prefix: Option<String>,
     /// Whether domains and mailboxes that are missing are made.
     pub accounts: bool,
+    /// Whether those that are made are of no use to anybody: without log-in, without mail in or out, and without a quota that
+    /// could keep mail from coming back. For rehearsals.
+    pub locked: bool,
     /// Whether queue entries come back, held. Scope cluster only.
     pub queue: bool,
     /// Whether every message is read back and compared.
@@ -86,6 +89,7 @@ impl RestoreRequest {
             into: None,
             prefix: None,
             accounts: true,
+            locked: false,
             queue: true,
             verify: false,
             scratch: None,
