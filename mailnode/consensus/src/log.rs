@@ -196,6 +196,11 @@ impl Contents {
         *self = Contents { oldest: self.oldest, ..Contents::forgotten(self.vote) };
     }
 
+    /// The last entry that was purged.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        self.purged
+    }
+
     /// Whether the log that was replayed goes on where it was purged.
     pub(crate) fn is_whole(&self) -> bool {
         self.slots.is_empty() || self.first == self.purged.map_or(0, |purged| purged.index + 1)

@@ -56,6 +56,20 @@ pub enum StartError {
     /// The state machine cannot tell where it is.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The state machine lost what it had been durable with, and the log before it is gone.
+    #[error(
+        "group {group} lost state that was safe on this disk (it knows {applied} entries, and the log begins after \
+         {purged}); if other replicas have this node's mail, remove this node's whole data directory and start it \
+         again, and they fill it; otherwise restore a backup"
+    )]
+    Lost {
+        /// Which one.
+        group: u32,
+        /// Index of the last entry that the state machine has.
+        applied: u64,
+        /// Index of the last entry that the log has purged.
+        purged: u64,
+    },
     /// The log and the state machine of a group do not fit together, or cannot be read.
     #[error("failed to start group {group}: {reason}")]
     Group {

@@ -7,6 +7,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,7 +20,7 @@ use quorumail_consensus::{Consensus, LEVELS, Topology, Writes, command_index, op
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_replica::{Machine, Mender};
-use quorumail_store::{JournalBodies, Store};
+use quorumail_store::{JournalBodies, Store, StoreError};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -108,9 +109,20 @@ fn open_data(data: &DataDir) -> anyhow::Result<(Journal, quorumail_consensus::Re
     let options = Options { verify_after_failure: true, ..Options::new(data.journal()) };
     let (journal, recovered) = open_log(options).context("failed to open the journal")?;
     let bodies = Arc::new(JournalBodies::new(journal.clone(), command_index));
-    let store = Store::open(&index, bodies).context("failed to open the index")?;
+    let store = Store::open(&index, bodies).map_err(|error| damaged_index(&index, error))?;
     store.digest_with(Arc::new(ImapDigests));
     Ok((journal, recovered, store))
+}
+
+/// What to do about an index that cannot be opened.
+fn damaged_index(index: &Path, error: StoreError) -> anyhow::Error {
+    let advice = if error.is_damage() {
+        "; if other replicas have this node's mail, remove this node's whole data directory and start it again, and \
+         they fill it; otherwise restore a backup"
+    } else {
+        ""
+    };
+    anyhow::Error::new(error).context(format!("failed to open the index in {}{advice}", index.display()))
 }
 
 impl Node {
