@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bodies::BODIES_AT_ONCE;
+use crate::committed::Wanted;
 use crate::config::{Config, Connector, Peer};
 use crate::coordinator::{Planned, Progress};
 use crate::disk::DiskHealth;
@@ -142,6 +143,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Arc<openraft::Config>,
     pub(crate) links: Arc<Links>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) wanted: Wanted,
     pub(crate) short_work: Arc<ShortWork>,
     pub(crate) fatal: Fatal,
     pub(crate) disk: DiskHealth,
@@ -217,6 +219,7 @@ impl Consensus {
             engine,
             links: Arc::new(links),
             counters,
+            wanted: Wanted::default(),
             short_work: Arc::new(ShortWork::new()),
             fatal: Fatal::new(),
             disk: DiskHealth::default(),
