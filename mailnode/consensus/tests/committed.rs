@@ -48,7 +48,8 @@ async fn the_committed_log_is_read_whole_on_every_replica_and_kept_while_it_is_w
     wanting.want_log(GROUP, Some(0));
     write(&cluster, 0..300).await;
     cluster.settled().await;
-    let purged = async |consensus: &Consensus| matches!(read(consensus, 0).await, Err(CommittedError::Purged { .. }));
+    let purged =
+        async |consensus: &Consensus| matches!(read(consensus, 0).await, Err(CommittedError::Purged { .. }));
     // Purged where nobody wants it.
     while !purged(other).await {
         tokio::time::sleep(Duration::from_millis(20)).await;

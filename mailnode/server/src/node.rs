@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{AdminService, backup::Backups},
+    archiver::Archiver,
     auth::Authenticator,
     channels::{self, PeerConnector},
     compactor::Compaction,
@@ -176,6 +177,7 @@ impl Node {
             totals: Arc::default(),
         };
         let backups = Arc::new(Backups::default());
+        let archiver = Archiver::new(groups.consensus.clone(), config.node(), config.cluster.clone());
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
@@ -183,6 +185,7 @@ impl Node {
             repairer,
             compaction: Arc::clone(&compaction.totals),
             disk: Arc::clone(&disk),
+            archiver: archiver.clone(),
             backups: Arc::clone(&backups),
             public_tls: Arc::clone(&public_tls),
             internal_tls: Arc::clone(&internal_tls),
@@ -191,6 +194,7 @@ impl Node {
         tokio::spawn(compaction.run(rest.clone()));
         tokio::spawn(repairs.run(rest.clone()));
         tokio::spawn(scrubbing.run(rest.clone()));
+        tokio::spawn(archiver.clone().run(rest.clone()));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let service = AdminService {
             groups: Arc::clone(&groups),
@@ -201,6 +205,7 @@ impl Node {
             disk: Arc::clone(&disk),
             hostname: config.hostname.clone(),
             cluster: config.cluster.clone(),
+            archiver,
             backups,
             stop: rest.clone(),
         };
