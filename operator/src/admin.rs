@@ -200,6 +200,18 @@ impl AdminClient {
         .await
     }
 
+    /// Tells one node what to ship to a continuous archive, and asks how far it is.
+    pub async fn archive(
+        &self,
+        node: usize,
+        request: admin::ArchiveRequest,
+    ) -> Result<admin::ArchiveStatus, AdminError> {
+        self.one(node, READ_DEADLINE, |mut node, deadline| async move {
+            node.archive(timed(request, deadline)).await
+        })
+        .await
+    }
+
     /// Moves the leaderships of one node away; answers how many it still has.
     pub async fn hand_over(&self, node: usize, timeout: Duration) -> Result<u32, AdminError> {
         let request =

@@ -1,13 +1,15 @@
 //! The continuous archive: runs of committed commands between backups, so that any instant in between can be restored.
 //!
 //! A run is contiguous in the log of one group: it starts where the one before ended. Its name tells which part of the log
-//! it holds and up to which instant; inside stand the commands, each with its log index and the proposer's time.
+//! it holds and up to which instant; inside stand the commands, each with its log index and the proposer's time. Where nothing
+//! happens no runs are made: each node has one object, written again and again, that tells up to which instant that is so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
+use futures::{StreamExt, TryStreamExt, future::BoxFuture};
 use quorumail_store::Timestamp;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     Manifest, Repository, RepositoryError,
@@ -18,6 +20,8 @@ use crate::{
 pub const RUN_BYTES: usize = 8 << 20;
 /// Index, time, length.
 const ENTRY_HEAD: usize = 20;
+/// Below a cluster's part of the archive: what its nodes tell, see [`Repository::tell_shipped`].
+const SHIPPED: &str = "shipped/";
 /// Longest uid of a cluster.
 const MAX_UID: usize = 64;
 
@@ -73,6 +77,17 @@ pub struct ArchivedCommand<'a> {
     pub offset: usize,
 }
 
+/// What a node tells of a group in which nothing is left to be shipped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shipped {
+    /// Which group.
+    pub group: u32,
+    /// The log index that is shipped next: everything before it is in runs.
+    pub next: u64,
+    /// Everything that was acknowledged up to this instant is.
+    pub through: Timestamp,
+}
+
 /// What can be restored: every instant from `earliest` to `latest`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
@@ -98,14 +113,7 @@ impl RunBuilder {
     /// [`RepositoryError::BadConfiguration`] for a uid that is not made of 1 to 64 letters, digits, dots, hyphens and
     /// underscores.
     pub fn new(cluster_uid: &str, group: u32, first: u64) -> Result<Self, RepositoryError> {
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        let is_uid = (1..=MAX_UID).contains(&cluster_uid.len())
-            && cluster_uid.bytes().all(is_plain)
-            && !cluster_uid.bytes().all(|byte| byte == b'.');
-        if !is_uid {
-            let reason = format!("the archive cannot be kept for a cluster with the uid `{cluster_uid}`");
-            return Err(RepositoryError::BadConfiguration(reason));
-        }
+        check_uid(cluster_uid)?;
         let cluster_uid = cluster_uid.to_owned();
         Ok(Self {
             cluster_uid,
@@ -175,6 +183,18 @@ impl RunBuilder {
     }
 }
 
+fn check_uid(cluster_uid: &str) -> Result<(), RepositoryError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_uid = (1..=MAX_UID).contains(&cluster_uid.len())
+        && cluster_uid.bytes().all(is_plain)
+        && !cluster_uid.bytes().all(|byte| byte == b'.');
+    if !is_uid {
+        let reason = format!("the archive cannot be kept for a cluster with the uid `{cluster_uid}`");
+        return Err(RepositoryError::BadConfiguration(reason));
+    }
+    Ok(())
+}
+
 impl RunInfo {
     /// Whether it only tells that nothing was committed.
     pub fn is_empty(&self) -> bool {
@@ -207,6 +227,13 @@ impl RunInfo {
         };
         (run.object() == name && run.last.wrapping_add(1) >= run.first).then_some(run)
     }
+}
+
+/// Whether an object is what a node tells of the archive.
+pub(crate) fn is_shipped(name: &str) -> bool {
+    name.strip_prefix("archive/")
+        .and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(_, rest)| rest.starts_with(SHIPPED))
 }
 
 /// The commands in a run's plain bytes, which must be of the log indexes that its name tells, ascending.
@@ -312,8 +339,117 @@ impl Repository {
 
     /// The runs of a group, ascending by first log index.
     pub async fn archive_runs(&self, cluster_uid: &str, group: u32) -> Result<Vec<RunInfo>, RepositoryError> {
-        let found = self.0.objects.list(&format!("archive/{cluster_uid}/{group}/")).await?;
+        self.archive_runs_from(cluster_uid, group, 0).await
+    }
+
+    /// Those that begin at a log index or later.
+    async fn archive_runs_from(
+        &self,
+        cluster_uid: &str,
+        group: u32,
+        first: u64,
+    ) -> Result<Vec<RunInfo>, RepositoryError> {
+        let prefix = format!("archive/{cluster_uid}/{group}/");
+        let after = (first > 0).then(|| format!("{prefix}{first:020}"));
+        let found = self.0.objects.list_after(&prefix, after.as_deref()).await?;
         Ok(found.iter().filter_map(|listed| RunInfo::from_object(&listed.name, listed.bytes)).collect())
+    }
+
+    /// The log index of a group that is to be shipped next: after the last run, or, where there is none, after the newest
+    /// backup; none when there is neither. `known`: that it is not before this one.
+    pub async fn archive_next(
+        &self,
+        cluster_uid: &str,
+        group: u32,
+        known: Option<u64>,
+    ) -> Result<Option<u64>, RepositoryError> {
+        let runs = self.archive_runs_from(cluster_uid, group, known.unwrap_or(0)).await?;
+        let shipped = runs.iter().map(|run| run.last.saturating_add(1)).max();
+        if shipped.or(known).is_some() {
+            return Ok(shipped.max(known));
+        }
+        let (manifests, _) = self.manifests().await?;
+        let of_cluster = manifests.iter().rev().filter(|manifest| manifest.cluster.uid == cluster_uid);
+        Ok(of_cluster.filter_map(|manifest| manifest.group(group)).next().map(|group| group.log_index + 1))
+    }
+
+    /// Tells of the groups that a node ships how far their archive is, in place of what it told before.
+    ///
+    /// # Errors
+    /// [`RepositoryError::BadConfiguration`] for a uid that is none, and what writing may answer.
+    pub async fn tell_shipped(
+        &self,
+        cluster_uid: &str,
+        node: u64,
+        shipped: &[Shipped],
+    ) -> Result<(), RepositoryError> {
+        check_uid(cluster_uid)?;
+        let name = format!("archive/{cluster_uid}/{SHIPPED}{node}");
+        let plain = crate::format::encode(&shipped);
+        let sealed = Bytes::from(self.0.keys.seal_object(&name, Kind::Archive, &plain));
+        self.0.objects.put(&name, sealed).await
+    }
+
+    /// What nodes told with [`Repository::tell_shipped`], as runs without commands. One that cannot be read tells nothing:
+    /// the window is the smaller for it, and [`Repository::verify`] names it.
+    async fn shipped_runs(&self, cluster_uid: &str) -> Result<Vec<RunInfo>, RepositoryError> {
+        let mut runs = Vec::new();
+        for listed in self.0.objects.list(&format!("archive/{cluster_uid}/{SHIPPED}")).await? {
+            let told = match self.read_shipped(&listed.name).await {
+                Ok(told) => told,
+                Err(error) if error.is_damage() => {
+                    tracing::warn!(object = listed.name, %error, "what a node told of the archive cannot be read");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            runs.extend(told.into_iter().filter_map(|told| {
+                Some(RunInfo {
+                    cluster_uid: cluster_uid.to_owned(),
+                    group: told.group,
+                    first: told.next,
+                    last: told.next.checked_sub(1)?,
+                    first_at: told.through,
+                    last_at: told.through,
+                    bytes: 0,
+                    salt: 0,
+                })
+            }));
+        }
+        Ok(runs)
+    }
+
+    pub(crate) async fn read_shipped(&self, name: &str) -> Result<Vec<Shipped>, RepositoryError> {
+        let sealed = self.0.objects.get(name).await?;
+        let plain = self.0.keys.open_object(name, Kind::Archive, &sealed)?;
+        crate::format::decode(name, &plain)
+    }
+
+    /// Runs of groups of a cluster, and how far nodes told that they lead, by group.
+    ///
+    /// Boxed: the compiler cannot see otherwise that it can be sent.
+    pub(crate) fn runs_of_groups<'a>(
+        &'a self,
+        cluster_uid: &'a str,
+        groups: Vec<u32>,
+    ) -> BoxFuture<'a, Result<BTreeMap<u32, Vec<RunInfo>>, RepositoryError>> {
+        let work = async move {
+            let read = |group: u32| async move {
+                Ok::<_, RepositoryError>((group, self.archive_runs(cluster_uid, group).await?))
+            };
+            // First what was told, so that the runs it tells of are in the list.
+            let told = self.shipped_runs(cluster_uid).await?;
+            let mut runs: BTreeMap<u32, Vec<RunInfo>> = futures::stream::iter(groups)
+                .map(read)
+                .buffered(crate::repository::READS_AT_ONCE)
+                .try_collect::<BTreeMap<_, _>>()
+                .await?;
+            for run in told {
+                runs.entry(run.group).or_default().push(run);
+            }
+            Ok(runs)
+        };
+        Box::pin(work)
     }
 
     pub(crate) async fn read_archive_run(&self, run: &RunInfo) -> Result<Bytes, RepositoryError> {
@@ -356,10 +492,9 @@ impl Repository {
         cluster_uid: &str,
         manifests: &[Manifest],
     ) -> Result<BTreeMap<u32, Vec<RunInfo>>, RepositoryError> {
-        let groups: std::collections::BTreeSet<u32> =
+        let groups: BTreeSet<u32> =
             manifests.iter().flat_map(|manifest| manifest.groups.iter().map(|group| group.group)).collect();
-        let read = |group: u32| async move { Ok((group, self.archive_runs(cluster_uid, group).await?)) };
-        futures::stream::iter(groups).map(read).buffered(crate::repository::READS_AT_ONCE).try_collect().await
+        self.runs_of_groups(cluster_uid, groups.into_iter().collect()).await
     }
 }
 

@@ -85,15 +85,24 @@ impl Repository {
         dir: &Path,
     ) -> Result<LoadedBackup, RepositoryError> {
         self.within_deadline(async {
-            let mut chosen = Vec::new();
-            for group in &manifest.groups {
-                if groups.is_empty() || groups.contains(&group.group) {
-                    let runs = match until {
-                        Some(until) => self.runs_until(group, until).await?,
-                        None => Vec::new(),
-                    };
-                    chosen.push((group, runs));
+            let is_wanted = |group: &&GroupManifest| groups.is_empty() || groups.contains(&group.group);
+            let wanted: Vec<&GroupManifest> = manifest.groups.iter().filter(is_wanted).collect();
+            let archived = match until {
+                Some(_) => {
+                    let numbers = wanted.iter().map(|group| group.group).collect();
+                    self.runs_of_groups(&manifest.cluster.uid, numbers).await?
                 }
+                None => BTreeMap::new(),
+            };
+            let mut chosen = Vec::new();
+            for group in wanted {
+                let runs = match until {
+                    Some(until) => {
+                        runs_until(group, archived.get(&group.group).map_or(&[], Vec::as_slice), until)?
+                    }
+                    None => Vec::new(),
+                };
+                chosen.push((group, runs));
             }
             if let Some(missing) = groups.iter().find(|wanted| manifest.group(**wanted).is_none()) {
                 let reason = format!("group {missing} is not in the backup {}", manifest.id);
@@ -119,26 +128,25 @@ impl Repository {
         })
         .await
     }
+}
 
-    /// The runs that lead from a group's backup to an instant.
-    async fn runs_until(
-        &self,
-        group: &GroupManifest,
-        until: Timestamp,
-    ) -> Result<Vec<RunInfo>, RepositoryError> {
-        let from = Point { log_index: group.log_index, at: group.applied_at };
-        let runs = self.archive_runs(&group.cluster_uid, group.group).await?;
-        let mut chain = archive::chain(from, &runs);
-        let latest = chain.iter().map(|run| run.last_at).fold(from.at, Timestamp::max);
-        if !(from.at..=latest).contains(&until) {
-            return Err(RepositoryError::OutsideWindow { asked: until, windows: vec![(from.at, latest)] });
-        }
-        // Those after the first that reaches it hold only what came later, or what is not to be applied.
-        if let Some(enough) = chain.iter().position(|run| run.last_at > until) {
-            chain.truncate(enough + 1);
-        }
-        Ok(chain.into_iter().cloned().collect())
+/// The runs with commands that lead from a group's backup to an instant.
+fn runs_until(
+    group: &GroupManifest,
+    runs: &[RunInfo],
+    until: Timestamp,
+) -> Result<Vec<RunInfo>, RepositoryError> {
+    let from = Point { log_index: group.log_index, at: group.applied_at };
+    let mut chain = archive::chain(from, runs);
+    let latest = chain.iter().map(|run| run.last_at).fold(from.at, Timestamp::max);
+    if !(from.at..=latest).contains(&until) {
+        return Err(RepositoryError::OutsideWindow { asked: until, windows: vec![(from.at, latest)] });
     }
+    // Those after the first that reaches it hold only what came later, or what is not to be applied.
+    if let Some(enough) = chain.iter().position(|run| run.last_at > until) {
+        chain.truncate(enough + 1);
+    }
+    Ok(chain.into_iter().filter(|run| !run.is_empty()).cloned().collect())
 }
 
 async fn open(dir: PathBuf, bodies: Arc<RepositoryBodies>) -> Result<Store, RepositoryError> {

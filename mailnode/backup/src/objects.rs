@@ -210,7 +210,17 @@ impl Objects {
     /// All objects whose names start with `prefix`, which ends with a slash or is empty; ascending by name. Some 200 bytes
     /// of memory each: a repository of a terabyte has 65,000 packs.
     pub(crate) async fn list(&self, prefix: &str) -> Result<Vec<Listed>, RepositoryError> {
+        self.list_after(prefix, None).await
+    }
+
+    /// The same, only of names that come after another one.
+    pub(crate) async fn list_after(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+    ) -> Result<Vec<Listed>, RepositoryError> {
         let path = self.path(prefix);
+        let after = after.map(|after| self.path(after));
         let below =
             if self.prefix.is_empty() { 0 } else { Path::from(self.prefix.as_str()).as_ref().len() + 1 };
         let listed = |meta: ObjectMeta| Listed {
@@ -219,7 +229,11 @@ impl Objects {
             modified: Timestamp(meta.last_modified.timestamp_millis()),
         };
         let found = self.retrying("listing", prefix, || async {
-            let found = self.store.list((!path.as_ref().is_empty()).then_some(&path));
+            let prefix = (!path.as_ref().is_empty()).then_some(&path);
+            let found = match &after {
+                Some(after) => self.store.list_with_offset(prefix, after),
+                None => self.store.list(prefix),
+            };
             found.map_ok(listed).try_collect::<Vec<_>>().await
         });
         let mut found = found.await?;

@@ -15,7 +15,7 @@ use quorumail_store::Timestamp;
 
 use crate::{
     BackupId, BackupInfo, Lease, Manifest, PackId, Repository, RepositoryError,
-    archive::RunInfo,
+    archive::{self, RunInfo},
     lease::LeaseKind,
     objects::Listed,
     repository::READS_AT_ONCE,
@@ -153,6 +153,11 @@ impl Pruning<'_> {
         let objects = &self.repository.0.objects;
         let mut going = Vec::new();
         for Listed { name, bytes, modified } in objects.list("archive/").await? {
+            // Of a node that is no more; one that still ships writes it again and again.
+            if archive::is_shipped(&name) && modified <= old_before {
+                going.push(name);
+                continue;
+            }
             let Some(run) = RunInfo::from_object(&name, bytes) else { continue };
             let goes = match needed_after.get(&(run.cluster_uid.as_str(), run.group)) {
                 Some(index) => run.last <= *index,

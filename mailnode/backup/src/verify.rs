@@ -145,6 +145,7 @@ impl Repository {
             let told = Told::new(&progress, &chosen, &runs);
             verifying.packs(&chosen, &told).await?;
             verifying.runs(runs, &told).await?;
+            verifying.shipped().await?;
             for manifest in &manifests {
                 for group in &manifest.groups {
                     verifying.group(manifest, group).await?;
@@ -315,6 +316,21 @@ impl Verifying<'_> {
                 Ok(()) => {}
                 Err(error) if error.is_damage() => {
                     self.bad.entry(run.object()).or_default().whole = Some(error.to_string());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What nodes told of the archive.
+    async fn shipped(&mut self) -> Result<(), RepositoryError> {
+        let found = self.repository.0.objects.list("archive/").await?;
+        for listed in found.into_iter().filter(|listed| crate::archive::is_shipped(&listed.name)) {
+            match self.repository.read_shipped(&listed.name).await {
+                Ok(_) => {}
+                Err(error) if error.is_damage() => {
+                    self.bad.entry(listed.name).or_default().whole = Some(error.to_string());
                 }
                 Err(error) => return Err(error),
             }

@@ -73,6 +73,8 @@ pub struct Config {
     pub election_timeout: Range<Duration>,
     /// How much applied log is kept.
     pub log_retention: LogRetention,
+    /// How much is kept at most for who wants it, see [`Consensus::want_log`](crate::Consensus::want_log).
+    pub wanted_log: LogRetention,
     /// How often the state machine is made durable and the log before it purged.
     pub checkpoint_interval: Duration,
     /// Recent log entries kept in memory, all groups of the node together, in bytes.
@@ -109,6 +111,7 @@ impl Config {
             heartbeat: Duration::from_millis(100),
             election_timeout: Duration::from_millis(350)..Duration::from_millis(500),
             log_retention: LogRetention { entries: 50_000, bytes: 1 << 30 },
+            wanted_log: LogRetention { entries: 1_000_000, bytes: 8 << 30 },
             checkpoint_interval: Duration::from_secs(30),
             cache_bytes: 128 << 20,
             proposal_bytes: 128 << 20,

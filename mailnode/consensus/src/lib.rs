@@ -15,6 +15,7 @@
 mod adapter;
 mod batches;
 mod bodies;
+mod committed;
 mod config;
 mod coordinator;
 mod disk;
@@ -50,6 +51,7 @@ mod unreadable;
 mod wire;
 
 pub use adapter::applied_index;
+pub use committed::{CommittedError, CommittedLog};
 pub use config::{Config, ConnectError, Connector, LogRetention, Peer, endpoint, server};
 pub use coordinator::{GroupProgress, Progress};
 pub use level::{FIRST_LEVEL, LEVELS, LevelError, Levels};

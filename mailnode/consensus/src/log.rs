@@ -196,6 +196,11 @@ impl Contents {
         *self = Contents { oldest: self.oldest, ..Contents::forgotten(self.vote) };
     }
 
+    /// The last entry that was purged.
+    pub(crate) fn purged(&self) -> Option<LogId> {
+        self.purged
+    }
+
     /// Whether the log that was replayed goes on where it was purged.
     pub(crate) fn is_whole(&self) -> bool {
         self.slots.is_empty() || self.first == self.purged.map_or(0, |purged| purged.index + 1)
@@ -291,6 +296,11 @@ impl GroupLog {
         self.0.contents.lock().proven = true;
     }
 
+    /// Log index of the first entry that is here, or that would be next.
+    pub(crate) fn first(&self) -> u64 {
+        self.0.contents.lock().first
+    }
+
     /// The segment of the journal that holds the oldest entry; none when there are no entries.
     pub(crate) fn oldest_segment(&self) -> Option<u64> {
         self.0.contents.lock().slots.front().map(|slot| slot.position.segment)
@@ -373,7 +383,13 @@ impl GroupLog {
     }
 
     /// Entries from `start` to before `end`, at least one if there is one, at most about `max_bytes`.
-    async fn read(&self, start: u64, end: u64, max_entries: u64, max_bytes: u64) -> io::Result<Vec<Entry>> {
+    pub(crate) async fn read(
+        &self,
+        start: u64,
+        end: u64,
+        max_entries: u64,
+        max_bytes: u64,
+    ) -> io::Result<Vec<Entry>> {
         let found = self.find(start, end, max_entries, max_bytes)?;
         let mut entries = Vec::with_capacity(found.len());
         let mut on_disk = Vec::new();

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::bodies::BODIES_AT_ONCE;
+use crate::committed::Wanted;
 use crate::config::{Config, Connector, Peer};
 use crate::coordinator::{Planned, Progress};
 use crate::disk::DiskHealth;
@@ -56,6 +57,20 @@ pub enum StartError {
     /// The state machine cannot tell where it is.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The state machine lost what it had been durable with, and the log before it is gone.
+    #[error(
+        "group {group} lost state that was safe on this disk (it knows {applied} entries, and the log begins after \
+         {purged}); if other replicas have this node's mail, remove this node's whole data directory and start it \
+         again, and they fill it; otherwise restore a backup"
+    )]
+    Lost {
+        /// Which one.
+        group: u32,
+        /// Index of the last entry that the state machine has.
+        applied: u64,
+        /// Index of the last entry that the log has purged.
+        purged: u64,
+    },
     /// The log and the state machine of a group do not fit together, or cannot be read.
     #[error("failed to start group {group}: {reason}")]
     Group {
@@ -128,6 +143,7 @@ pub(crate) struct Inner {
     pub(crate) engine: Arc<openraft::Config>,
     pub(crate) links: Arc<Links>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) wanted: Wanted,
     pub(crate) short_work: Arc<ShortWork>,
     pub(crate) fatal: Fatal,
     pub(crate) disk: DiskHealth,
@@ -203,6 +219,7 @@ impl Consensus {
             engine,
             links: Arc::new(links),
             counters,
+            wanted: Wanted::default(),
             short_work: Arc::new(ShortWork::new()),
             fatal: Fatal::new(),
             disk: DiskHealth::default(),

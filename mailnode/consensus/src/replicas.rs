@@ -54,6 +54,7 @@ impl Inner {
 
     async fn start_group(&self, id: GroupId, contents: Contents) -> Result<Arc<Group>, StartError> {
         let failed = |reason: String| StartError::Group { group: id.0, reason };
+        let purged = contents.purged();
         let log = GroupLog::new(id, self.journal.clone(), self.cache_share(), contents);
         let (machine, adapter_log) = (self.machine.clone(), log.clone());
         let (levels, fatal, counters) = (self.config.levels, self.fatal.clone(), self.counters.clone());
@@ -63,6 +64,12 @@ impl Inner {
         });
         let adapter = opening.await.map_err(|error| failed(error.to_string()))??;
         let applied = adapter.progress();
+        // The log is purged only up to what the state machine has safe.
+        let here = applied.borrow().last;
+        if here < purged {
+            let (applied, purged) = (here.map_or(0, |id| id.index), purged.map_or(0, |id| id.index));
+            return Err(StartError::Lost { group: id.0, applied, purged });
+        }
         let factory = Factory { group: id, links: self.links.clone() };
         let raft = Raft::new(self.config.node, self.engine.clone(), factory, log.clone(), adapter)
             .await

@@ -266,6 +266,16 @@ async fn purge(node: &Inner, group: &Group, applied: u64) {
     let retention = node.config.log_retention;
     let oldest = node.journal.last_of_log(retention.bytes);
     let Some(mut upto) = group.log.purge_point(applied, retention.entries, oldest) else { return };
+    if !node.is_read_only()
+        && let Some(wanted) = node.wanted.from(group.id)
+    {
+        // What lies beyond the larger bound goes, wanted or not.
+        let most = node.config.wanted_log;
+        let beyond = group.log.purge_point(applied, most.entries, node.journal.last_of_log(most.bytes));
+        let kept_from = wanted.max(beyond.map_or(0, |beyond| beyond + 1));
+        let Some(before) = kept_from.checked_sub(1) else { return };
+        upto = upto.min(before);
+    }
     // Space comes before speed: a receiver of a snapshot that is outrun for it gets another one.
     if !node.is_read_only()
         && let Some(not_needed) = not_needed(node, group)

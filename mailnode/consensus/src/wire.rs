@@ -99,7 +99,7 @@ pub(crate) fn decode_append(frame: Append) -> Result<AppendRequest, WireError> {
         let id = log_id(entry.term, entry.index);
         // What the engine takes for granted of its peers is checked here, where it comes in.
         let follows = previous.map_or(id.index == 0, |previous| {
-            id.index == previous.index + 1 && term_of(&id) >= term_of(&previous)
+            previous.index.checked_add(1) == Some(id.index) && term_of(&id) >= term_of(&previous)
         });
         if !follows {
             return Err(WireError(format!("log entry {id} does not follow {previous:?}")));
@@ -147,6 +147,45 @@ pub(crate) fn decode_append_result(format: u32, bytes: &[u8]) -> Result<AppendRe
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_bytes_a_peer_sends_are_refused_or_understood(
+            head in proptest::collection::vec(proptest::num::u8::ANY, 0..200),
+            commands in proptest::collection::vec(proptest::collection::vec(proptest::num::u8::ANY, 0..8), 0..4),
+        ) {
+            let commands = commands.into_iter().map(Bytes::from).collect();
+            let _ = decode_append(Append { group: 1, format: FORMAT, head: head.clone().into(), commands });
+            let _ = decode_append_result(FORMAT, &head);
+            let _ = decode::<SnapshotHead>(FORMAT, &head);
+        }
+
+        #[test]
+        fn a_spoilt_append_request_is_refused_or_its_entries_follow_each_other(
+            at in proptest::num::usize::ANY, flip in 1u8.., cut in proptest::num::usize::ANY,
+        ) {
+            let (mut frame, _) = encode_append(4, request(&[b"one", b"two"]));
+            let mut head = frame.head.to_vec();
+            let len = head.len();
+            head[at % len] ^= flip;
+            head.truncate(len - cut % 3);
+            frame.head = head.into();
+            if let Ok(request) = decode_append(frame) {
+                let mut next = request.prev_log_id.map_or(0, |id| id.index + 1);
+                for entry in request.entries {
+                    proptest::prop_assert_eq!(entry.log_id.index, next);
+                    next += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_index_that_nothing_can_follow_is_refused() {
+        let mut request = request(&[b"one"]);
+        request.prev_log_id = Some(log_id(2, u64::MAX));
+        assert!(decode_append(encode_append(4, request).0).is_err());
+    }
 
     fn request(commands: &[&'static [u8]]) -> AppendRequest {
         let entry = |(index, command): (usize, &&'static [u8])| Entry {

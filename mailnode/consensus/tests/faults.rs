@@ -367,6 +367,30 @@ async fn an_emptied_replica_does_not_help_a_deposed_leader_to_commit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_lost_its_state_and_not_its_log_does_not_start_before_it_is_emptied() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start_with(3, 1, |config| {
+        config.log_retention = LogRetention { entries: 20, bytes: 16 << 10 };
+        config.checkpoint_interval = Duration::from_millis(100);
+    })
+    .await;
+    cluster.ready().await;
+    write_some(&cluster, 0, 1, 0..200).await;
+    let checkpoints = || cluster.node(2).consensus.metrics().checkpoints;
+    let before = checkpoints();
+    until("the log to be purged", || (checkpoints() > before + 2).then_some(())).await;
+    cluster.crash(2);
+    std::fs::remove_file(cluster.dir(2).join("state")).unwrap();
+    let refused = cluster.try_up(2).await.unwrap_err();
+    assert!(refused.contains("lost state that was safe on this disk"), "{refused}");
+    assert!(refused.contains("remove this node's whole data directory"), "{refused}");
+    cluster.wipe(2);
+    cluster.up(2).await;
+    cluster.settled().await;
+    assert_eq!(cluster.node(2).machine.digest(GroupId(1)).0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_cannot_be_read_gives_the_lead_to_one_that_can_refill_others() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start_with(3, 1, |config| {

@@ -96,14 +96,24 @@ impl Address {
     }
 
     /// The form that is compared and looked up: all in lower case. RFC 5321 2.4 lets the receiving host decide
-    /// whether the case of a local part matters; here it does not.
+    /// whether the case of a local part matters; here it does not. It is an address itself, and its own key.
     pub fn key(&self) -> String {
-        format!("{}@{}", self.local.to_lowercase(), self.domain)
+        let local: String = self.local.chars().map(lower).collect();
+        format!("{local}@{}", self.domain)
     }
 
     /// The same local part at another domain.
     pub fn at(&self, domain: &Domain) -> Self {
         Self { local: self.local.clone(), domain: domain.clone() }
+    }
+}
+
+/// A character in lower case, if that is one character too: what several become need not be allowed in an address.
+fn lower(c: char) -> char {
+    let mut lower = c.to_lowercase();
+    match (lower.next(), lower.next()) {
+        (Some(only), None) => only,
+        _ => c,
     }
 }
 
@@ -180,7 +190,23 @@ impl fmt::Display for Address {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_is_taken_for_an_address_is_one_in_every_form(
+            text in prop_oneof!["\\PC{0,40}", "[\\PC]{1,20}@[a-zA-Z0-9.-]{1,30}", "\"?[a-zA-Z0-9İẞΣ._+]{1,20}\"?@[a-zA-Z0-9.-]{1,30}"],
+        ) {
+            if let Ok(address) = text.parse::<Address>() {
+                prop_assert_eq!(&address.to_string().parse::<Address>().unwrap(), &address);
+                let by_key: Address = address.key().parse().unwrap();
+                prop_assert_eq!(by_key.key(), address.key());
+                prop_assert!(!address.to_string().contains(|c: char| c.is_control() || c.is_whitespace() || "<>\"".contains(c)));
+            }
+        }
+    }
 
     #[test]
     fn addresses_are_compared_without_case() {

@@ -100,7 +100,7 @@ impl Authenticator {
     ) -> Result<Arc<MailboxRecord>, Failure> {
         let name: Option<Address> = user.parse().ok();
         let key = name.as_ref().map_or_else(|| user.to_lowercase(), Address::key);
-        let Some(attempt) = self.throttle.attempt(remote, &key, Instant::now()) else {
+        let Some(attempt) = self.throttle.attempt(remote, &key, QUEUE_TIME).await else {
             return Err(Failure::Throttled);
         };
         let checked = self.check(name.as_ref(), password).await;

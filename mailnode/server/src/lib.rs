@@ -5,6 +5,7 @@
 //! query of one. Nothing here keeps mail by itself.
 
 pub mod admin;
+mod archiver;
 pub mod auth;
 mod buffered;
 pub mod channels;

@@ -7,6 +7,7 @@
 use std::{
     io,
     net::SocketAddr,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -19,12 +20,13 @@ use quorumail_consensus::{Consensus, LEVELS, Topology, Writes, command_index, op
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
 use quorumail_replica::{Machine, Mender};
-use quorumail_store::{JournalBodies, Store};
+use quorumail_store::{JournalBodies, Store, StoreError};
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{AdminService, backup::Backups},
+    archiver::Archiver,
     auth::Authenticator,
     channels::{self, PeerConnector},
     compactor::Compaction,
@@ -108,9 +110,20 @@ fn open_data(data: &DataDir) -> anyhow::Result<(Journal, quorumail_consensus::Re
     let options = Options { verify_after_failure: true, ..Options::new(data.journal()) };
     let (journal, recovered) = open_log(options).context("failed to open the journal")?;
     let bodies = Arc::new(JournalBodies::new(journal.clone(), command_index));
-    let store = Store::open(&index, bodies).context("failed to open the index")?;
+    let store = Store::open(&index, bodies).map_err(|error| damaged_index(&index, error))?;
     store.digest_with(Arc::new(ImapDigests));
     Ok((journal, recovered, store))
+}
+
+/// What to do about an index that cannot be opened.
+fn damaged_index(index: &Path, error: StoreError) -> anyhow::Error {
+    let advice = if error.is_damage() {
+        "; if other replicas have this node's mail, remove this node's whole data directory and start it again, and \
+         they fill it; otherwise restore a backup"
+    } else {
+        ""
+    };
+    anyhow::Error::new(error).context(format!("failed to open the index in {}{advice}", index.display()))
 }
 
 impl Node {
@@ -164,6 +177,7 @@ impl Node {
             totals: Arc::default(),
         };
         let backups = Arc::new(Backups::default());
+        let archiver = Archiver::new(groups.consensus.clone(), config.node(), config.cluster.clone());
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
@@ -171,6 +185,7 @@ impl Node {
             repairer,
             compaction: Arc::clone(&compaction.totals),
             disk: Arc::clone(&disk),
+            archiver: archiver.clone(),
             backups: Arc::clone(&backups),
             public_tls: Arc::clone(&public_tls),
             internal_tls: Arc::clone(&internal_tls),
@@ -179,6 +194,7 @@ impl Node {
         tokio::spawn(compaction.run(rest.clone()));
         tokio::spawn(repairs.run(rest.clone()));
         tokio::spawn(scrubbing.run(rest.clone()));
+        tokio::spawn(archiver.clone().run(rest.clone()));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let service = AdminService {
             groups: Arc::clone(&groups),
@@ -189,6 +205,7 @@ impl Node {
             disk: Arc::clone(&disk),
             hostname: config.hostname.clone(),
             cluster: config.cluster.clone(),
+            archiver,
             backups,
             stop: rest.clone(),
         };

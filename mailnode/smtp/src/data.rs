@@ -243,12 +243,75 @@ impl Scanner {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection, num, prelude::*};
+
     use super::*;
 
     fn scan(input: &[u8]) -> (Option<End>, usize, Result<Vec<u8>, Fault>) {
         let mut scanner = Scanner::new(1000, 100, Budget::new(1 << 20));
         let (used, end) = scanner.feed(input);
         (end, used, scanner.finish().map(|(body, _, _)| body.to_vec()))
+    }
+
+    /// What is likely to matter, and the rest.
+    fn octets() -> impl Strategy<Value = Vec<u8>> {
+        let likely = prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'.'), Just(0), Just(b'a'), Just(0xE4)];
+        collection::vec(prop_oneof![8 => likely, 1 => num::u8::ANY], 0..120)
+    }
+
+    /// Lines as RFC 5321 wants them, without their ends.
+    fn lines() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        let octet = prop_oneof![Just(b'.'), Just(b'a'), Just(0xFF), 1u8..=9, 11u8..=12];
+        collection::vec(collection::vec(octet, 0..20), 0..20)
+    }
+
+    proptest! {
+        #[test]
+        fn how_the_octets_were_cut_up_on_the_way_makes_no_difference(text in octets(), pieces in collection::vec(1usize..9, 0..60)) {
+            let whole = scan(&text);
+            let mut scanner = Scanner::new(1000, 100, Budget::new(1 << 20));
+            let (mut used, mut end) = (0, None);
+            let mut sizes = pieces.into_iter();
+            while used < text.len() && end.is_none() {
+                let until = text.len().min(used + sizes.next().unwrap_or(1));
+                let (more, ended) = scanner.feed(&text[used..until]);
+                used += more;
+                end = ended;
+            }
+            prop_assert_eq!(format!("{:?}", (end, used)), format!("{:?}", (&whole.0, whole.1)));
+            prop_assert_eq!(scanner.finish().map(|(body, _, _)| body.to_vec()), whole.2);
+        }
+
+        #[test]
+        fn what_a_client_sends_as_it_should_arrives_as_it_was(lines in lines(), after in octets()) {
+            let mut sent = Vec::new();
+            for line in &lines {
+                if line.first() == Some(&b'.') {
+                    sent.push(b'.');
+                }
+                sent.extend_from_slice(line);
+                sent.extend_from_slice(b"\r\n");
+            }
+            sent.extend_from_slice(b".\r\n");
+            let len = sent.len();
+            sent.extend_from_slice(&after);
+            let (end, used, body) = scan(&sent);
+            prop_assert!(matches!(end, Some(End::Complete)));
+            prop_assert_eq!(used, len);
+            let expected: Vec<u8> = lines.iter().flat_map(|line| [&line[..], b"\r\n"].concat()).collect();
+            prop_assert_eq!(body.unwrap(), expected);
+        }
+
+        #[test]
+        fn no_text_with_another_line_end_or_a_nul_is_taken(text in octets()) {
+            if let (Some(End::Complete), used, Ok(body)) = scan(&text) {
+                let ends = body.windows(2).filter(|pair| pair == b"\r\n").count();
+                let (crs, lfs) = [b'\r', b'\n'].map(|end| body.iter().filter(|octet| **octet == end).count()).into();
+                prop_assert_eq!((crs, lfs), (ends, ends));
+                prop_assert!(!body.contains(&0));
+                prop_assert!(body.len() < used);
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What can fail below the state machine. A refused command is no error: see [`Refusal`].
 
+use std::io::ErrorKind;
+
 use crate::{CommandError, Refusal};
 
 /// The index failed or its data is damaged. The group must stop: applying on would make replicas differ.
@@ -29,6 +31,30 @@ pub enum StoreError {
     #[cfg(feature = "simulation")]
     #[error("the index has crashed; open the store again")]
     Crashed,
+}
+
+impl StoreError {
+    /// Whether what is on disk is not what was written there. A disk that fails, a directory in use and another version's
+    /// data are not: trying again, or another program, may help then.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Index(fjall::Error::Io(error)) => {
+                // Files that are missing, shorter than they say, or there when nothing says that they are.
+                matches!(
+                    error.kind(),
+                    ErrorKind::NotFound
+                        | ErrorKind::UnexpectedEof
+                        | ErrorKind::InvalidData
+                        | ErrorKind::AlreadyExists
+                )
+            }
+            Self::Index(error) => !matches!(
+                error,
+                fjall::Error::Locked | fjall::Error::InvalidVersion(Some(_)) | fjall::Error::Poisoned
+            ),
+            other => matches!(other, Self::Damaged(_)),
+        }
+    }
 }
 
 /// Why applying one command ended early.

@@ -44,7 +44,7 @@ pub(crate) fn open(dir: &Path) -> Result<Opened, StoreError> {
     let error = match try_open(dir) {
         Ok(index) if index.checkpoint >= safe => return Ok(index),
         Ok(_) => return Err(lost()),
-        Err(error) if is_damage(&error) => error,
+        Err(error) if error.is_damage() => error,
         Err(error) => return Err(error),
     };
     let Some(journal) = newest_journal(dir)? else { return Err(error) };
@@ -94,9 +94,7 @@ fn read_checkpoint(dir: &Path) -> Result<u64, StoreError> {
 }
 
 fn lost() -> StoreError {
-    StoreError::Damaged(
-        "the index lost what had been safe on disk; remove its directory to have it made anew",
-    )
+    StoreError::Damaged("the index lost what had been safe on disk")
 }
 
 fn try_open(dir: &Path) -> Result<Opened, StoreError> {
@@ -121,20 +119,6 @@ fn try_open(dir: &Path) -> Result<Opened, StoreError> {
     // fjall asserts on what it reads where debug assertions are on.
     catch_unwind(AssertUnwindSafe(open))
         .unwrap_or(Err(StoreError::Damaged("the index's journal cannot be read")))
-}
-
-/// Whether cutting the journal may help; a disk that fails or a directory in use is another matter.
-fn is_damage(error: &StoreError) -> bool {
-    match error {
-        StoreError::Index(error) => !matches!(
-            error,
-            fjall::Error::Io(_)
-                | fjall::Error::Locked
-                | fjall::Error::InvalidVersion(_)
-                | fjall::Error::Poisoned
-        ),
-        other => matches!(other, StoreError::Damaged(_)),
-    }
 }
 
 /// The journal that was written to last. Older ones were synced when it was begun.
@@ -173,11 +157,11 @@ fn search(dir: &Path, journal: &Path, backup: &Path, safe: u64) -> Result<Option
                 return Ok(Some(index));
             }
             Ok(_) => too_old = Some(cut),
-            Err(error) if is_damage(&error) && cut > 0 => {
+            Err(error) if error.is_damage() && cut > 0 => {
                 damaged = cut;
                 step = step.saturating_mul(2);
             }
-            Err(error) if is_damage(&error) => return Ok(None),
+            Err(error) if error.is_damage() => return Ok(None),
             Err(error) => return Err(error),
         }
     }

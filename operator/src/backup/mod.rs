@@ -4,6 +4,7 @@
 //! manifest at the end. Mail never passes through here. A restore does: [`restore`] reads a backup, logically, and puts it
 //! back into a living cluster or into files. [`location`] reads `s3://` and `file://`.
 
+pub mod archive;
 pub mod location;
 pub mod plan;
 pub mod restore;

@@ -293,7 +293,7 @@ async fn run_groups(
 }
 
 /// What the nodes are told of the repository.
-fn wire(config: &RepositoryConfig, bytes_per_second: u64) -> BackupRepository {
+pub(super) fn wire(config: &RepositoryConfig, bytes_per_second: u64) -> BackupRepository {
     let location = match &config.location {
         Location::S3(s3) => backup_repository::Location::S3(S3Location {
             endpoint: s3.endpoint.clone(),

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::{
     Failure,
+    archive::{self, ArchiveCommand},
     connect::Target,
     output::{self, Format},
     progress::Bar,
@@ -46,6 +47,9 @@ pub(super) enum BackupCommand {
     Verify(VerifyArgs),
     /// Removes backups that are not to be kept, and what only they needed.
     Prune(PruneArgs),
+    /// Ships what happens between backups, so that any instant can be restored.
+    #[command(subcommand)]
+    Archive(ArchiveCommand),
     /// Makes the key of a repository, and changes it.
     #[command(subcommand)]
     Key(KeyCommand),
@@ -173,6 +177,7 @@ pub(super) async fn run(target: &Target, format: Format, command: &BackupCommand
         BackupCommand::Show { id, from } => show(format, from, id).await,
         BackupCommand::Verify(args) => verify(format, args).await,
         BackupCommand::Prune(args) => prune(format, args).await,
+        BackupCommand::Archive(command) => archive::run(target, format, command).await,
         BackupCommand::Key(command) => key(format, command).await,
     }
 }
@@ -288,7 +293,12 @@ impl From<&BackupInfo> for Listed {
 }
 
 async fn list(format: Format, from: &FromArgs) -> Result<(), Failure> {
-    let listing = Repository::open(from.config()?).await?.list().await?;
+    let repository = Repository::open(from.config()?).await?;
+    let listing = repository.list().await?;
+    let windows = match format {
+        Format::Table => archive::windows(&repository, &listing.backups).await?,
+        Format::Json | Format::Yaml => Vec::new(),
+    };
     let mut backups: Vec<Listed> = listing.backups.iter().map(Listed::from).collect();
     backups.reverse();
     output::print(format, &backups, |backups| {
@@ -305,7 +315,14 @@ async fn list(format: Format, from: &FromArgs) -> Result<(), Failure> {
                 took(backup),
             ]
         });
-        output::table(["BACKUP", "CLUSTER", "BY", "MAILBOXES", "MESSAGES", "SIZE", "UPLOADED", "TOOK"], rows)
+        let mut text = output::table(
+            ["BACKUP", "CLUSTER", "BY", "MAILBOXES", "MESSAGES", "SIZE", "UPLOADED", "TOOK"],
+            rows,
+        );
+        for (cluster, windows) in &windows {
+            text += &archive::window_line(cluster, windows);
+        }
+        text
     })?;
     match listing.unreadable.as_slice() {
         [] => Ok(()),

@@ -3,6 +3,7 @@
 //! Every command but `dev` asks the admin services of the mailnodes ([`connect`] finds them) and prints a table, JSON
 //! or YAML ([`output`]). Exit status: 0 success, 1 failure, 2 wrong usage.
 
+mod archive;
 mod backup;
 pub mod connect;
 mod mailbox;

@@ -227,7 +227,13 @@ impl Cluster {
         let wires = Wires { node: id, cuts: self.cuts.clone() };
         let drag = self.drags.entry(id).or_default().clone();
         let started = runtime.spawn(async move { start_node(config, dir, drag, &address, wires).await });
-        let (consensus, machine, writing) = started.await.expect("the node starts");
+        let (consensus, machine, writing) = match started.await.expect("starting does not panic") {
+            Ok(node) => node,
+            Err(error) => {
+                runtime.shutdown_background();
+                return Err(error);
+            }
+        };
         self.nodes.insert(id, Node { runtime: Some(runtime), consensus, machine, _writing: writing });
         Ok(())
     }
@@ -368,7 +374,7 @@ async fn start_node(
     drag: Drag,
     address: &str,
     wires: Wires,
-) -> (Consensus, Arc<Toy>, Writing) {
+) -> Result<(Consensus, Arc<Toy>, Writing), String> {
     let journal_dir = dir.join("journal");
     std::fs::create_dir_all(&journal_dir).expect("a directory");
     let deadline = Instant::now() + PATIENCE;
@@ -395,11 +401,11 @@ async fn start_node(
     let machine = Arc::new(Toy::open(dir.join("state"), journal.clone(), config.levels.max));
     let consensus = Consensus::start(config, journal, recovered, machine.clone(), Arc::new(wires))
         .await
-        .expect("consensus starts");
+        .map_err(|error| error.to_string())?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let service = consensus.peer_service();
     tokio::spawn(server(Server::builder()).add_service(service).serve_with_incoming(incoming));
-    (consensus, machine, writing)
+    Ok((consensus, machine, writing))
 }
 
 /// Waits for a condition, looking often.

@@ -239,7 +239,7 @@ fn refused(error: &RepositoryError) -> Status {
     }
 }
 
-fn repository(given: Option<BackupRepository>) -> Result<RepositoryConfig, Status> {
+pub(super) fn repository(given: Option<BackupRepository>) -> Result<RepositoryConfig, Status> {
     let missing = |what| Status::invalid_argument(format!("the request names no {what}"));
     let given = given.ok_or_else(|| missing("repository"))?;
     let location = match given.location.ok_or_else(|| missing("place of the repository"))? {

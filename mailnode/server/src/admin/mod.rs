@@ -2,6 +2,7 @@
 //!
 //! Any node answers for the whole cluster. What the calls mean is told in `admin.proto`.
 
+mod archive;
 pub mod backup;
 mod directory;
 mod export;
@@ -15,11 +16,11 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use quorumail_message::Domain;
 use quorumail_proto::admin::{
-    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, BackupGroupRequest,
-    ClusterStatus, DirectoryEntry, ExportMailboxRequest, GetClusterStatusRequest, GetNodeStatusRequest,
-    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem, ListDirectoryRequest,
-    ListQueueRequest, ListQueueResponse, NodeStatus, ReconfigureRequest, ReconfigureResponse,
-    RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
+    ArchiveStatus, BackupGroupRequest, ClusterStatus, DirectoryEntry, ExportMailboxRequest,
+    GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest,
+    HandOverResponse, ImportItem, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
+    ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
     admin_server::{Admin, AdminServer},
 };
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use self::backup::Backups;
 use crate::{
+    archiver::Archiver,
     auth::Authenticator,
     disk::Disk,
     groups::{CommandFailure, Groups, QueryFailure},
@@ -63,6 +65,8 @@ pub struct AdminService {
     pub hostname: Domain,
     /// Unique name of the cluster.
     pub cluster: String,
+    /// Ships what is committed here.
+    pub archiver: Archiver,
     /// Bounds the backups made here.
     pub backups: Arc<Backups>,
     /// Ends what takes long.
@@ -183,6 +187,10 @@ impl Admin for AdminService {
     ) -> Result<Response<Self::BackupGroupStream>, Status> {
         let told = self.backups.begin(&self.groups, &self.cluster, request.into_inner(), self.stop.clone());
         Ok(Response::new(told.await?))
+    }
+
+    async fn archive(&self, request: Request<ArchiveRequest>) -> Result<Response<ArchiveStatus>, Status> {
+        archive::archive(&self.archiver, &self.cluster, request.into_inner()).map(Response::new)
     }
 
     async fn restore_queue_entry(

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use super::class_name;
 use crate::{
     admin::backup::Backups,
+    archiver::Archiver,
     compactor,
     disk::{Disk, Room},
     exposition::Exposition,
@@ -37,6 +38,8 @@ pub struct Sources {
     pub repairer: Arc<Repairer>,
     /// The disk of both.
     pub disk: Arc<Disk>,
+    /// What is shipped between backups.
+    pub archiver: Archiver,
     /// Backups that this node makes.
     pub backups: Arc<Backups>,
     /// Certificates of SMTP and IMAP.
@@ -153,6 +156,21 @@ impl Sources {
             .labelled("outcome", "failed", totals.failed.load(Relaxed));
         text.counter("backup_uploaded_bytes_total", "Bytes uploaded for finished backups of groups.")
             .value(totals.uploaded_bytes.load(Relaxed));
+        let (report, totals) = (self.archiver.report(), self.archiver.totals());
+        text.gauge("archive_running", "Whether this node is to ship what it leads to a continuous archive.")
+            .value(u8::from(report.running));
+        let led = || report.groups.values().filter(|standing| standing.ships);
+        text.gauge("archive_groups", "Groups that this node ships.").value(led().count());
+        text.gauge("archive_groups_in_trouble", "Of these, those that do not go on or have a gap.")
+            .value(led().filter(|standing| standing.trouble.is_some()).count());
+        text.gauge("archive_lag_seconds", "For how long the oldest command has been waiting to be shipped.")
+            .value(led().map(|standing| standing.lag).max().unwrap_or_default().as_secs_f64());
+        text.counter("archive_bytes_total", "Bytes of commands shipped.").value(totals.bytes.load(Relaxed));
+        text.counter("archive_runs_total", "Runs shipped.").value(totals.runs.load(Relaxed));
+        text.counter("archive_failures_total", "Attempts to ship that failed.")
+            .value(totals.failures.load(Relaxed));
+        text.counter("archive_gaps_total", "Times that log was purged before it was shipped.")
+            .value(totals.gaps.load(Relaxed));
     }
 
     fn consensus(&self, text: &mut Exposition) {

@@ -187,6 +187,14 @@ impl Cluster {
         child.wait().unwrap();
     }
 
+    /// How a node ended by itself; none while it runs.
+    pub fn ended(&self, node: usize) -> Option<ExitStatus> {
+        let mut child = self.child(node);
+        let status = child.as_mut().and_then(|child| child.try_wait().unwrap())?;
+        *child = None;
+        Some(status)
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub async fn terminate(&self, node: usize) -> ExitStatus {
         let pid = nix::unistd::Pid::from_raw(self.pid(node).try_into().unwrap());
