@@ -122,13 +122,13 @@ impl Phase {
     }
 }
 
-/// Between which instants there are backups.
+/// What can be restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RecoveryWindow {
-    /// When the oldest backup was begun.
+    /// Its beginning: when the oldest backup was begun.
     #[schemars(schema_with = "crate::schema::time")]
     pub earliest: Time,
-    /// When the newest backup was begun: mail that came since is in none.
+    /// Its end: when the newest backup was begun, or up to when everything is archived. Mail that came since is in neither.
     #[schemars(schema_with = "crate::schema::time")]
     pub latest: Time,
 }

@@ -38,6 +38,12 @@ use crate::{
     printcolumn(name = "Backups", type_ = "integer", json_path = ".status.backups"),
     printcolumn(name = "Stored-Bytes", type_ = "integer", json_path = ".status.storedBytes"),
     printcolumn(
+        name = "Archiving",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='ArchivingHealthy')].status"
+    ),
+    printcolumn(name = "Archive-Lag", type_ = "string", json_path = ".status.archiveLag", priority = 1),
+    printcolumn(
         name = "Rehearsed",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='RehearsalSucceeded')].status"
@@ -101,6 +107,11 @@ pub struct BackupPolicySpec {
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("bytesPerSecond must be greater than zero, as in 20Mi"))]
     pub bytes_per_second: Option<Size>,
 
+    /// Ships what is committed to the target between backups, so that any instant since the oldest of them can be restored
+    /// (MailRestore.spec.pointInTime). It goes on while spec.suspend is true. Without it only backups can be restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continuous: Option<Continuous>,
+
     /// Proves by schedule that the newest backup can be restored. Without it nothing is rehearsed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rehearsal: Option<Rehearsal>,
@@ -112,6 +123,21 @@ fn default_time_zone() -> String {
 
 fn default_deadline() -> Span {
     "6h".parse().expect("the default deadline is a duration")
+}
+
+/// How what is committed is shipped. A MailCluster has one archive: of several BackupPolicies that ask for one, one gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Continuous {
+    /// Within what time what is committed is in the target: so much mail is lost at most with everything else (RPO). At
+    /// least a second.
+    #[serde(default = "default_max_lag")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("continuous.maxLag must be longer than nothing, as in 1m"))]
+    pub max_lag: Span,
+}
+
+fn default_max_lag() -> Span {
+    "1m".parse().expect("the default lag is a duration")
 }
 
 /// How restores are rehearsed. The newest backup is restored into a MailCluster of one mailnode that is made for it in the
@@ -205,7 +231,8 @@ pub struct BackupPolicyStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: backups are made and removed as asked. LastBackupSucceeded: how the last run ended; Unknown before the first
-    /// has. RehearsalSucceeded: how the last rehearsal ended, and that none is overdue; only with spec.rehearsal. Paused: by
+    /// has. ArchivingHealthy: the continuous archive goes on and is in time; only with spec.continuous.
+    /// RehearsalSucceeded: how the last rehearsal ended, and that none is overdue; only with spec.rehearsal. Paused: by
     /// annotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
@@ -230,9 +257,15 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active: Option<String>,
 
-    /// Between which instants there are backups, as found in the bucket.
+    /// Between which instants there are backups, as found in the bucket; with spec.continuous, the newest stretch of time any
+    /// instant of which can be restored, as found at most five minutes ago.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovery_window: Option<RecoveryWindow>,
+
+    /// How old what is surely in the bucket is, as in `12s`: so much mail would be lost now with the MailCluster (RPO). Only with
+    /// spec.continuous.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive_lag: Option<String>,
 
     /// Number of backups of this BackupPolicy found in the bucket after retention was last applied.
     #[serde(default, skip_serializing_if = "Option::is_none")]

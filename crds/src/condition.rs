@@ -19,6 +19,8 @@ pub mod kind {
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
     pub const LAST_BACKUP_SUCCEEDED: &str = "LastBackupSucceeded";
+    /// The continuous archive of a policy goes on, and is not late.
+    pub const ARCHIVING_HEALTHY: &str = "ArchivingHealthy";
     /// The last rehearsal of a policy succeeded, and none is overdue.
     pub const REHEARSAL_SUCCEEDED: &str = "RehearsalSucceeded";
 }
@@ -109,6 +111,10 @@ pub mod reason {
     pub const INCOMPLETE: &str = "Incomplete";
     /// What is due by schedule could not be begun for too long.
     pub const OVERDUE: &str = "Overdue";
+    /// Every group is archived within the time that is asked.
+    pub const ARCHIVING: &str = "Archiving";
+    /// The archive is later than is asked.
+    pub const LAGGING: &str = "Lagging";
     /// What was restored does not serve mail.
     pub const PROBE_FAILED: &str = "ProbeFailed";
 }

@@ -37,11 +37,19 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self == oldSelf").message("spec cannot be changed: make another MailRestore"),
+    validation = Rule::new("!has(self.pointInTime) || !(has(self.source.backupRef) || has(self.source.id))").message("pointInTime chooses the backup itself: leave out source.backupRef and source.id, and use source.policyRef or source.s3"),
     validation = Rule::new("!has(self.target.mailbox) || has(self.scope.mailbox) || has(self.scope.folder)").message("target.mailbox needs scope.mailbox or scope.folder"),
 )]
 pub struct MailRestoreSpec {
     /// The backup that mail is brought back from.
     pub source: RestoreSource,
+
+    /// Brings back what was there at this instant, in RFC 3339 as in `2026-11-25T17:48:00Z`: from the newest backup before it and
+    /// the continuous archive since then. Without it everything is as in the backup. An instant that cannot be restored fails with
+    /// a message that names those that can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub point_in_time: Option<Time>,
 
     /// What is brought back.
     pub scope: RestoreScope,
@@ -72,7 +80,7 @@ pub struct RestoreSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backup_ref: Option<BackupRef>,
 
-    /// The newest backup of this BackupPolicy.
+    /// The newest backup of this BackupPolicy; with pointInTime, the one that leads there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy_ref: Option<PolicyRef>,
 

@@ -92,6 +92,8 @@ fn every_promised_rule_is_there_in_its_words() {
         ("MailRestore", "spec cannot be changed: make another MailRestore"),
         ("MailRestore", "source needs exactly one of backupRef, policyRef and s3"),
         ("MailRestore", "scope needs exactly one of cluster, domain, mailbox and folder"),
+        ("BackupPolicy", "continuous.maxLag must be longer than nothing"),
+        ("MailRestore", "pointInTime chooses the backup itself"),
         ("MailRestore", "target.mailbox needs scope.mailbox or scope.folder"),
     ] {
         assert!(rules(crd).contains(message), "{crd} has no rule {message:?}");

@@ -18,7 +18,7 @@ use quorumail_crds::{
 };
 
 use crate::{
-    rehearsal,
+    archiving, rehearsal,
     schedule::{Schedule, ScheduleError},
     settings::FIELD_MANAGER,
 };
@@ -56,6 +56,8 @@ pub struct Seen<'a> {
     pub stock: Option<&'a Result<Stock, String>>,
     /// What was decided of its rehearsals.
     pub rehearsal: &'a rehearsal::Plan,
+    /// What is told of its archive.
+    pub archive: &'a archiving::Report,
     /// Now.
     pub now: Timestamp,
 }
@@ -115,6 +117,7 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
     }
     let active = active.map(|backup| backup.name_any()).or(create.as_ref().map(|b| b.name_any()));
     let mut observed = vec![ready(policy, seen, problem, &old), last_backup(seen.backups, &old.conditions)];
+    observed.extend(seen.archive.observed.clone());
     observed.extend(seen.rehearsal.observed.clone());
     observed.push(Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the BackupPolicy is reconciled"));
     let stock = seen.stock.and_then(|stock| stock.as_ref().ok());
@@ -125,7 +128,8 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
         last_successful_time: last_successful(&old, seen.backups),
         next_schedule_time: next.map(Time),
         active,
-        recovery_window: stock.map_or(old.recovery_window, |stock| stock.window.clone()),
+        recovery_window: recovery_window(&old, seen, policy.spec.continuous.is_some()),
+        archive_lag: seen.archive.lag.clone(),
         backups: stock.map_or(old.backups, |stock| u32::try_from(stock.ids.len()).ok()),
         stored_bytes: stock.map_or(old.stored_bytes, |stock| Some(stock.stored_bytes)),
         retention: stock.map_or(old.retention, |stock| Some(stock.retention.clone())),
@@ -135,10 +139,23 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
     Plan { create, delete: superfluous(policy, seen.backups, stock), status, again: next }
 }
 
+/// With an archive what it and the backups reach together, once that is known; else what the backups do.
+fn recovery_window(old: &BackupPolicyStatus, seen: &Seen<'_>, archives: bool) -> Option<RecoveryWindow> {
+    let stock = seen.stock.and_then(|stock| stock.as_ref().ok());
+    match (&seen.archive.window, stock) {
+        (Some(window), _) => Some(window.clone()),
+        (None, Some(stock)) if !archives => stock.window.clone(),
+        _ => old.recovery_window.clone().or_else(|| stock.and_then(|stock| stock.window.clone())),
+    }
+}
+
 /// The status of a policy that is left alone: what was observed last, marked as paused. A rehearsal that is under way goes on.
 pub fn paused(policy: &BackupPolicy, rehearsal: &rehearsal::Plan, now: Timestamp) -> BackupPolicyStatus {
     let mut status = policy.status.clone().unwrap_or_default();
     status.next_schedule_time = None;
+    // The mailnodes are told no more, so nothing is known of their archive.
+    status.archive_lag = None;
+    status.conditions.retain(|old| old.type_ != kind::ARCHIVING_HEALTHY);
     let text = "no backups are made, deleted or rehearsed while the annotation quorumail.io/paused is there; take it away to go on";
     let mut observed: Vec<_> = rehearsal.observed.clone().into_iter().collect();
     observed.push(Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text));

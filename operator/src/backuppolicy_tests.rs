@@ -37,6 +37,7 @@ fn decide(policy: &BackupPolicy, backups: Vec<MailBackup>, now: &str) -> Plan {
             problem: None,
             stock: None,
             rehearsal: &rehearsal::Plan::default(),
+            archive: &archiving::Report::default(),
             now: at(now),
         },
     )
@@ -180,6 +181,7 @@ fn a_problem_is_told_and_what_is_due_waits_for_its_end() {
         problem: Some(problem),
         stock: None,
         rehearsal: &rehearsal::Plan::default(),
+        archive: &archiving::Report::default(),
         now: at("2026-11-25T12:00:00Z"),
     };
     let plan = plan(&policy(), &seen);
@@ -218,6 +220,7 @@ fn mailbackups_of_deleted_backups_go_and_those_of_people_stay() {
             problem: None,
             stock: Some(&stock),
             rehearsal: &rehearsal::Plan::default(),
+            archive: &archiving::Report::default(),
             now,
         },
     );
@@ -252,6 +255,7 @@ fn retention_that_failed_is_told_until_it_was_applied() {
             problem: None,
             stock: Some(&failed),
             rehearsal: &rehearsal::Plan::default(),
+            archive: &archiving::Report::default(),
             now,
         },
     );
@@ -261,7 +265,14 @@ fn retention_that_failed_is_told_until_it_was_applied() {
     policy.status = Some(told.status);
     let told = plan(
         &policy,
-        &Seen { backups: &done, problem: None, stock: None, rehearsal: &rehearsal::Plan::default(), now },
+        &Seen {
+            backups: &done,
+            problem: None,
+            stock: None,
+            rehearsal: &rehearsal::Plan::default(),
+            archive: &archiving::Report::default(),
+            now,
+        },
     );
     assert_eq!(condition(&told, kind::READY), no(reason::RETENTION_FAILED));
     let applied = Ok(stock(&["id-2026-11-25T02:00:00Z"], "2026-11-25T02:05:00Z"));
@@ -272,6 +283,7 @@ fn retention_that_failed_is_told_until_it_was_applied() {
             problem: None,
             stock: Some(&applied),
             rehearsal: &rehearsal::Plan::default(),
+            archive: &archiving::Report::default(),
             now,
         },
     );

@@ -8,6 +8,7 @@
 
 pub mod accounts;
 pub mod admin;
+pub mod archiving;
 pub mod backup;
 pub mod backuppolicy;
 pub mod cli;

@@ -15,12 +15,12 @@ use quorumail_operator::{
     pki::{self, CertifiedPem, Role},
 };
 use quorumail_proto::admin::{
-    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse,
-    BackupGroupProgress, BackupGroupRequest, ClusterStatus, DirectoryChange, DirectoryEntry, DirectoryResult,
-    DomainEntry, ExportItem, ExportMailboxRequest, GetClusterStatusRequest, GetNodeStatusRequest,
-    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem, ImportResult,
-    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, QueueEntry,
-    ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
+    ArchiveStatus, BackupGroupProgress, BackupGroupRequest, ClusterStatus, DirectoryChange, DirectoryEntry,
+    DirectoryResult, DomainEntry, ExportItem, ExportMailboxRequest, GetClusterStatusRequest,
+    GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem,
+    ImportResult, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus,
+    QueueEntry, ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
 };
@@ -117,6 +117,10 @@ impl Admin for Node {
 
     async fn hand_over(&self, _: Request<HandOverRequest>) -> Result<Response<HandOverResponse>, Status> {
         self.answer(|_| HandOverResponse { remaining: 0 })
+    }
+
+    async fn archive(&self, _: Request<ArchiveRequest>) -> Result<Response<ArchiveStatus>, Status> {
+        self.answer(|_| ArchiveStatus::default())
     }
 
     async fn backup_group(

@@ -1,5 +1,6 @@
 """Promises of BackupPolicy, MailBackup and MailRestore, kept on a real Kubernetes with a real S3 service."""
 
+import datetime
 import imaplib
 import ipaddress
 import json
@@ -334,6 +335,39 @@ def test_a_rehearsal_of_a_damaged_backup_fails_with_a_reason_and_leaves_nothing(
     mail.wait_for(lambda: ("Warning", "RehearsalFailed") in events_of(service, "proven"), what="the Event")
     nothing_is_left(service, made["metadata"]["name"])
     service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/proven", "--timeout=30s")
+
+
+def test_point_in_time_restore_brings_back_what_was_deleted(service, s3):
+    service.apply(policy(s3, "always", prefix="always", continuous={"maxLag": "2s"}))
+    mail.wait_for(lambda: service.condition("backuppolicy", "always", "ArchivingHealthy", NAMESPACE).get("status") == "True",
+                  within=150, every=1, what="the archive")
+    assert status(service, "backuppolicy", "always")["archiveLag"]
+    tokens = send(service, 5, "instant")
+    mail.wait_for(lambda: tokens <= set(mail.tokens(imap(service))), what="the mail")
+    instant = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
+    client = imap(service)
+    client.select("INBOX")
+    client.uid("STORE", "1:*", "+FLAGS.SILENT", "(\\Deleted)")
+    client.expunge()
+    client.logout()
+
+    def restore(name, at):
+        service.apply(resource("MailRestore", name, {
+            "source": {"policyRef": {"name": "always"}}, "pointInTime": at, "scope": {"mailbox": "alice@example.org"},
+            "target": {"folderPrefix": "Before"}}))
+        return ended(service, "mailrestore", name)
+
+    outside = restore("long-ago", "2001-02-03T04:05:06Z")
+    assert outside["phase"] == "Failed" and "points in time can be restored in" in outside["error"], outside
+    condition = service.condition("mailrestore", "long-ago", namespace=NAMESPACE)
+    assert condition["reason"] == "OutsideWindow", condition
+    # The archive reaches the instant a few seconds later.
+    attempts = iter(range(100))
+    done = mail.wait_for(lambda: (found := restore(f"before-{next(attempts)}", instant))["phase"] == "Succeeded" and found,
+                         within=60, every=1, what="a restore to the instant")
+    assert done["verified"], done
+    assert tokens <= set(mail.tokens(imap(service), "Before/INBOX"))
+    service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/always", "--timeout=30s")
 
 
 LOST, AGAIN = "mail-lost", "mail-again"

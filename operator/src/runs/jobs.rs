@@ -256,7 +256,7 @@ fn request(restore: &MailRestore, id: Option<String>, cluster: Option<String>) -
     RestoreRequest {
         which: id.map_or(Which::Latest, Which::Backup),
         cluster,
-        until: None,
+        until: spec.point_in_time.as_ref().map(|at| quorumail_store::Timestamp(at.0.as_millisecond())),
         // Accounts are resources; only a cluster that was lost gets them from the backup.
         accounts: scope == Scope::Cluster,
         locked: false,
@@ -297,6 +297,13 @@ mod tests {
              scope: {scope}, target: {{folderPrefix: Restored}}}}}}"
         );
         request(&serde_yaml::from_str(&text).unwrap(), None, None)
+    }
+
+    #[test]
+    fn a_point_in_time_is_passed_on() {
+        assert_eq!(asked("{cluster: {}}").until, None);
+        let at = asked("{cluster: {}}, pointInTime: '1970-01-01T00:00:05.250Z'").until;
+        assert_eq!(at, Some(quorumail_store::Timestamp(5_250)));
     }
 
     #[test]

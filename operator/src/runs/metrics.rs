@@ -34,6 +34,7 @@ pub struct BackupMetrics {
     rehearsal_seconds: GaugeVec,
     rehearsal_succeeded: GaugeVec,
     rehearsals: IntCounterVec,
+    archive_lag: GaugeVec,
 }
 
 const POLICY: [&str; 2] = ["namespace", "policy"];
@@ -103,6 +104,10 @@ impl BackupMetrics {
                 Opts::new("quorumail_rehearsal_runs_total", "Rehearsals that ended, by result (ok, failed)."),
                 &["namespace", "policy", "result"],
             )?,
+            archive_lag: gauge(
+                "quorumail_recovery_point_age_seconds",
+                "Age of what is surely in the bucket: so much mail would be lost now with the MailCluster. Only with an archive.",
+            )?,
         };
         for collector in all.of_policies() {
             registry.register(Box::new(collector.clone()))?;
@@ -122,7 +127,7 @@ impl BackupMetrics {
     }
 
     /// Gauges with a value for each policy.
-    fn of_policies(&self) -> [&GaugeVec; 6] {
+    fn of_policies(&self) -> [&GaugeVec; 7] {
         [
             &self.last_success,
             &self.next,
@@ -130,6 +135,7 @@ impl BackupMetrics {
             &self.rehearsed,
             &self.rehearsal_seconds,
             &self.rehearsal_succeeded,
+            &self.archive_lag,
         ]
     }
 
@@ -154,6 +160,10 @@ impl BackupMetrics {
             self.runs.with_label_values(&[namespace.as_str(), name.as_str(), result]).inc_by(0);
         }
         instant(&self.rehearsed, &status.last_rehearsed_time);
+        match status.archive_lag.as_ref().and_then(|lag| lag.parse::<Span>().ok()) {
+            Some(lag) => self.archive_lag.with_label_values(&labels).set(lag.duration().as_secs_f64()),
+            None => drop(self.archive_lag.remove_label_values(&labels)),
+        }
         let told = find(&status.conditions, kind::REHEARSAL_SUCCEEDED);
         match told.map(|told| told.status.as_str()) {
             Some("Unknown") | None => drop(self.rehearsal_succeeded.remove_label_values(&labels)),

@@ -4,6 +4,7 @@
 //! are tasks of this process: at most one backup and one restore of a MailCluster at a time, and so many in all; one rehearsal. Whoever
 //! loses the Lease ends with its runs; whoever gets it finds them as interrupted and begins them again.
 
+mod archives;
 pub mod jobs;
 pub mod metrics;
 mod passes;
@@ -144,6 +145,8 @@ struct Supervisor {
     restores: HashMap<String, MailRestoreStatus>,
     /// Objects whose status could not be written, by uid.
     unwritten: BTreeSet<String>,
+    /// Archives that are kept going, by uid of the BackupPolicy.
+    archives: HashMap<String, archives::Archive>,
     /// Policies that are shown in metrics.
     shown: BTreeSet<Key>,
 }
@@ -160,6 +163,7 @@ impl Supervisor {
             backups: HashMap::new(),
             restores: HashMap::new(),
             unwritten: BTreeSet::new(),
+            archives: HashMap::new(),
             shown: BTreeSet::new(),
         }
     }

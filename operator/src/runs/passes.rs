@@ -24,7 +24,7 @@ use quorumail_crds::{
 use tokio::time::Instant;
 
 use super::{
-    Ended, Kind, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told,
+    Ended, Kind, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told, archives,
     jobs::{self, Source},
     target::{Wanted, missing},
     until, with_written,
@@ -53,6 +53,7 @@ impl Supervisor {
         let mut restores = with_written(&mut self.restores, stores.restores.state());
         self.end_orphans(&policies, &backups, &restores);
         let something_left = self.clear_rehearsals().await;
+        self.end_archives(&policies);
         // The one that was made first is begun first.
         backups.sort_by_key(|backup| (backup.creation_timestamp(), backup.name_any()));
         restores.sort_by_key(|restore| (restore.creation_timestamp(), restore.name_any()));
@@ -89,6 +90,8 @@ impl Supervisor {
         let old = policy.status.clone().unwrap_or_default();
         let last_backup = last_successful(&old, &mine).map(|time| time.0);
         let rehearsal = self.rehearsal(policy, last_backup, problem.as_ref());
+        let archive = self.archive(policy, last_backup.is_some(), problem.as_ref());
+        let is_archived = archive.observed.is_some();
         let rehearses = rehearsal.record.as_ref().is_some_and(|record| record.result == Phase::Running);
         if is_paused(&**policy) {
             self.show_policy(policy, backuppolicy::paused(policy, &rehearsal, now)).await?;
@@ -99,6 +102,7 @@ impl Supervisor {
             problem: problem.as_ref().map(Failure::observed),
             stock: self.stocks.get(&policy.uid().unwrap_or_default()),
             rehearsal: &rehearsal,
+            archive: &archive,
             now,
         };
         let Plan { create, delete, status, again } = backuppolicy::plan(policy, &seen);
@@ -126,6 +130,8 @@ impl Supervisor {
         Ok(match waits || create.is_some() {
             true => WAITING,
             false if rehearses => TELL,
+            // What is found is shown, and nothing else tells of it.
+            false if is_archived => until(again, now).min(archives::EVERY),
             false => until(again, now),
         })
     }
