@@ -1,6 +1,7 @@
 """Promises of backups: real mailnodes, a real S3, and everything lost in between."""
 
 import base64
+import datetime
 import imaplib
 import json
 import mailbox
@@ -203,6 +204,121 @@ def test_what_was_acknowledged_before_a_backup_began_is_in_it(three, place, tmp_
     lost = [token for token in before if token not in held]
     print(f"{len(before)} acknowledged before, {during} while the backup ran")
     assert not lost, f"{len(lost)} of {len(before)} messages acknowledged before the backup are not in it"
+
+
+def archiving(place, dev, *extra):
+    """Has all nodes ship to an archive, and waits until every group is known to be complete up to some instant."""
+    place.run("backup", "archive", "start", "--max-lag", "2", *extra, dev=dev)
+    return complete(dev)
+
+
+def complete(dev, after=0.0):
+    """The state of an archive that is whole and complete up to an instant after `after`, in Unix seconds."""
+    def whole():
+        now = archive(dev, "status")
+        is_whole = now["shippedGroups"] == now["groups"] and now["running"] == now["nodes"] and not now["troubles"]
+        return now if is_whole and now["through"] and seconds(now["through"]) > after else None
+
+    return mail.wait_for(whole, within=60, what="an archive that is complete", every=0.2)
+
+
+def seconds(instant):
+    return datetime.datetime.fromisoformat(instant).timestamp()
+
+
+def instant(at):
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def append(dev, user, name, number, node=0):
+    client = imap(dev, user, node=node)
+    text = mail.message("x@elsewhere.example", f"{user}@example.org", f"{name}{number}", size=700)
+    assert client.append("Archived", "(\\Flagged)", None, bytes(text))[0] == "OK"
+    client.logout()
+
+
+def test_point_in_time_restore_brings_back_what_was_deleted(three, place):
+    place.backup(three)
+    archiving(place, three)
+    client = imap(three, "alice")
+    client.create("Archived")
+    for number in range(12):
+        append(three, "alice", "kept", number, node=number % 3)
+    before = contents(three, "alice")
+    assert len(before["Archived"][1]) == 12
+    # Clocks of nodes and of this test are the same; what is acknowledged is a command of a moment before.
+    time.sleep(1.1)
+    deleted_at = time.time()
+    client.select("Archived")
+    client.uid("STORE", "1:5", "+FLAGS", "(\\Deleted)")
+    client.expunge()
+    client.select("INBOX")
+    client.uid("STORE", "1:*", "+FLAGS", "(\\Deleted)")
+    client.expunge()
+    client.logout()
+    append(three, "alice", "later", 0)
+    assert "INBOX" not in without_validity(contents(three, "alice"))
+    complete(three, after=time.time())
+    window = place.run("backup", "archive", "window")[0]["windows"]
+    assert seconds(window[0]["earliest"]) < deleted_at < seconds(window[-1]["latest"]), window
+    back = place.run("restore", "--mailbox", "alice@example.org", "--prefix", "Back", "--until", instant(deleted_at - 1),
+                     "--verify", dev=three)
+    assert back["problems"] == [] and back["messages"] == count(before), back
+    assert without_validity(contents(three, "alice", under="Back")) == without_validity(before)
+    # What nobody can know yet is refused, with what can be restored.
+    ahead = place.run("restore", "--mailbox", "alice@example.org", "--until", instant(time.time() + 3600), "--to-maildir",
+                      str(place.directory / "ahead"), fails=True)
+    assert window[0]["earliest"][:19] in ahead, ahead
+    archive(three, "stop")
+    assert archive(three, "status")["running"] == 0
+    assert place.run("backup", "verify")["damage"] == []
+    # Nothing of it is needed any more once the backup before it is gone.
+    place.backup(three)
+    place.run("backup", "prune", extra=["--keep-last", "1"])
+    client = imap(three, "alice")
+    for name in sorted((name for name in folders_of(client)[0] if name.startswith("Back/") or name == "Archived"), reverse=True):
+        client.delete(f'"{name}"')
+    client.logout()
+
+
+def test_no_acknowledged_message_is_missing_in_an_archive_whose_leaders_die(three, place, tmp_path):
+    place.backup(three)
+    archiving(place, three)
+    client = imap(three, "bob")
+    client.create("Archived")
+    client.logout()
+    acknowledged = 0
+    for round_ in range(2):
+        for number in range(10):
+            append(three, "bob", f"round{round_}m", number, node=2)
+            acknowledged += 1
+        # While it ships, and without a word. A node that comes back knows of no archive.
+        old = three.node(round_)["pid"]
+        three.kill(round_)
+        for number in range(10, 15):
+            append(three, "bob", f"round{round_}m", number, node=2)
+            acknowledged += 1
+        mail.wait_for(lambda: three.node(round_)["pid"] != old, what="the node's restart")
+        mail.wait_for(lambda: urllib.request.urlopen(f"http://{three.node(round_)['http']}/readyz", timeout=5).status == 200,
+                      within=60, what="the node's readiness")
+        archiving(place, three)
+    if isinstance(place, Bucket):
+        place.kill()
+        append(three, "bob", "dark", 0, node=2)
+        acknowledged += 1
+        mail.wait_for(lambda: "127.0.0.1" in json.dumps(archive(three, "status")["troubles"]), within=180, what="a complaint", every=0.5)
+        place.serve()
+    now = complete(three, after=time.time())
+    restored = place.run("restore", "--mailbox", "bob@example.org", "--folder", "Archived", "--until", now["through"],
+                         "--to-maildir", str(tmp_path / "m"))
+    assert restored["messages"] == acknowledged, restored
+    archive(three, "stop")
+
+
+def archive(dev, what):
+    """What `quorumail backup archive` prints; it may end with 1 over troubles that are among it."""
+    command = [str(BIN / "quorumail"), "--dev", str(dev.directory / "data"), "-o", "json", "backup", "archive", what]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60).stdout)
 
 
 def running(dev):

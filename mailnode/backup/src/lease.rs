@@ -2,11 +2,12 @@
 //!
 //! A holder writes an object under `locks/`, then looks which others are there; of two that exclude each other at least
 //! one sees the other. Only the clock of the object store counts: a lock is dead when it is older than one written just
-//! now by more than [`LEASE`]. A holder writes its lock anew long before.
+//! now by more than [`LEASE`]. A holder writes its lock anew long before. One that was too late has lost it for good, for
+//! others may have begun since; a machine that slept has been late as well.
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -21,6 +22,8 @@ pub const LEASE: Duration = Duration::from_secs(15 * 60);
 const RENEWAL: Duration = Duration::from_secs(2 * 60);
 /// A holder that could not give a sign stops so long before others take it to be dead.
 const MARGIN: Duration = Duration::from_secs(2 * 60);
+/// For a reader to put up its lock.
+const KEEP_WITHIN: Duration = Duration::from_secs(10);
 /// Longest name of a holder that is shown.
 const MAX_HOLDER: usize = 200;
 
@@ -48,7 +51,29 @@ struct Held {
     repository: Repository,
     object: String,
     content: Bytes,
-    valid_until: Mutex<Instant>,
+    /// When the lock was last written.
+    sign: Mutex<Sign>,
+}
+
+/// An instant by two clocks: one stands still while the machine sleeps, the other may be set.
+#[derive(Debug, Clone, Copy)]
+struct Sign {
+    monotonic: Instant,
+    wall: SystemTime,
+}
+
+impl Sign {
+    fn now() -> Self {
+        Self { monotonic: Instant::now(), wall: SystemTime::now() }
+    }
+
+    /// Whether nobody else takes its giver to be dead.
+    fn is_fresh(&self) -> bool {
+        let valid = LEASE - MARGIN;
+        // A clock that was set back tells nothing.
+        let was_late = self.wall.elapsed().is_ok_and(|since| since >= valid);
+        self.monotonic.elapsed() < valid && !was_late
+    }
 }
 
 impl Repository {
@@ -60,13 +85,26 @@ impl Repository {
         self.take_lease(LeaseKind::Shared, holder).await
     }
 
+    /// Keeps what is read from being removed meanwhile, where that can be: a restore must be possible from a store that is
+    /// full or may only be read, and beside the lock of a prune that died.
+    pub(crate) async fn keep(&self, holder: &str) -> Option<Lease> {
+        let lease = tokio::time::timeout(KEEP_WITHIN, self.lease(holder)).await;
+        let error = match lease {
+            Ok(Ok(lease)) => return Some(lease),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("it took longer than {KEEP_WITHIN:?}"),
+        };
+        tracing::warn!(error, "a prune cannot be kept away: see to it that none runs until this has ended");
+        None
+    }
+
     pub(crate) async fn take_lease(&self, kind: LeaseKind, holder: &str) -> Result<Lease, RepositoryError> {
         let prefix = kind.prefix();
         let object = format!("{prefix}{:032x}", rand::random::<u128>());
         let lock = Lock { holder: holder.chars().take(MAX_HOLDER).collect() };
         let content = serde_json::to_vec(&lock).expect("a lock is plain JSON").into();
-        let valid_until = Mutex::new(Instant::now());
-        let held = Arc::new(Held { repository: self.clone(), object, content, valid_until });
+        let sign = Mutex::new(Sign::now());
+        let held = Arc::new(Held { repository: self.clone(), object, content, sign });
         held.renew().await?;
         if let Err(error) = self.check_conflicts(kind, &held.object).await {
             // Failing that, it goes with time.
@@ -110,10 +148,22 @@ impl LeaseKind {
 
 impl Held {
     async fn renew(&self) -> Result<(), RepositoryError> {
-        let asked = Instant::now();
+        let asked = Sign::now();
+        if !self.is_valid() {
+            return Err(RepositoryError::LeaseLost);
+        }
         self.repository.0.objects.put(&self.object, self.content.clone()).await?;
-        *self.valid_until.lock() = asked + (LEASE - MARGIN);
+        let mut sign = self.sign.lock();
+        // The writing itself may have taken too long.
+        if !sign.is_fresh() {
+            return Err(RepositoryError::LeaseLost);
+        }
+        *sign = asked;
         Ok(())
+    }
+
+    fn is_valid(&self) -> bool {
+        self.sign.lock().is_fresh()
     }
 }
 
@@ -122,6 +172,9 @@ async fn renew_regularly(held: Arc<Held>) {
         tokio::time::sleep(RENEWAL).await;
         if let Err(error) = held.renew().await {
             tracing::warn!(%error, "the lease on the backup repository could not be renewed");
+            if matches!(error, RepositoryError::LeaseLost) {
+                return;
+            }
         }
     }
 }
@@ -129,7 +182,7 @@ async fn renew_regularly(held: Arc<Held>) {
 impl Lease {
     /// Whether nobody else takes us to be dead.
     pub fn is_valid(&self) -> bool {
-        Instant::now() < *self.held.valid_until.lock()
+        self.held.is_valid()
     }
 
     pub(crate) async fn renew(&self) -> Result<(), RepositoryError> {
@@ -138,6 +191,12 @@ impl Lease {
 
     pub(crate) fn object(&self) -> &str {
         &self.held.object
+    }
+
+    /// As if no sign had been given for so long that others may have begun.
+    #[cfg(test)]
+    fn lapse(&self) {
+        self.held.sign.lock().wall -= LEASE;
     }
 
     /// Gives it back.
@@ -155,5 +214,45 @@ impl Drop for Lease {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { held.repository.0.objects.delete(&held.object).await });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BackupKey, Cluster, Limits, Location, ManifestDraft, RepositoryConfig, Trigger};
+
+    async fn repository(dir: &std::path::Path) -> Repository {
+        let key = BackupKey::parse(b"correct horse battery staple").unwrap();
+        let config = RepositoryConfig {
+            location: Location::Directory(dir.to_owned()),
+            key,
+            limits: Limits::default(),
+        };
+        Repository::create_or_open(config).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_was_lost_does_not_come_back_and_nothing_is_written_under_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let repository = repository(dir.path()).await;
+        let lease = repository.lease("a test").await.unwrap();
+        lease.renew().await.unwrap();
+        assert!(lease.is_valid());
+        lease.lapse();
+        assert!(!lease.is_valid());
+        assert!(matches!(lease.renew().await, Err(RepositoryError::LeaseLost)));
+        assert!(!lease.is_valid());
+        let draft = ManifestDraft {
+            cluster: Cluster { name: String::new(), namespace: String::new(), uid: "c".to_owned() },
+            started: crate::format::now(),
+            parent: None,
+            trigger: Trigger::Manual(String::new()),
+            groups: Vec::new(),
+            resources: None,
+            version: "0".to_owned(),
+        };
+        assert!(matches!(repository.finish(draft, &lease).await, Err(RepositoryError::LeaseLost)));
+        assert!(repository.list().await.unwrap().backups.is_empty());
     }
 }

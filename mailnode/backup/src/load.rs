@@ -18,6 +18,7 @@ use crate::{
     blocks::{Origin, RepositoryBodies},
     chunks,
     format::{BodyRun, ChunkEntry, GroupRoot, RUN_BODIES, RunEntry, decode},
+    lease::Lease,
     repository::READS_AT_ONCE,
     seal::Kind,
 };
@@ -42,6 +43,8 @@ pub struct LoadedBackup {
     store: Store,
     damage: Vec<Damage>,
     reached: BTreeMap<u32, Reached>,
+    /// While it is read nothing of it is removed.
+    _kept: Option<Lease>,
 }
 
 impl std::fmt::Debug for LoadedBackup {
@@ -85,6 +88,7 @@ impl Repository {
         dir: &Path,
     ) -> Result<LoadedBackup, RepositoryError> {
         self.within_deadline(async {
+            let kept = self.keep("a restore").await;
             let is_wanted = |group: &&GroupManifest| groups.is_empty() || groups.contains(&group.group);
             let wanted: Vec<&GroupManifest> = manifest.groups.iter().filter(is_wanted).collect();
             let archived = match until {
@@ -124,7 +128,7 @@ impl Repository {
                     reached.insert(group.group, at);
                 }
             }
-            Ok(LoadedBackup { store: loading.store, damage: loading.damage, reached })
+            Ok(LoadedBackup { store: loading.store, damage: loading.damage, reached, _kept: kept })
         })
         .await
     }

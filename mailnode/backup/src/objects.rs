@@ -192,8 +192,10 @@ impl Objects {
     pub(crate) async fn get(&self, name: &str) -> Result<Bytes, RepositoryError> {
         self.retrying("reading", name, || async {
             let found = self.store.get(&self.path(name)).await?;
-            self.pass(usize::try_from(found.meta.size).unwrap_or(usize::MAX)).await;
-            found.bytes().await
+            let bytes = found.bytes().await?;
+            // Once it is here: the server does not wait for us.
+            self.pass(bytes.len()).await;
+            Ok(bytes)
         })
         .await
     }
@@ -289,9 +291,13 @@ impl Objects {
             _ if REFUSED.iter().any(|code| whole.contains(code)) => {
                 RepositoryError::AccessDenied { location, reason }
             }
-            // Whatever else a server does not find is not this object.
-            Error::NotFound { .. } if !whole.contains("<Code>") || whole.contains("NoSuchKey") => {
+            // A gateway in front of the store has answers of its own for what it does not find.
+            Error::NotFound { .. } if !self.location.starts_with("s3://") || whole.contains("NoSuchKey") => {
                 RepositoryError::Missing { object: name.to_owned() }
+            }
+            // Behind its end: of a directory, and of S3 (416).
+            _ if whole.contains("Requested range was invalid") || whole.contains("InvalidRange") => {
+                RepositoryError::damaged(name, "it is cut off")
             }
             _ => RepositoryError::StorageFailed { action, object: name.to_owned(), reason },
         }

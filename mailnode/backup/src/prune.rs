@@ -63,7 +63,9 @@ impl Repository {
             let lease = self.take_lease(LeaseKind::Exclusive, "a prune").await?;
             let pruning = Pruning { repository: self, lease: &lease, dry_run };
             let pruned = pruning.run(wanted, retention, zone, grace).await;
-            lease.release().await?;
+            if let Err(error) = lease.release().await {
+                tracing::warn!(%error, "the lock of a prune was left behind; it is dead in a quarter of an hour");
+            }
             pruned
         })
         .await
@@ -85,10 +87,22 @@ impl Pruning<'_> {
         grace: Duration,
     ) -> Result<Pruned, RepositoryError> {
         let (manifests, unreadable) = self.repository.manifests().await?;
+        let known: HashSet<String> = manifests
+            .iter()
+            .map(|manifest| manifest.id.to_string())
+            .chain(unreadable.iter().map(|bad| bad.id.clone()))
+            .collect();
         let mut pruned = Pruned {
             held_back: unreadable.into_iter().map(|bad| format!("{}: {}", bad.id, bad.reason)).collect(),
             ..Pruned::default()
         };
+        // What was not found a moment ago and is listed again is a backup all the same.
+        for Listed { name, .. } in self.repository.0.objects.list("backups/").await? {
+            let id = name["backups/".len()..].to_owned();
+            if !known.contains(&id) {
+                pruned.held_back.push(format!("{id}: it is listed and could not be read"));
+            }
+        }
         let (concerned, others): (Vec<_>, Vec<_>) =
             manifests.into_iter().partition(|manifest| wanted(&manifest.info()));
         let instants: Vec<_> = concerned.iter().map(|manifest| manifest.started).collect();

@@ -360,14 +360,13 @@ impl Repository {
         if !lease.is_valid() {
             return Err(RepositoryError::LeaseLost);
         }
-        self.0.objects.put(&name, sealed.into()).await?;
-        if !lease.is_valid() {
-            // The write took so long that a prune may have run meanwhile.
-            let there = self.pack_sizes().await?;
-            if manifest.packs().any(|used| !there.contains_key(&used.pack)) {
-                self.0.objects.delete(&name).await?;
-                return Err(RepositoryError::LeaseLost);
-            }
+        let written = self.0.objects.put(&name, sealed.into()).await;
+        // After an error it may be there all the same; and when it took long, a prune may have begun that does not know of it.
+        if written.is_err() || !lease.is_valid() {
+            let removed = self.0.objects.delete(&name).await;
+            written?;
+            removed?;
+            return Err(RepositoryError::LeaseLost);
         }
         Ok(manifest.id)
     }
@@ -394,6 +393,9 @@ impl Repository {
     pub(crate) async fn read_blob(&self, kind: Kind, blob: &BlobRef) -> Result<Bytes, RepositoryError> {
         let range = u64::from(blob.offset)..u64::from(blob.offset) + u64::from(blob.len);
         let sealed = self.0.objects.get_range(&blob.pack.object(), range).await?;
+        if sealed.len() != blob.len as usize {
+            return Err(RepositoryError::damaged(blob.pack.object(), "it is cut off"));
+        }
         pack::open(&self.0.keys, kind, blob, &sealed)
     }
 

@@ -113,6 +113,7 @@ impl Repository {
         progress: impl Fn(VerifyProgress) + Send + Sync,
     ) -> Result<Findings, RepositoryError> {
         self.within_deadline(async {
+            let _kept = self.keep("a verification").await;
             let mut verifying = Verifying {
                 repository: self,
                 bad: BTreeMap::new(),
@@ -341,9 +342,12 @@ impl Verifying<'_> {
     async fn group(&mut self, manifest: &Manifest, group: &GroupManifest) -> Result<(), RepositoryError> {
         let Some(blob) = group.root else { return Ok(()) };
         let touched = (manifest.id.clone(), group.group);
-        let root = self.read(Kind::Root, &blob).await?.and_then(|plain| {
-            decode::<GroupRoot>(&blob.pack.object(), &plain).map_err(|error| error.to_string())
-        });
+        let root = match self.check(Kind::Root, &blob).await? {
+            Err(what) => Err(what),
+            Ok(()) => self.read(Kind::Root, &blob).await?.and_then(|plain| {
+                decode::<GroupRoot>(&blob.pack.object(), &plain).map_err(|error| error.to_string())
+            }),
+        };
         let root = match root {
             Ok(root) => root,
             Err(what) => {

@@ -135,6 +135,14 @@ impl Export<'_> {
     }
 }
 
+/// What the table lacks of one body is that body's trouble, and nobody else's.
+fn lost(error: StoreError) -> StoreError {
+    match error {
+        StoreError::Damaged(what) => StoreError::Bodies(what.to_owned()),
+        other => other,
+    }
+}
+
 impl ExportedBody<'_> {
     /// Names it within its group, for ever: messages that were copied share a body.
     pub fn id(&self) -> BodyId {
@@ -157,7 +165,7 @@ impl ExportedBody<'_> {
     /// [`StoreError::Bodies`] tells people what could not be read.
     pub fn read(&self) -> Result<Bytes, StoreError> {
         let reads = self.export.store.reads(self.export.group);
-        body_table::read(&self.export.view, &reads, self.id, None)?.map_err(StoreError::Bodies)
+        body_table::read(&self.export.view, &reads, self.id, None).map_err(lost)?.map_err(StoreError::Bodies)
     }
 
     /// Its bytes in order, in the pieces in which they are kept: one, or for a large body those of about 1 MiB that it came
@@ -167,13 +175,14 @@ impl ExportedBody<'_> {
     /// As [`ExportedBody::read`], and those of `visit`.
     pub fn pieces(&self, visit: &mut ExportVisit<'_, Bytes>) -> Result<(), StoreError> {
         let view = &self.export.view;
-        let parts = match body_table::named(view, self.id)?.state.parts {
+        let parts = match body_table::named(view, self.id).map_err(lost)?.state.parts {
             parts if parts.is_empty() => vec![self.id],
             parts => parts,
         };
         let reads = self.export.store.reads(self.export.group);
         for part in parts {
-            let piece = body_table::read(view, &reads, part, None)?.map_err(StoreError::Bodies)?;
+            let piece =
+                body_table::read(view, &reads, part, None).map_err(lost)?.map_err(StoreError::Bodies)?;
             if visit(piece)?.is_break() {
                 break;
             }

@@ -85,6 +85,35 @@ async fn a_flipped_bit_in_any_object_is_found_and_named_and_the_rest_is_there() 
 }
 
 #[tokio::test]
+async fn an_object_that_is_cut_off_is_named_and_the_next_backup_is_whole() {
+    let (place, node) = (Place::new(), Node::with_mail());
+    let repository = place.open().await;
+    let manifest = node.back_up(&repository, None).await;
+    let expected = Snapshot::of(&node.store);
+    for object in place.objects("packs") {
+        let name = place.name(&object);
+        let whole = std::fs::read(&object).unwrap();
+        for len in [0, whole.len() / 2, whole.len() - 1] {
+            std::fs::write(&object, &whole[..len]).unwrap();
+            let found = repository.verify(Which::All, Depth::Full, |_| {}).await.unwrap();
+            assert!(
+                found.damage.iter().any(|damage| damage.object == name),
+                "{name} of {len} bytes: {found:?}"
+            );
+            let dir = tempfile::tempdir().unwrap();
+            let loaded = repository.load(&manifest, &[], None, dir.path()).await.unwrap();
+            assert!(loaded.damage().iter().all(|damage| damage.object == name), "{:?}", loaded.damage());
+            // As the scheduled one after it would be.
+            let next = node.back_up(&repository, Some(&manifest)).await;
+            assert_loads(&repository, &next, &expected).await;
+            repository.delete(&next.id).await.unwrap();
+        }
+        std::fs::write(&object, &whole).unwrap();
+        assert!(repository.verify(Which::All, Depth::Full, |_| {}).await.unwrap().is_good());
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_body_is_counted_and_stored_anew_by_the_next_backup() {
     let (place, node) = (Place::new(), Node::with_mail());
     let repository = place.open().await;

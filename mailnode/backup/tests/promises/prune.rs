@@ -40,8 +40,17 @@ async fn retention_is_applied_and_what_stays_is_whole() {
     let dry = repository.prune(|_| true, &keep_two, &TimeZone::UTC, NO_GRACE, true).await.unwrap();
     assert_eq!(place.objects("packs").len(), packs);
     assert_eq!(repository.list().await.unwrap().backups.len(), 6);
+    // Packs that nothing refers to yet may belong to a backup that is being made.
+    node.append("INBOX", &noise(9999, 20_000));
+    node.take(&repository, GROUP, None).await;
+    let unfinished = place.objects("packs").len() - packs;
+    assert!(unfinished > 0);
     let young = repository.prune(|_| false, &keep_two, &TimeZone::UTC, PRUNE_GRACE, false).await.unwrap();
     assert!(young.removed.is_empty() && young.packs == 0);
+    assert_eq!(place.objects("packs").len(), packs + unfinished);
+    let old = repository.prune(|_| false, &keep_two, &TimeZone::UTC, NO_GRACE, false).await.unwrap();
+    assert!(old.removed.is_empty() && old.packs as usize == unfinished);
+    assert_eq!(place.objects("packs").len(), packs);
 
     let pruned = repository.prune(|_| true, &keep_two, &TimeZone::UTC, NO_GRACE, false).await.unwrap();
     assert_eq!((&pruned.removed, &pruned.kept, pruned.packs), (&dry.removed, &dry.kept, dry.packs));
