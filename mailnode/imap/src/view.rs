@@ -39,6 +39,7 @@ pub(crate) struct View {
     own: BTreeSet<u64>,
     keywords: BTreeSet<String>,
     keywords_changed: bool,
+    restored: bool,
 }
 
 impl View {
@@ -54,6 +55,7 @@ impl View {
             own: BTreeSet::new(),
             keywords,
             keywords_changed: false,
+            restored: false,
             folder,
         }
     }
@@ -68,6 +70,7 @@ impl View {
     /// for [`View::flush`].
     pub(crate) fn merge(&mut self, changes: Changes) -> Option<Since> {
         let Changes { folder, uids, vanished, changed, more } = changes;
+        self.restored |= folder.uid_validity != self.folder.uid_validity;
         match vanished {
             Some(gone) => {
                 for uid in gone.into_iter().filter(|uid| self.uids.contains(*uid)) {
@@ -88,6 +91,7 @@ impl View {
         }
         for message in changed {
             self.note_keywords(&message);
+            self.restored |= message.uid < known_next && !self.uids.contains(message.uid);
             let old = message.uid < self.new_from && self.uids.contains(message.uid);
             if old && !self.gone.contains(message.uid) && !self.own.contains(&message.mod_seq) {
                 self.news.push(message);
@@ -102,6 +106,12 @@ impl View {
         self.new_from = self.folder.uid_next;
         self.own.clear();
         None
+    }
+
+    /// Whether a restore has put messages below those that were there, or given the folder another UIDVALIDITY. A session
+    /// cannot be told of either (RFC 9051 2.3.1.1): it has to select the folder again.
+    pub(crate) fn was_restored(&self) -> bool {
+        self.restored
     }
 
     /// Notes the MODSEQ of a change that this session made.
@@ -227,5 +237,63 @@ impl View {
     /// Writes the count, for SELECT.
     pub(crate) fn write_exists(&mut self, out: &mut Out) {
         put!(out, "* {} EXISTS\r\n", self.announced);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Flags;
+
+    fn folder(uid_next: u32, mod_seq: u64) -> Folder {
+        Folder {
+            id: 1,
+            name: "INBOX".to_owned(),
+            special_use: None,
+            subscribed: true,
+            uid_validity: 7,
+            uid_next,
+            highest_mod_seq: mod_seq,
+            messages: 0,
+            unseen: 0,
+            bytes: 0,
+        }
+    }
+
+    /// A session that knows UID 100 alone.
+    fn view() -> View {
+        let uids = UidSet::from_ranges([(100, 100)]);
+        View::new(Selection { folder: folder(101, 10), uids, keywords: BTreeSet::new() }, false)
+    }
+
+    fn changes(folder: Folder, uids: &[(u32, u32)], changed: &[u32]) -> Changes {
+        let mod_seq = folder.highest_mod_seq;
+        let message =
+            |uid: &u32| Message { uid: *uid, mod_seq, flags: Flags::default(), internal_date: 0, size: 1 };
+        let changed = changed.iter().map(message).collect();
+        Changes { folder, uids: uids.to_vec(), vanished: Some(Vec::new()), changed, more: None }
+    }
+
+    #[test]
+    fn new_and_changed_messages_are_no_restore() {
+        let mut view = view();
+        let next = changes(folder(102, 11), &[(101, 101)], &[100, 101]);
+        assert_eq!((view.merge(next), view.was_restored()), (None, false));
+        let next = changes(folder(102, 12), &[], &[101]);
+        assert_eq!((view.merge(next), view.was_restored()), (None, false));
+    }
+
+    #[test]
+    fn a_message_below_those_that_were_there_is_a_restore() {
+        let mut view = view();
+        view.merge(changes(folder(101, 11), &[], &[5]));
+        assert!(view.was_restored());
+    }
+
+    #[test]
+    fn another_uidvalidity_is_a_restore() {
+        let mut view = view();
+        view.merge(changes(Folder { uid_validity: 6, ..folder(101, 11) }, &[], &[]));
+        assert!(view.was_restored());
     }
 }

@@ -340,6 +340,10 @@ impl Session {
             };
             let view = self.view.as_mut().expect("the view stays while its folder is asked");
             next = view.merge(changes);
+            if view.was_restored() {
+                let why = "the selected folder was restored from a backup; select it again";
+                return Err(Stop::Closed(self.bye(why)));
+            }
             while view.flush(&mut self.connection.out, expunges, self.condstore) {
                 self.connection.flush_when_full().await?;
             }
