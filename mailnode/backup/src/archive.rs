@@ -23,7 +23,7 @@ const ENTRY_HEAD: usize = 20;
 /// Below a cluster's part of the archive: what its nodes tell, see [`Repository::tell_shipped`].
 const SHIPPED: &str = "shipped/";
 /// Longest uid of a cluster.
-const MAX_UID: usize = 64;
+const MAX_UID: usize = 128;
 
 /// Gathers committed commands of a group.
 #[derive(Debug)]
@@ -184,7 +184,7 @@ impl RunBuilder {
 }
 
 fn check_uid(cluster_uid: &str) -> Result<(), RepositoryError> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/');
     let is_uid = (1..=MAX_UID).contains(&cluster_uid.len())
         && cluster_uid.bytes().all(is_plain)
         && !cluster_uid.bytes().all(|byte| byte == b'.');
@@ -193,6 +193,26 @@ fn check_uid(cluster_uid: &str) -> Result<(), RepositoryError> {
         return Err(RepositoryError::BadConfiguration(reason));
     }
     Ok(())
+}
+
+/// A uid as a part of a name: on Kubernetes it is `namespace/name`, and a slash would make two of it.
+fn in_name(cluster_uid: &str) -> String {
+    cluster_uid.replace('_', "_5f").replace('/', "_2f")
+}
+
+/// The uid that a part of a name stands for.
+fn from_name(part: &str) -> Option<String> {
+    let mut pieces = part.split('_');
+    let mut uid = pieces.next()?.to_owned();
+    for piece in pieces {
+        let (sign, rest) = piece
+            .strip_prefix("5f")
+            .map(|rest| ('_', rest))
+            .or_else(|| Some(('/', piece.strip_prefix("2f")?)))?;
+        uid.push(sign);
+        uid.push_str(rest);
+    }
+    Some(uid)
 }
 
 impl RunInfo {
@@ -205,7 +225,8 @@ impl RunInfo {
         let Self { cluster_uid, group, first, last, first_at, last_at, salt, .. } = self;
         let (first_at, last_at) = (first_at.0.max(0), last_at.0.max(0));
         format!(
-            "archive/{cluster_uid}/{group}/{first:020}-{last:020}-{first_at:013}-{last_at:013}-{salt:08x}"
+            "archive/{}/{group}/{first:020}-{last:020}-{first_at:013}-{last_at:013}-{salt:08x}",
+            in_name(cluster_uid)
         )
     }
 
@@ -216,7 +237,7 @@ impl RunInfo {
         let parts: Vec<&str> = rest.split('-').collect();
         let [first, last, first_at, last_at, salt] = parts[..] else { return None };
         let run = Self {
-            cluster_uid: uid.to_owned(),
+            cluster_uid: from_name(uid)?,
             group: group.parse().ok()?,
             first: first.parse().ok()?,
             last: last.parse().ok()?,
@@ -349,7 +370,7 @@ impl Repository {
         group: u32,
         first: u64,
     ) -> Result<Vec<RunInfo>, RepositoryError> {
-        let prefix = format!("archive/{cluster_uid}/{group}/");
+        let prefix = format!("archive/{}/{group}/", in_name(cluster_uid));
         let after = (first > 0).then(|| format!("{prefix}{first:020}"));
         let found = self.0.objects.list_after(&prefix, after.as_deref()).await?;
         Ok(found.iter().filter_map(|listed| RunInfo::from_object(&listed.name, listed.bytes)).collect())
@@ -384,7 +405,7 @@ impl Repository {
         shipped: &[Shipped],
     ) -> Result<(), RepositoryError> {
         check_uid(cluster_uid)?;
-        let name = format!("archive/{cluster_uid}/{SHIPPED}{node}");
+        let name = format!("archive/{}/{SHIPPED}{node}", in_name(cluster_uid));
         let plain = crate::format::encode(&shipped);
         let sealed = Bytes::from(self.0.keys.seal_object(&name, Kind::Archive, &plain));
         self.0.objects.put(&name, sealed).await
@@ -394,7 +415,7 @@ impl Repository {
     /// the window is the smaller for it, and [`Repository::verify`] names it.
     async fn shipped_runs(&self, cluster_uid: &str) -> Result<Vec<RunInfo>, RepositoryError> {
         let mut runs = Vec::new();
-        for listed in self.0.objects.list(&format!("archive/{cluster_uid}/{SHIPPED}")).await? {
+        for listed in self.0.objects.list(&format!("archive/{}/{SHIPPED}", in_name(cluster_uid))).await? {
             let told = match self.read_shipped(&listed.name).await {
                 Ok(told) => told,
                 Err(error) if error.is_damage() => {
@@ -549,7 +570,7 @@ mod tests {
         let idle = RunBuilder::new("uid-1", 3, 8).unwrap().finish(Timestamp(70));
         assert!(idle.info.is_empty());
         assert_eq!(RunInfo::from_object(&idle.info.object(), 0).unwrap(), idle.info);
-        for uid in ["", "a/b", "..", &"x".repeat(65)] {
+        for uid in ["", "a b", "..", &"x".repeat(MAX_UID + 1)] {
             assert!(RunBuilder::new(uid, 0, 1).is_err(), "{uid}");
         }
     }
@@ -579,5 +600,25 @@ mod tests {
             let read = RunInfo::from_object(&format!("archive/c/1/{text}"), 0);
             prop_assert!(read.is_none());
         }
+    }
+
+    #[test]
+    fn the_uid_of_any_cluster_is_one_part_of_a_name_and_read_back() {
+        for uid in ["mail/kept", "dev-0123456789abcdef", "a_b/c", "a_2fb", "x.y"] {
+            check_uid(uid).unwrap();
+            assert!(!in_name(uid).contains('/'), "{uid}");
+            assert_eq!(from_name(&in_name(uid)).as_deref(), Some(uid));
+            let run =
+                RunInfo { cluster_uid: uid.to_owned(), ..RunInfo::from_object(&name_of_a_run(), 0).unwrap() };
+            assert_eq!(RunInfo::from_object(&run.object(), 0), Some(run));
+        }
+        assert_ne!(in_name("a/b"), in_name("a_2fb"));
+        assert_eq!(from_name("a_b"), None, "not a name that is given");
+        assert!(check_uid("../x y").is_err() && check_uid("").is_err());
+    }
+
+    fn name_of_a_run() -> String {
+        "archive/c/1/00000000000000000005-00000000000000000009-0000000000005-0000000000009-0000000a"
+            .to_owned()
     }
 }
