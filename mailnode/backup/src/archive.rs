@@ -570,7 +570,7 @@ mod tests {
         let idle = RunBuilder::new("uid-1", 3, 8).unwrap().finish(Timestamp(70));
         assert!(idle.info.is_empty());
         assert_eq!(RunInfo::from_object(&idle.info.object(), 0).unwrap(), idle.info);
-        for uid in ["", "a b", "..", &"x".repeat(65)] {
+        for uid in ["", "a b", "..", &"x".repeat(MAX_UID + 1)] {
             assert!(RunBuilder::new(uid, 0, 1).is_err(), "{uid}");
         }
     }

@@ -171,10 +171,9 @@ mod tests {
             head.truncate(len - cut % 3);
             frame.head = head.into();
             if let Ok(request) = decode_append(frame) {
-                let mut next = request.prev_log_id.map_or(0, |id| id.index + 1);
-                for entry in request.entries {
-                    proptest::prop_assert_eq!(entry.log_id.index, next);
-                    next += 1;
+                let first = request.prev_log_id.map_or(0, |id| id.index + 1);
+                for (index, entry) in (first..).zip(request.entries) {
+                    proptest::prop_assert_eq!(entry.log_id.index, index);
                 }
             }
         }
