@@ -6,9 +6,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// Sizes: a whole number of bytes with an optional binary or decimal suffix, a subset of the Kubernetes quantity.
-pub const SIZE_PATTERN: &str = "^[0-9]+(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$";
+pub const SIZE_PATTERN: &str = "^([0-9]{1,18}|[0-9]{1,9}(Ki|Mi|Gi|k|M|G)|[0-9]{1,6}(Ti|T)|[0-9]{1,3}(Pi|P))$";
 /// Durations: days, hours, minutes, seconds, each at most once and in this order.
-pub const SPAN_PATTERN: &str = "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$";
+pub const SPAN_PATTERN: &str = "^([0-9]{1,5}d)?([0-9]{1,7}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$";
 /// Longest text of either.
 const MAX_TEXT: usize = 32;
 
@@ -199,5 +199,19 @@ mod tests {
         for text in ["", "5", "1m1h", "1h1h", "1w", "h", "-1s", "99999999999999999999d", "1é"] {
             assert!(text.parse::<Span>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn whatever_the_patterns_let_through_is_a_value() {
+        let nines = |count: usize| "9".repeat(count);
+        for (digits, units) in
+            [(18, &[""][..]), (9, &["Ki", "Mi", "Gi", "k", "M", "G"]), (6, &["Ti", "T"]), (3, &["Pi", "P"])]
+        {
+            for unit in units {
+                assert!(format!("{}{unit}", nines(digits)).parse::<Size>().is_ok(), "{digits} {unit}");
+            }
+        }
+        let longest = format!("{}d{}h{}m{}s", nines(5), nines(7), nines(9), nines(9));
+        assert!(longest.parse::<Span>().is_ok());
     }
 }

@@ -74,7 +74,7 @@ pub fn report(
     };
     let archiving = &found.archiving;
     let lag = found.lag();
-    let limit = 2 * wanted.max_lag.duration() + GRACE;
+    let limit = wanted.max_lag.duration().saturating_mul(2).saturating_add(GRACE);
     let observed = match lag {
         _ if !archiving.troubles.is_empty() => {
             let count = archiving.troubles.len() as u64;

@@ -29,6 +29,8 @@ const KEEP_FAILED: usize = 5;
 const KEEP_SUCCEEDED: usize = 100;
 /// Until a backup that failed is made again; it doubles with each failure in a row.
 const RETRY: Duration = Duration::from_secs(60);
+/// By how much the clocks of two operators may differ.
+const CLOCKS: Duration = Duration::from_secs(300);
 /// Doublings of it at most: half an hour.
 const RETRY_DOUBLINGS: u32 = 5;
 
@@ -37,6 +39,9 @@ const RETRY_DOUBLINGS: u32 = 5;
 pub struct Stock {
     /// Names of the backups in it.
     pub ids: BTreeSet<String>,
+    /// Names of those that retention deleted since the operator started. What is merely not found may be in another bucket,
+    /// damaged, or of a MailCluster before this one.
+    pub removed: BTreeSet<String>,
     /// What can be restored.
     pub window: Option<RecoveryWindow>,
     /// Bytes of everything in it.
@@ -90,7 +95,7 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
         Err(error) => Some(invalid(error)),
         Ok(_) => seen.problem.clone(),
     };
-    let mut last = last_scheduled(&old, seen.backups);
+    let mut last = last_scheduled(&old, seen.backups, now);
     let mut create = None;
     let mut next = None;
     if let Ok(schedule) = &schedule
@@ -206,9 +211,15 @@ fn scheduled_at(backup: &MailBackup) -> Option<Timestamp> {
 }
 
 /// From the status, and from the MailBackups: one may have been made just before the operator was lost.
-fn last_scheduled(old: &BackupPolicyStatus, backups: &[Arc<MailBackup>]) -> Option<Timestamp> {
+fn last_scheduled(
+    old: &BackupPolicyStatus,
+    backups: &[Arc<MailBackup>],
+    now: Timestamp,
+) -> Option<Timestamp> {
     let told = old.last_schedule_time.as_ref().map(|time| time.0);
-    backups.iter().filter_map(|backup| scheduled_at(backup)).chain(told).max()
+    // Clocks of operators differ a little; what lies further ahead was told by one that was wrong.
+    let ahead = now.checked_add(CLOCKS).unwrap_or(Timestamp::MAX);
+    backups.iter().filter_map(|backup| scheduled_at(backup)).chain(told).filter(|at| *at <= ahead).max()
 }
 
 fn finished(backup: &MailBackup) -> Option<Timestamp> {
@@ -232,9 +243,14 @@ pub fn last_successful(old: &BackupPolicyStatus, backups: &[Arc<MailBackup>]) ->
     told.into_iter().chain(found).max().map(Time)
 }
 
-/// When a backup is made again because the last ones failed.
+/// When a backup is made again because the last ones failed. One that took longer than it may would do so again, with
+/// everything sent anew: the next instant of the schedule is soon enough.
 fn retry_at(backups: &[Arc<MailBackup>]) -> Option<Timestamp> {
     let ended = ended(backups);
+    let conditions = ended.first()?.1.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    if find(conditions, kind::READY).is_some_and(|ready| ready.reason == reason::DEADLINE_EXCEEDED) {
+        return None;
+    }
     let failures = ended.iter().take_while(|(_, backup)| phase(backup) == Phase::Failed).count();
     let doublings = u32::try_from(failures.checked_sub(1)?).unwrap_or(u32::MAX).min(RETRY_DOUBLINGS);
     ended.first()?.0.checked_add(RETRY * 2u32.pow(doublings)).ok()
@@ -271,7 +287,7 @@ fn superfluous(policy: &BackupPolicy, backups: &[Arc<MailBackup>], stock: Option
 pub fn is_pruned(backup: &MailBackup, finished: Timestamp, stock: Option<&Stock>) -> bool {
     let id = backup.status.as_ref().and_then(|status| status.id.as_ref());
     stock.is_some_and(|stock| {
-        finished < stock.retention.applied.0 && id.is_some_and(|id| !stock.ids.contains(id))
+        finished < stock.retention.applied.0 && id.is_some_and(|id| stock.removed.contains(id))
     })
 }
 

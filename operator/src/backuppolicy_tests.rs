@@ -193,9 +193,11 @@ fn a_problem_is_told_and_what_is_due_waits_for_its_end() {
     assert_eq!((plan.create.is_none(), condition(&plan, kind::READY)), (true, no(reason::INVALID_SPEC)));
 }
 
-fn stock(ids: &[&str], applied: &str) -> Stock {
+fn stock(ids: &[&str], removed: &[&str], applied: &str) -> Stock {
+    let names = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect();
     Stock {
-        ids: ids.iter().map(|id| (*id).to_owned()).collect(),
+        ids: names(ids),
+        removed: names(removed),
         window: None,
         stored_bytes: 7,
         retention: RetentionStatus { applied: Time(at(applied)), kept: 1, deleted: 1, freed_bytes: 9 },
@@ -210,8 +212,11 @@ fn mailbackups_of_deleted_backups_go_and_those_of_people_stay() {
     let newer = run("2026-11-25T02:00:00Z", Phase::Succeeded, Some("2026-11-25T02:03:00Z"));
     let mut by_hand = run("2026-11-22T02:00:00Z", Phase::Succeeded, Some("2026-11-22T02:03:00Z"));
     by_hand.metadata.owner_references = None;
-    let backups: Vec<_> = [old, kept, newer, by_hand].into_iter().map(Arc::new).collect();
-    let stock = Ok(stock(&["id-2026-11-24T02:00:00Z"], "2026-11-24T02:03:05Z"));
+    // Not found and not deleted: it is in another bucket, or of the MailCluster before this one.
+    let elsewhere = run("2026-11-21T02:00:00Z", Phase::Succeeded, Some("2026-11-21T02:03:00Z"));
+    let backups: Vec<_> = [old, kept, newer, by_hand, elsewhere].into_iter().map(Arc::new).collect();
+    let removed = ["id-2026-11-23T02:00:00Z", "id-2026-11-22T02:00:00Z"];
+    let stock = Ok(stock(&["id-2026-11-24T02:00:00Z"], &removed, "2026-11-24T02:03:05Z"));
     let now = at("2026-11-25T03:00:00Z");
     let plan = plan(
         &policy(),
@@ -275,7 +280,7 @@ fn retention_that_failed_is_told_until_it_was_applied() {
         },
     );
     assert_eq!(condition(&told, kind::READY), no(reason::RETENTION_FAILED));
-    let applied = Ok(stock(&["id-2026-11-25T02:00:00Z"], "2026-11-25T02:05:00Z"));
+    let applied = Ok(stock(&["id-2026-11-25T02:00:00Z"], &[], "2026-11-25T02:05:00Z"));
     let told = plan(
         &policy,
         &Seen {

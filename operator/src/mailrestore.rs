@@ -33,6 +33,15 @@ pub struct Outcome {
     pub problem_count: u64,
 }
 
+/// How far a restore is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restoring {
+    /// The backup that was chosen.
+    pub backup: Option<String>,
+    /// What was looked at.
+    pub restored: Restored,
+}
+
 /// What is to be told of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Told<'a> {
@@ -41,7 +50,7 @@ pub enum Told<'a> {
     /// It is begun, for the first time or again.
     Begun,
     /// It is under way.
-    Progress(Restored),
+    Progress(Restoring),
     /// It has come to its end.
     Done(&'a Outcome),
     /// It could not.
@@ -63,8 +72,9 @@ pub fn status(restore: &MailRestore, told: &Told<'_>, now: Timestamp) -> MailRes
             status.attempts = status.attempts.saturating_add(1);
             running()
         }
-        Told::Progress(restored) => {
-            status.restored = Some(*restored);
+        Told::Progress(now) => {
+            status.backup = now.backup.clone().or(status.backup);
+            status.restored = Some(now.restored);
             running()
         }
         Told::Done(outcome) => {
@@ -160,7 +170,7 @@ mod tests {
         let mut restore = restore();
         let at = |second| Timestamp::from_second(second).unwrap();
         restore.status = Some(status(&restore, &Told::Begun, at(1)));
-        restore.status = Some(status(&restore, &Told::Progress(Restored::default()), at(2)));
+        restore.status = Some(status(&restore, &Told::Progress(Restoring::default()), at(2)));
         let done = status(&restore, &Told::Done(&outcome(0)), at(63));
         assert_eq!(
             (done.phase, done.verified, done.duration.as_deref()),

@@ -12,6 +12,6 @@ pub mod take;
 
 pub use self::{
     location::{Place, repository_config},
-    restore::{RestoreError, RestoreProgress, RestoreRequest, Restored, Scope, Which, restore},
+    restore::{RestoreError, RestoreProgress, RestoreRequest, Restored, Scope, Which, choose, restore},
     take::{TakeError, TakeOptions, TakeProgress, Taken, take},
 };

@@ -22,11 +22,11 @@ use crate::{
     accounts::clients::{Clients, Connection},
     backup::{
         RestoreError, RestoreProgress, RestoreRequest, Scope, TakeError, TakeOptions, TakeProgress, Which,
-        restore, take,
+        choose, restore, take,
     },
     backuppolicy::Stock,
     mailbackup::Figures,
-    mailrestore::Outcome,
+    mailrestore::{Outcome, Restoring},
     run::Failure,
 };
 
@@ -195,13 +195,14 @@ async fn apply_retention(
             freed_bytes: pruned.bytes,
         },
         ids: ids.into_iter().collect(),
+        removed: pruned.removed.iter().map(ToString::to_string).collect(),
         window: window.map(|(from, to)| RecoveryWindow { earliest: seconds(from), latest: seconds(to) }),
         stored_bytes: packs.values().sum(),
     })
 }
 
 /// Brings mail back.
-pub async fn bring_back(job: Restore, progress: Progress<Restored>) -> Result<Outcome, Failure> {
+pub async fn bring_back(job: Restore, progress: Progress<Restoring>) -> Result<Outcome, Failure> {
     let namespace = job.restore.namespace().unwrap_or_default();
     let wanted = Wanted { s3: &job.source.s3, key: &job.source.key };
     let config = target::open(&job.client, &namespace, wanted, Limits::default()).await?;
@@ -210,9 +211,13 @@ pub async fn bring_back(job: Restore, progress: Progress<Restored>) -> Result<Ou
         (None, Some(of)) => told_name(&job.clients, of).await,
         _ => None,
     };
-    let request = request(&job.restore, job.source.id.clone(), cluster);
+    let mut request = request(&job.restore, job.source.id.clone(), cluster);
+    // Chosen once: when this is interrupted, it goes on with the same one although there may be a newer one then.
+    let backup = choose(&config, &request).await.map_err(|error| not_restored(&error))?;
+    request.which = Which::Backup(backup.clone());
+    progress.lock().backup = Some(backup);
     let tell = |told: RestoreProgress| {
-        *progress.lock() = Restored {
+        progress.lock().restored = Restored {
             mailboxes: told.mailboxes_done,
             messages: told.messages,
             bytes: told.bytes,

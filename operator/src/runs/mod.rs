@@ -22,7 +22,6 @@ use jiff::Timestamp;
 use kube::{ResourceExt as _, core::object::HasStatus};
 use quorumail_crds::{
     BackupPolicy, BackupPolicyStatus, MailBackup, MailBackupStatus, MailRestore, MailRestoreStatus,
-    mailrestore::Restored,
 };
 use tokio::{
     task::{AbortHandle, JoinError, JoinSet},
@@ -35,7 +34,7 @@ use crate::{
     backuppolicy::Stock,
     mailbackup::Figures,
     mailcluster::Context,
-    mailrestore::Outcome,
+    mailrestore::{Outcome, Restoring},
     rehearsal,
     run::Failure,
     stores::{Changed, Key},
@@ -72,7 +71,7 @@ enum Kind {
 /// What a run tells while it is under way.
 enum Told {
     Backup(Progress<Figures>, Figures),
-    Restore(Progress<Restored>, Restored),
+    Restore(Progress<Restoring>, Restoring),
     Rehearsal(Progress<rehearsal::Figures>, rehearsal::Figures),
 }
 

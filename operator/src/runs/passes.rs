@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use kube::{
-    Api, ResourceExt as _,
+    Api, Resource, ResourceExt as _,
     api::{DeleteParams, PostParams},
     core::object::HasStatus,
     runtime::events::EventType,
@@ -32,7 +32,7 @@ use super::{
 use crate::{
     backuppolicy::{self, Plan, Seen, is_pruned, last_successful, phase},
     mailbackup::{self, Told as BackupTold},
-    mailrestore::{self, Told as RestoreTold},
+    mailrestore::{self, Restoring, Told as RestoreTold},
     run::{Course, Failure, Step, left, step},
     settings::FIELD_MANAGER,
     status::{Ours, write},
@@ -43,6 +43,21 @@ use crate::{
 const WAITING: Duration = Duration::from_secs(3);
 /// How long a MailBackup waits for its BackupPolicy.
 const WITHOUT_POLICY: Duration = Duration::from_secs(600);
+
+/// When to look again at an object, also when it could not be written.
+fn or_again<K: Resource<DynamicType = ()>>(
+    shown: Result<Duration, kube::Error>,
+    object: &K,
+    failed: &mut Option<kube::Error>,
+) -> Duration {
+    shown.unwrap_or_else(|error| {
+        let (kind, name) = (K::kind(&()), object.meta().name.as_deref().unwrap_or_default());
+        let namespace = object.meta().namespace.as_deref().unwrap_or_default();
+        tracing::warn!(%error, %kind, namespace, name, "an object of backups cannot be looked after; trying again");
+        *failed = Some(error);
+        TELL
+    })
+}
 
 impl Supervisor {
     /// Looks at everything once; answers when to look again although nothing changes.
@@ -58,21 +73,26 @@ impl Supervisor {
         backups.sort_by_key(|backup| (backup.creation_timestamp(), backup.name_any()));
         restores.sort_by_key(|restore| (restore.creation_timestamp(), restore.name_any()));
         let mut pause = if something_left { WAITING } else { until(None, Timestamp::now()) };
+        // Each on its own: one that cannot be written does not hold up the others.
+        let mut failed = None;
         for backup in &backups {
             let status = self.backup(backup, &policies);
-            pause = pause.min(self.show_backup(backup, status).await?);
+            let shown = self.show_backup(backup, status).await;
+            pause = pause.min(or_again(shown, &**backup, &mut failed));
         }
         // Policies tell what their backups came to.
         let backups = with_written(&mut self.backups, stores.backups.state());
         for restore in &restores {
             let status = self.restore(restore, &policies, &backups);
-            pause = pause.min(self.show_restore(restore, status).await?);
+            let shown = self.show_restore(restore, status).await;
+            pause = pause.min(or_again(shown, &**restore, &mut failed));
         }
         for policy in &policies {
-            pause = pause.min(self.policy(policy, &backups).await?);
+            let shown = self.policy(policy, &backups).await;
+            pause = pause.min(or_again(shown, &**policy, &mut failed));
         }
         self.measure(&policies, &backups);
-        Ok(pause)
+        failed.map_or(Ok(pause), Err)
     }
 
     async fn policy(
@@ -118,14 +138,18 @@ impl Supervisor {
                 Err(error) => return Err(error),
             }
         }
+        let mut failed = None;
         for name in &delete {
             match api.delete(name, &DeleteParams::default()).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(error),
+                Err(error) => failed = Some(error),
             }
         }
         self.show_policy(policy, status).await?;
+        if let Some(error) = failed {
+            return Err(error);
+        }
         let again = again.into_iter().chain(rehearsal.next).min();
         Ok(match waits || create.is_some() {
             true => WAITING,
@@ -313,7 +337,12 @@ impl Supervisor {
                     if let Err(error) = &made.stock {
                         tracing::warn!(error, policy = policy.name_any(), "retention could not be applied");
                     }
-                    self.stocks.insert(policy.uid().unwrap_or_default(), made.stock);
+                    let uid = policy.uid().unwrap_or_default();
+                    let mut stock = made.stock;
+                    if let (Ok(stock), Some(Ok(before))) = (&mut stock, self.stocks.get(&uid)) {
+                        stock.removed.extend(before.removed.iter().cloned());
+                    }
+                    self.stocks.insert(uid, stock);
                 }
                 let told = BackupTold::Succeeded { id: &made.id, figures: made.figures };
                 Some(mailbackup::status(backup, &told, now))
@@ -396,6 +425,9 @@ impl Supervisor {
         if let Some(missing) = self.missing_secret(&namespace, wanted) {
             return Err(missing);
         }
+        // One that was interrupted goes on with the backup that it began with.
+        let begun = restore.status.as_ref().and_then(|status| status.backup.clone());
+        let source = Source { id: begun.or(source.id), ..source };
         let named = restore.spec.target.cluster_ref.as_ref().or(of_policy.as_ref());
         let cluster = self.ready_cluster(&namespace, named)?;
         self.has_room(Kind::Restore, MAX_RESTORES, &cluster)?;
@@ -479,7 +511,7 @@ impl Supervisor {
             name: format!("MailRestore {}", restore.name_any()),
             cluster: key(&*cluster),
             abort: task,
-            told: Told::Restore(progress, quorumail_crds::mailrestore::Restored::default()),
+            told: Told::Restore(progress, Restoring::default()),
             told_at: Instant::now(),
         };
         self.running.insert(restore.uid().unwrap_or_default(), run);
@@ -654,11 +686,13 @@ impl Running {
         })
     }
 
-    fn restored(&mut self) -> Option<quorumail_crds::mailrestore::Restored> {
+    fn restored(&mut self) -> Option<Restoring> {
         let Told::Restore(progress, told) = &mut self.told else { return None };
-        let now = *progress.lock();
-        (now != *told && self.told_at.elapsed() >= TELL).then(|| {
-            *told = now;
+        let now = progress.lock().clone();
+        // Which backup it is must be known to whoever goes on with it.
+        let is_chosen = now.backup != told.backup;
+        (now != *told && (is_chosen || self.told_at.elapsed() >= TELL)).then(|| {
+            told.clone_from(&now);
             self.told_at = Instant::now();
             now
         })

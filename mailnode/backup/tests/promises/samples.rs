@@ -16,10 +16,25 @@ fn config(at: PathBuf) -> RepositoryConfig {
     RepositoryConfig { location: Location::Directory(at), key, limits: Limits::default() }
 }
 
-/// Reading takes no lease and writes nothing, so the sample is read where it lies.
+/// A copy: whoever reads a repository puts a lock there.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_repository_of_format_1_is_readable() {
-    let repository = Repository::open(config(sample(1))).await.unwrap();
+    let place = tempfile::tempdir().unwrap();
+    copy(&sample(1), place.path());
+    let repository = Repository::open(config(place.path().to_owned())).await.unwrap();
     let listing = repository.list().await.unwrap();
     assert!(listing.backups.len() == 2 && listing.unreadable.is_empty(), "{listing:?}");
     for info in &listing.backups {

@@ -59,7 +59,7 @@ pub async fn restore_to_files(
     for damage in opened.loaded.damage() {
         tally.problem(format!("{} is damaged: {}", damage.object, damage.what));
     }
-    walk::count(opened.store(), &parts, &tally, &request.scope).await?;
+    walk::count(opened.store(), &parts, &tally, &request.scope, opened.id()).await?;
     let budget = Budget::new();
     let mut met = 0;
     for part in &parts.mailboxes {

@@ -326,6 +326,15 @@ impl<'p> Tally<'p> {
     }
 }
 
+/// The name of the backup that a request means.
+///
+/// # Errors
+/// When there is none, or it cannot be told which one is meant.
+pub async fn choose(repository: &RepositoryConfig, request: &RestoreRequest) -> Result<String, RestoreError> {
+    let repository = Repository::open(repository.clone()).await?;
+    Ok(choose::choose(&repository, request).await?.id.to_string())
+}
+
 /// Restores into a cluster; `progress` is called as it goes on.
 ///
 /// # Errors
@@ -352,7 +361,7 @@ pub async fn restore(
     for damage in opened.loaded.damage() {
         tally.problem(format!("{} is damaged: {}", damage.object, damage.what));
     }
-    walk::count(opened.store(), &parts, &tally, &request.scope).await?;
+    walk::count(opened.store(), &parts, &tally, &request.scope, opened.id()).await?;
     let budget = Budget::new();
     let mut mailboxes = futures::stream::iter(0..parts.mailboxes.len())
         // By number: a closure over what is borrowed would keep the whole from being Send.

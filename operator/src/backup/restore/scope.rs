@@ -1,6 +1,6 @@
 //! What of a backup is restored, and under which names. Pure.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
 
 use quorumail_backup::{BackupId, Manifest};
 use quorumail_store::{DomainRecord, MailboxRecord, Store};
@@ -52,12 +52,19 @@ impl Scope {
     /// Whether a folder is meant; of INBOX, in any case (RFC 9051 5.1).
     pub(super) fn has_folder(&self, name: &str) -> bool {
         let Self::Folder { folder, .. } = self else { return true };
-        let folder = folder.trim_matches(SEPARATOR);
-        if folder.eq_ignore_ascii_case("INBOX") {
-            return name.eq_ignore_ascii_case("INBOX");
-        }
-        name.strip_prefix(folder).is_some_and(|rest| rest.is_empty() || rest.starts_with(SEPARATOR))
+        let (folder, name) = (with_inbox(folder.trim_matches(SEPARATOR)), with_inbox(name));
+        let below = name.strip_prefix(&*folder);
+        below.is_some_and(|rest| rest.is_empty() || rest.starts_with(SEPARATOR))
     }
+}
+
+/// A folder's name with INBOX as its first level in upper case, however it was written.
+fn with_inbox(name: &str) -> Cow<'_, str> {
+    let (first, rest) = name.split_at(name.find(SEPARATOR).unwrap_or(name.len()));
+    if first != "INBOX" && first.eq_ignore_ascii_case("INBOX") {
+        return format!("INBOX{rest}").into();
+    }
+    name.into()
 }
 
 /// A mailbox of the backup, and where its mail goes.
@@ -160,7 +167,9 @@ mod tests {
             ("Projects", "Projects 2", false),
             ("Projects/2026", "Projects", false),
             ("inbox", "INBOX", true),
-            ("INBOX", "INBOX/Sub", false),
+            ("INBOX", "INBOX/Sub", true),
+            ("inbox/a", "INBOX/a/b", true),
+            ("INBOX", "INBOXES", false),
         ] {
             assert_eq!(scope(folder).has_folder(name), meant, "{folder} {name}");
         }

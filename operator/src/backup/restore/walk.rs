@@ -7,6 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use quorumail_backup::BackupId;
 use quorumail_store::{Export, FolderInfo, MessageMeta, Store, StoreError, Uid};
 use tokio::{
     runtime::Handle,
@@ -18,6 +19,8 @@ use super::{
     scope::{Part, Parts, Scope, target_name},
 };
 
+/// Names of folders that are shown to somebody who asked for one that is not there.
+const SHOWN_FOLDERS: usize = 20;
 /// Bytes of messages that are read and not yet written, over all mailboxes.
 const AHEAD_BYTES: usize = 64 << 20;
 /// Messages of one mailbox that are read and not yet written.
@@ -143,22 +146,35 @@ pub(super) async fn count(
     parts: &Parts,
     tally: &Tally<'_>,
     scope: &Scope,
+    backup: &BackupId,
 ) -> Result<(), RestoreError> {
-    let (store, scope) = (store.clone(), scope.clone());
+    let (store, meant) = (store.clone(), scope.clone());
     let mailboxes: Vec<_> =
         parts.mailboxes.iter().map(|part| (part.record.partition.0, part.record.id)).collect();
     let counted = tokio::task::spawn_blocking(move || {
         let (mut messages, mut bytes) = (0u64, 0u64);
+        let (mut met, mut others) = (0, Vec::new());
         for (group, mailbox) in mailboxes {
             let Some(export) = store.export(group)? else { continue };
-            for folder in export.folders(mailbox)?.iter().filter(|folder| scope.has_folder(&folder.name)) {
-                messages += u64::from(folder.messages);
-                bytes += folder.bytes;
+            for folder in export.folders(mailbox)? {
+                if meant.has_folder(&folder.name) {
+                    met += 1;
+                    messages += u64::from(folder.messages);
+                    bytes += folder.bytes;
+                } else if others.len() < SHOWN_FOLDERS {
+                    others.push(folder.name);
+                }
             }
         }
-        Ok::<_, StoreError>((messages, bytes))
+        Ok::<_, StoreError>((messages, bytes, met, others))
     });
-    let (messages, bytes) = joined(counted.await)?;
+    let (messages, bytes, met, others) = joined(counted.await)?;
+    if met == 0
+        && let Scope::Folder { mailbox, folder } = scope
+    {
+        let what = format!("folder {folder} of {mailbox} (which has {})", others.join(", "));
+        return Err(RestoreError::NotThere { backup: backup.to_string(), what });
+    }
     tally.expect(messages, bytes);
     Ok(())
 }
