@@ -7,6 +7,7 @@ the kernel's count of bytes that each process had written (/proc/PID/io, write_b
 of the window. Journal, index, compaction and everything else a node writes are in it."""
 
 import argparse
+import collections
 import imaplib
 import json
 import subprocess
@@ -30,6 +31,18 @@ def written(pid):
     """Bytes that the process had the kernel write to disk; what it cut off again before that is taken away."""
     facts = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
     return int(facts["write_bytes"]) - int(facts["cancelled_write_bytes"])
+
+
+def by_thread(pid):
+    """The same by name of thread: who made the pages dirty. Threads that have ended are missing."""
+    bytes_of = collections.Counter()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            facts = dict(line.split(": ") for line in (task / "io").read_text().splitlines())
+            bytes_of[(task / "comm").read_text().strip().rstrip("0123456789-")] += int(facts["write_bytes"])
+        except (OSError, KeyError):
+            continue
+    return bytes_of
 
 
 class Reader(threading.Thread):
@@ -74,11 +87,13 @@ def main():
             for reader in readers:
                 reader.start()
             nodes = range(arguments.nodes)
+            threads = {node: [] for node in nodes}
 
             def look():
                 facts = [{name: metric(dev, node, name) for name in COUNTERS} for node in nodes]
                 for node, fact in zip(nodes, facts):
                     fact["written"] = written(dev.node(node)["pid"])
+                    threads[node].append(by_thread(dev.node(node)["pid"]))
                 return (facts, metric_sum(dev, nodes, "smtp_messages_accepted_total"), metric_sum(dev, nodes, "smtp_accepted_bytes_total"),
                         sum(reader.deleted for reader in readers))
 
@@ -101,6 +116,8 @@ def main():
               f"(journal {change['journal_bytes_total'] / size:.2f}, of it copied by compaction "
               f"{change['journal_compacted_bytes_total'] / size:.2f}); {change['journal_reclaimed_bytes_total'] / size:.2f} given back; "
               f"{change['journal_syncs_total'] / accepted:.3f} syncs a message", flush=True)
+        shares = threads[node][1] - threads[node][0]
+        print("    by thread: " + ", ".join(f"{name} {bytes_ / size:.2f}" for name, bytes_ in shares.most_common(6)), flush=True)
 
 
 def metric_sum(dev, nodes, name):
