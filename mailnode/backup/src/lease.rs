@@ -6,13 +6,14 @@
 //! others may have begun since; a machine that slept has been late as well.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, LazyLock},
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio_util::task::TaskTracker;
 
 use crate::{Repository, RepositoryError, objects::Listed};
 
@@ -211,10 +212,23 @@ impl Drop for Lease {
         self.renewal.abort();
         let held = Arc::clone(&self.held);
         // Without a runtime, and when this fails, it goes with time.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { held.repository.0.objects.delete(&held.object).await });
+        if tokio::runtime::Handle::try_current().is_ok() {
+            RELEASES.spawn(async move { held.repository.0.objects.delete(&held.object).await });
         }
     }
+}
+
+/// Leases that were dropped and are being given back.
+static RELEASES: LazyLock<TaskTracker> = LazyLock::new(TaskTracker::new);
+
+/// Waits until leases that were dropped are given back, but not longer than so: a program that ends sooner leaves locks
+/// behind, which keep others away for a quarter of an hour.
+pub async fn settle(within: Duration) {
+    RELEASES.close();
+    if tokio::time::timeout(within, RELEASES.wait()).await.is_err() {
+        tracing::warn!("a lock was left in the backup repository; it is dead in a quarter of an hour");
+    }
+    RELEASES.reopen();
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ mod verify;
 pub use config::{BackupKey, Limits, Location, MIN_PASSPHRASE, RepositoryConfig, S3};
 pub use error::RepositoryError;
 pub use format::{BackupId, BlobRef, FORMAT, PackId};
-pub use lease::{LEASE, Lease};
+pub use lease::{LEASE, Lease, settle};
 pub use load::{LoadedBackup, Reached};
 pub use manifest::{
     BackupInfo, Cluster, Counts, GroupManifest, Manifest, ManifestDraft, PackUse, Resources, Trigger,

@@ -120,6 +120,9 @@ struct DevArgs {
     logs: bool,
 }
 
+/// For locks in a backup repository to be given back at the end.
+const SETTLE_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Runs what the arguments of this process ask for.
 pub fn main() -> ExitCode {
     // An error means that a provider is installed already, which is as good.
@@ -129,7 +132,11 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&Failure::Failed(format!("failed to start: {error}"))),
     };
-    let result = runtime.block_on(cli.run());
+    let result = runtime.block_on(async {
+        let result = cli.run().await;
+        quorumail_backup::settle(SETTLE_WITHIN).await;
+        result
+    });
     // A file watcher or a password being hashed is not waited for.
     runtime.shutdown_timeout(Duration::from_secs(1));
     match result {

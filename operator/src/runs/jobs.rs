@@ -58,8 +58,9 @@ pub struct Made {
     pub id: String,
     /// What is in it.
     pub figures: Figures,
-    /// What retention then left, or why it could not be applied.
-    pub stock: Result<Stock, String>,
+    /// What retention then left, or why it could not be applied; none when it had to wait for somebody who reads the
+    /// repository: the next backup goes on with it.
+    pub stock: Option<Result<Stock, String>>,
 }
 
 /// A restore to be made.
@@ -129,11 +130,16 @@ pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, F
         apply_retention(&config, (&cluster_uid, &policy), &spec.retention, &zone),
     );
     let stock = match applied.await {
-        Ok(stock) => stock.map_err(|error| error.to_string()),
-        Err(_) => Err(format!(
+        // A restore, a verification or a rehearsal reads what could go.
+        Ok(Err(error @ RepositoryError::Busy { .. })) => {
+            tracing::info!(%error, policy, "retention waits for the next backup");
+            None
+        }
+        Ok(stock) => Some(stock.map_err(|error| error.to_string())),
+        Err(_) => Some(Err(format!(
             "it was not done after {} s; the next backup goes on with it",
             RETENTION_DEADLINE.as_secs()
-        )),
+        ))),
     };
     Ok(Made { id: taken.id, figures, stock })
 }

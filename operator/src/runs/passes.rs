@@ -333,12 +333,11 @@ impl Supervisor {
         self.context.metrics.backups.backup_ended(&policy_key, result.is_ok());
         match result {
             Ok(made) => {
-                if let Some(policy) = policy {
-                    if let Err(error) = &made.stock {
+                if let (Some(policy), Some(mut stock)) = (policy, made.stock) {
+                    if let Err(error) = &stock {
                         tracing::warn!(error, policy = policy.name_any(), "retention could not be applied");
                     }
                     let uid = policy.uid().unwrap_or_default();
-                    let mut stock = made.stock;
                     if let (Ok(stock), Some(Ok(before))) = (&mut stock, self.stocks.get(&uid)) {
                         stock.removed.extend(before.removed.iter().cloned());
                     }
