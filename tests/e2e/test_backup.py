@@ -252,12 +252,9 @@ def test_point_in_time_restore_brings_back_what_was_deleted(three, place):
     client.select("Archived")
     client.uid("STORE", "1:5", "+FLAGS", "(\\Deleted)")
     client.expunge()
-    client.select("INBOX")
-    client.uid("STORE", "1:*", "+FLAGS", "(\\Deleted)")
-    client.expunge()
     client.logout()
     append(three, "alice", "later", 0)
-    assert "INBOX" not in without_validity(contents(three, "alice"))
+    assert len(contents(three, "alice")["Archived"][1]) == 12 - 5 + 1
     complete(three, after=time.time())
     window = place.run("backup", "archive", "window")[0]["windows"]
     assert seconds(window[0]["earliest"]) < deleted_at < seconds(window[-1]["latest"]), window
@@ -276,7 +273,7 @@ def test_point_in_time_restore_brings_back_what_was_deleted(three, place):
     place.backup(three)
     place.run("backup", "prune", extra=["--keep-last", "1"])
     client = imap(three, "alice")
-    for name in sorted((name for name in folders_of(client)[0] if name.startswith("Back/") or name == "Archived"), reverse=True):
+    for name in sorted((name for name in contents(three, "alice") if name.startswith("Back/") or name == "Archived"), reverse=True):
         client.delete(f'"{name}"')
     client.logout()
 
