@@ -69,11 +69,16 @@ pub struct BlobRef {
 #[serde(try_from = "String", into = "String")]
 pub struct BackupId(String);
 
+/// Of the 24 bits behind the time in a name; the others are milliseconds.
+const RANDOM_BITS: u32 = 14;
+
 impl BackupId {
     /// A fresh one for a backup that started at an instant.
     pub fn new(started: Timestamp) -> Self {
         let time = zoned(started).strftime("%Y%m%dT%H%M%SZ").to_string();
-        Self(format!("{time}-{:06x}", rand::random::<u32>() & 0xff_ffff))
+        // Two of one second sort as they were begun: the newest is the parent of the next.
+        let millis = u32::try_from(started.0.rem_euclid(1000)).expect("it is less than 1000");
+        Self(format!("{time}-{:06x}", millis << RANDOM_BITS | rand::random::<u32>() >> (32 - RANDOM_BITS)))
     }
 
     /// When it started, to the second.
@@ -245,6 +250,14 @@ pub(crate) fn now() -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_sort_by_the_instant_to_the_millisecond() {
+        let ids: Vec<String> =
+            (0..3000).map(|at| BackupId::new(Timestamp(1_795_600_000_000 + at)).to_string()).collect();
+        assert!(ids.is_sorted());
+        assert!(ids.iter().all(|id| id.parse::<BackupId>().is_ok_and(|read| read.to_string() == *id)));
+    }
 
     #[test]
     fn ids_come_back_from_their_names() {
