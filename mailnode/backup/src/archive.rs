@@ -411,6 +411,16 @@ impl Repository {
         self.0.objects.put(&name, sealed).await
     }
 
+    /// What a node told last with [`Repository::tell_shipped`]; nothing when that cannot be read.
+    pub async fn told_shipped(&self, cluster_uid: &str, node: u64) -> Result<Vec<Shipped>, RepositoryError> {
+        let name = format!("archive/{}/{SHIPPED}{node}", in_name(cluster_uid));
+        match self.read_shipped(&name).await {
+            Ok(told) => Ok(told),
+            Err(error) if error.is_damage() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What nodes told with [`Repository::tell_shipped`], as runs without commands. One that cannot be read tells nothing:
     /// the window is the smaller for it, and [`Repository::verify`] names it.
     async fn shipped_runs(&self, cluster_uid: &str) -> Result<Vec<RunInfo>, RepositoryError> {

@@ -196,8 +196,13 @@ impl Archiver {
     async fn ship(&self, target: Target) {
         let between = (target.max_lag / 4).clamp(Duration::from_millis(500), LOOK);
         let mut pause = *PAUSES.start();
-        let mut rounds =
-            Rounds { inner: &self.0, max_lag: target.max_lag, courses: BTreeMap::new(), told: None };
+        let mut rounds = Rounds {
+            inner: &self.0,
+            max_lag: target.max_lag,
+            courses: BTreeMap::new(),
+            told: None,
+            claims: None,
+        };
         while !self.0.is_over() {
             let failed = match Repository::open(target.repository.clone()).await {
                 Err(error) => error,
@@ -251,6 +256,9 @@ struct Rounds<'a> {
     courses: BTreeMap<u32, Course>,
     /// When the repository was last told how far the groups are.
     told: Option<Instant>,
+    /// What it was told of each group; none before it was asked what that was. What was true of a group stays true while
+    /// it is busy, and when another node leads it: the window must not shrink.
+    claims: Option<BTreeMap<u32, Shipped>>,
 }
 
 impl Rounds<'_> {
@@ -421,7 +429,16 @@ impl Rounds<'_> {
         if shipped.is_empty() {
             return Ok(());
         }
-        repository.tell_shipped(&inner.cluster, inner.node, &shipped).await?;
+        let claims = match &mut self.claims {
+            Some(claims) => claims,
+            none => {
+                let told = repository.told_shipped(&inner.cluster, inner.node).await?;
+                none.insert(told.into_iter().map(|told| (told.group, told)).collect())
+            }
+        };
+        claims.extend(shipped.iter().map(|told| (told.group, *told)));
+        let all: Vec<Shipped> = claims.values().copied().collect();
+        repository.tell_shipped(&inner.cluster, inner.node, &all).await?;
         self.told = Some(Instant::now());
         for told in shipped {
             inner.note(told.group, |standing| {
