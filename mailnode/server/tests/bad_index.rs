@@ -15,6 +15,7 @@ use std::{
 use kit::{
     Cluster, PATIENCE,
     clients::{Imap, Smtp},
+    copy,
 };
 use quorumail_server::config::Port;
 
@@ -41,19 +42,6 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.metadata().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// Flips a bit in every so many bytes of what a file really holds: the index gives its files room with zeros.

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kit::{Authority, Cluster, PATIENCE};
+use kit::{Authority, Cluster, PATIENCE, copy};
 use quorumail_proto::admin::{GetClusterStatusRequest, ListDirectoryRequest};
 use quorumail_server::identity::NODE_NAME;
 
@@ -287,19 +287,6 @@ fn contents(dir: &Path) -> BTreeMap<PathBuf, (u32, blake3::Hash)> {
         }
     }
     found
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.metadata().unwrap().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 fn replace(dir: &Path, file: &str, old: &str, new: &str) {

@@ -288,6 +288,20 @@ impl Drop for Cluster {
     }
 }
 
+/// Copies a directory with everything in it to where nothing is yet.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.metadata().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
 pub fn put_domain(domain: &str) -> DirectoryChange {
     let domain = Domain { domain: domain.to_owned(), revision: "1".to_owned(), ..Default::default() };
     DirectoryChange { change: Some(Change::PutDomain(domain)) }
