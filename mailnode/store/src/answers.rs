@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use crate::{
     Digests, FolderChanges, FolderId, FolderInfo, FolderUids, FoundMessage, MailboxId, MessageMeta, ModSeq,
-    Octets, Query, QueueClass, QueueEntry, QueueId, Reply, Selection, StoreError, Timestamp, Uid, body_table,
+    Octets, Query, QueueClass, QueueEntry, QueueId, Reply, Selection, StoreError, Timestamp, Uid, Usage,
+    body_table,
     digests::{Answering, Fresh},
     folder_name,
     folders::{self, Folder},
@@ -15,7 +16,7 @@ use crate::{
     records::{self, Message, Queued},
     repair::Reads,
     txn::{SnapshotView, View},
-    uids,
+    uids, vault,
 };
 
 /// Most entries that one query of the queue answers, whatever its limit says.
@@ -89,6 +90,10 @@ pub(crate) fn answer(
             }
         },
         Query::QueueCounts => Reply::QueueCounts(index.counts),
+        Query::Deleted { mailbox, after, limit, prefix } => {
+            let (page, kept) = vault::page(view, &bodies, *mailbox, *after, *limit, *prefix)?;
+            Reply::Deleted(page, kept)
+        }
     };
     Ok((reply, fresh))
 }
@@ -105,6 +110,7 @@ pub(crate) fn nothing(query: &Query) -> Reply {
         Query::QueueDue { .. } | Query::QueueList { .. } => Reply::Queue(Vec::new()),
         Query::QueueEntry(_) => Reply::QueueEntry(None),
         Query::QueueCounts => Reply::QueueCounts(QueueIndex::default().counts()),
+        Query::Deleted { .. } => Reply::Deleted(Vec::new(), Usage::default()),
     }
 }
 

@@ -40,7 +40,8 @@ pub(crate) fn one(txn: &mut Txn<'_>, group: u32, log: LogCommand) -> Result<Byte
         .ok_or(StoreError::Damaged("a command lies beyond 4 GiB in its record"))?;
     let arrived = Arrived { id: BodyId(index), len: place.len, content: Content::Record(place) };
     txn.mark();
-    let outcome: Outcome = match execute(txn, group, command.at, command.op, arrived) {
+    let keeps = Command::keeps_deleted(&log.command);
+    let outcome: Outcome = match execute(txn, group, command.at, keeps, command.op, arrived) {
         Ok(applied) => Ok(applied),
         Err(Stop::Refused(refusal)) => {
             txn.roll_back();
@@ -102,7 +103,14 @@ fn split_index(value: &[u8]) -> Result<(u64, &[u8]), StoreError> {
     Ok((u64::from_be_bytes(*index), rest))
 }
 
-fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrived) -> Result<Applied, Stop> {
+fn execute(
+    txn: &mut Txn<'_>,
+    group: u32,
+    at: Timestamp,
+    keeps: bool,
+    op: Op,
+    arrived: Arrived,
+) -> Result<Applied, Stop> {
     let is_directory = matches!(
         op,
         Op::PutDomain(_)
@@ -120,7 +128,7 @@ fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrive
                 return Err(Refusal::Invalid("the command takes no body".to_owned()).into());
             }
             let arrived = chunks::take(txn, arrived.id, upload, chunks)?;
-            execute(txn, group, at, *op, arrived)
+            execute(txn, group, at, keeps, *op, arrived)
         }
         Op::Chunk { upload, number } => chunks::add(txn, upload, number, at, &arrived),
         Op::DropChunks(before) => chunks::drop_before(txn, before),
@@ -142,8 +150,11 @@ fn execute(txn: &mut Txn<'_>, group: u32, at: Timestamp, op: Op, arrived: Arrive
         | Op::Copy { mailbox, .. }
         | Op::Expunge { mailbox, .. }
         | Op::RestoreFolder { mailbox, .. }
-        | Op::RestoreMessage { mailbox, .. } => {
+        | Op::RestoreMessage { mailbox, .. }
+        | Op::Undelete { mailbox, .. }
+        | Op::DropDeleted { mailbox, .. } => {
             let mut mailbox = Mailbox::open(txn, group, mailbox, at)?;
+            mailbox.keeps = keeps;
             let applied = in_mailbox(&mut mailbox, op, arrived)?;
             mailbox.save();
             Ok(applied)
@@ -175,6 +186,8 @@ fn in_mailbox(open: &mut Mailbox<'_, '_>, op: Op, arrived: Arrived) -> Result<Ap
         Op::RestoreMessage { folder, place, flags, internal_date, quota, .. } => {
             open.restore_message(&folder, place, &flags, internal_date, quota, arrived)
         }
+        Op::Undelete { numbers, below, quota, .. } => open.undelete(numbers, &below, quota),
+        Op::DropDeleted { before, .. } => open.drop_deleted(before),
         other => unreachable!("{other:?} is no command of a mailbox"),
     }
 }

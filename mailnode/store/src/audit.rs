@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, ops::ControlFlow};
 
 use crate::{
-    BodyId, FolderId, MailboxId, Store, StoreError,
+    BodyId, FolderId, MailboxId, Store, StoreError, Usage,
     body_table::BodyEntry,
     chunks::{self, Chunk},
     keys,
@@ -12,6 +12,7 @@ use crate::{
     restore::RestoreState,
     txn::View,
     uids::Holes,
+    vault::{Kept, VaultHead},
 };
 
 /// What was counted of a folder.
@@ -48,6 +49,8 @@ impl Store {
         let mut references: BTreeMap<BodyId, u64> = BTreeMap::new();
         let mut table: BTreeMap<BodyId, BodyEntry> = BTreeMap::new();
         let mut restores: BTreeMap<(MailboxId, FolderId), RestoreState> = BTreeMap::new();
+        let mut vaults: BTreeMap<MailboxId, VaultHead> = BTreeMap::new();
+        let mut kept: BTreeMap<MailboxId, VaultHead> = BTreeMap::new();
         let mut chunks = 0;
         view.scan(&[], &[], &mut |key, value| {
             let number = |at: usize| -> u64 {
@@ -74,6 +77,16 @@ impl Store {
                 keys::RESERVED => folders.entry(folder).or_default().reserved += Holes::decode(value)?.len(),
                 keys::IMPORTED => folders.entry(folder).or_default().imported += 1,
                 keys::RESTORE => drop(restores.insert(folder, records::decode(value)?)),
+                keys::VAULT => drop(vaults.insert(folder.0, records::decode(value)?)),
+                keys::KEPT => {
+                    let message: Kept = records::decode(value)?;
+                    let counted = kept.entry(folder.0).or_default();
+                    counted.last = number(9);
+                    counted.messages += 1;
+                    counted.bytes += u64::from(message.body.len);
+                    counted.oldest = counted.oldest.or(Some(message.deleted_at));
+                    *references.entry(message.body.id).or_default() += 1;
+                }
                 keys::MARKED => folders.entry(folder).or_default().marked += 1,
                 keys::QUEUE => *references.entry(records::decode::<Queued>(value)?.body).or_default() += 1,
                 keys::BODY => {
@@ -96,6 +109,26 @@ impl Store {
         let told = chunks::waiting(&view).map_err(failed)?;
         if told != chunks {
             return Err(format!("{told} chunks are said to wait, but there are {chunks}"));
+        }
+        for (id, told) in &vaults {
+            let counted = kept.remove(id).unwrap_or_default();
+            let same = VaultHead { last: told.last, ..counted.clone() } == *told;
+            if !same || counted.last > told.last || !heads.contains_key(id) {
+                return Err(format!(
+                    "mailbox {id:?} says that it keeps {told:?}, but {counted:?} was counted"
+                ));
+            }
+        }
+        if let Some(left) = kept.first_key_value() {
+            return Err(format!("deleted mail is kept of a mailbox that does not say so: {left:?}"));
+        }
+        let sum = vaults.values().fold(Usage::default(), |sum, head| Usage {
+            bytes: sum.bytes + head.bytes,
+            messages: sum.messages + head.messages,
+        });
+        let told = self.kept_deleted(group).map_err(failed)?;
+        if told != sum {
+            return Err(format!("{told:?} is said to be kept, but {sum:?} is"));
         }
         let counts: BTreeMap<BodyId, u64> =
             table.iter().map(|(id, entry)| (*id, entry.state.references)).collect();

@@ -13,9 +13,12 @@ use crate::{
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command. Whatever changes what the
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
-pub const COMMAND_FORMAT: u8 = 3;
-/// The oldest version that is still read: backups and their archives hold commands for years. Version 3 has more kinds.
+pub const COMMAND_FORMAT: u8 = 4;
+/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 and 4 have more kinds.
 const OLDEST_COMMAND: u8 = 2;
+/// From this version on, commands that delete mail keep it for a time. What an older archive holds is applied as it was
+/// when it was written.
+const KEEPS_DELETED: u8 = 4;
 
 /// A command as it is proposed. Encoded as: format byte, length of the head (u32, little endian), head (postcard),
 /// body bytes. The body comes last, so that a replica can keep it where the log record lies.
@@ -217,6 +220,28 @@ pub enum Op {
         /// Refused with [`Refusal::OverQuota`] when the mailbox would exceed it.
         quota: Quota,
     },
+
+    // ---- mail that was deleted ----
+    /// Brings deleted messages that are still kept back into their folders, which are made where they are missing. They get
+    /// new UIDs. Numbers that are not kept, or not any more, are passed over: so it may be repeated.
+    Undelete {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Which, by [`DeletedMessage::number`](crate::DeletedMessage::number); at most
+        /// [`MAX_UNDELETED`](crate::MAX_UNDELETED).
+        numbers: Vec<u64>,
+        /// The folder below which their folders are made; empty: none.
+        below: String,
+        /// Refused with [`Refusal::OverQuota`] when the mailbox would exceed it.
+        quota: Quota,
+    },
+    /// Drops what was deleted before this instant for good. [`Applied::More`] when not all is gone yet.
+    DropDeleted {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Deleted messages from this instant on are kept.
+        before: Timestamp,
+    },
 }
 
 /// The folder that another is restored from.
@@ -267,8 +292,8 @@ pub enum RestoredAs {
 pub type Outcome = Result<Applied, Refusal>;
 
 /// Version of an outcome's encoding, its first byte; the rest is postcard.
-pub const OUTCOME_FORMAT: u8 = 2;
-/// As [`OLDEST_COMMAND`]. Version 2 has more kinds.
+pub const OUTCOME_FORMAT: u8 = 3;
+/// As [`OLDEST_COMMAND`]. Versions 2 and 3 have more kinds.
 const OLDEST_OUTCOME: u8 = 1;
 
 /// The bytes that applying a command answers.
@@ -327,7 +352,7 @@ pub enum Applied {
     /// Of [`Op::Expunge`]: the UIDs that went, ascending. Without UIDs in the command: proposed again, it takes out more
     /// until none are left.
     Expunged(Vec<Uid>),
-    /// Of [`Op::DeleteFolder`] and [`Op::PurgeMailbox`]: not all is gone yet. To be proposed again, as another command. Of
+    /// Of [`Op::DeleteFolder`], [`Op::PurgeMailbox`] and [`Op::DropDeleted`]: not all is gone yet. To be proposed again, as another command. Of
     /// [`Op::RenameFolder`] for INBOX: the first messages have moved, the others are left to be moved by [`Op::Copy`].
     More,
     /// Of [`Op::RestoreFolder`].
@@ -349,6 +374,11 @@ pub enum Applied {
         uid: Uid,
         /// What became of it.
         was: RestoredAs,
+    },
+    /// Of [`Op::Undelete`].
+    Undeleted {
+        /// How many of the messages were still kept, and came back.
+        messages: u64,
     },
 }
 
@@ -414,6 +444,11 @@ impl Command {
         out.extend_from_slice(&head);
         out.extend_from_slice(&self.body);
         out.into()
+    }
+
+    /// Whether the encoded command keeps the mail that it deletes.
+    pub(crate) fn keeps_deleted(bytes: &Bytes) -> bool {
+        bytes.first().is_some_and(|format| *format >= KEEPS_DELETED)
     }
 
     /// Reads what [`Command::encode`] wrote. The body is a slice of `bytes`: it starts at `bytes.len() - body.len()`.

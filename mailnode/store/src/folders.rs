@@ -8,7 +8,7 @@ use crate::{
     error::Stop,
     folder_name::{self, INBOX, SEPARATOR},
     keys,
-    messages::MAX_EXPUNGED,
+    messages::{Fate, MAX_EXPUNGED},
     records::{self, FolderState, MailboxHead, Message},
     restore::FORGET_AT_ONCE,
     store::Change,
@@ -40,6 +40,8 @@ pub(crate) struct Mailbox<'t, 'a> {
     pub(crate) group: u32,
     pub(crate) id: MailboxId,
     pub(crate) head: MailboxHead,
+    /// Whether deleted messages are kept (`vault.rs`).
+    pub(crate) keeps: bool,
     at: Timestamp,
 }
 
@@ -87,7 +89,7 @@ impl<'t, 'a> Mailbox<'t, 'a> {
     pub(crate) fn open(txn: &'t mut Txn<'a>, group: u32, id: MailboxId, at: Timestamp) -> Result<Self, Stop> {
         let head = mailbox_head(txn, id)?;
         let new = head.is_none();
-        let mut mailbox = Self { txn, group, id, head: head.unwrap_or_default(), at };
+        let mut mailbox = Self { txn, group, id, head: head.unwrap_or_default(), keeps: false, at };
         if new {
             mailbox.make_special_folders()?;
         }
@@ -253,13 +255,21 @@ impl<'t, 'a> Mailbox<'t, 'a> {
             return Err(Refusal::Invalid("INBOX cannot be deleted".to_owned()).into());
         }
         if folder.state.messages as usize > MAX_EXPUNGED {
-            self.take_out_first(folder, MAX_EXPUNGED)?;
+            self.take_out_first(folder, MAX_EXPUNGED, Fate::Deleted)?;
             return Ok(Applied::More);
         }
         if self.imported(folder.id)? > FORGET_AT_ONCE {
             self.forget_sources(folder.id, FORGET_AT_ONCE)?;
             return Ok(Applied::More);
         }
+        let folder = match self.keeps && folder.state.messages > 0 {
+            true => {
+                let id = folder.id;
+                self.take_out_first(folder, MAX_EXPUNGED, Fate::Deleted)?;
+                self.folder(id)?
+            }
+            false => folder,
+        };
         self.remove_folder(&folder)?;
         self.list_changed();
         Ok(Applied::Done)
@@ -387,12 +397,16 @@ pub(crate) fn purge(
             return Ok(Applied::More);
         }
         if messages > room || room == 0 {
-            open.take_out_first(folder, room)?;
+            open.take_out_first(folder, room, Fate::Deleted)?;
             open.save();
             return Ok(Applied::More);
         }
         open.remove_folder(&folder)?;
         room = room.saturating_sub(cost);
+    }
+    if open.forget_deleted()? == Applied::More {
+        open.save();
+        return Ok(Applied::More);
     }
     txn.remove(keys::mailbox(keys::HEAD, mailbox));
     Ok(Applied::Done)

@@ -57,6 +57,12 @@ pub(crate) const RESTORE: u8 = 40;
 pub(crate) const RESERVED: u8 = 41;
 /// Source of a message that was imported: the UID that it got.
 pub(crate) const IMPORTED: u8 = 42;
+/// What is kept of a mailbox' deleted mail (`vault.rs`).
+pub(crate) const VAULT: u8 = 43;
+/// Deleted message that is kept, by mailbox and number.
+pub(crate) const KEPT: u8 = 44;
+/// How much deleted mail is kept of all mailboxes.
+pub(crate) const VAULT_TOTAL: u8 = 45;
 
 /// What a folder holds besides its own record and its messages, by tag; all keys start with mailbox and folder.
 pub(crate) const OF_FOLDER: [u8; 9] =
@@ -126,7 +132,7 @@ pub(crate) fn partition(partition: u32) -> Vec<u8> {
     join(PARTITION, &[&partition.to_be_bytes()])
 }
 
-/// Of [`MAILBOX`] and [`HEAD`], and the prefix of all keys of a mailbox under one tag.
+/// Of [`MAILBOX`], [`HEAD`] and [`VAULT`], and the prefix of all keys of a mailbox under one tag.
 pub(crate) fn mailbox(tag: u8, mailbox: MailboxId) -> Vec<u8> {
     join(tag, &[&mailbox.0.to_be_bytes()])
 }
@@ -160,6 +166,10 @@ pub(crate) fn reserved(mailbox: MailboxId, folder: FolderId, block: u32) -> Vec<
 
 pub(crate) fn imported(mailbox: MailboxId, folder: FolderId, source: u128) -> Vec<u8> {
     join(IMPORTED, &[&mailbox.0.to_be_bytes(), &folder.0.to_be_bytes(), &source.to_be_bytes()])
+}
+
+pub(crate) fn kept(mailbox: MailboxId, number: u64) -> Vec<u8> {
+    join(KEPT, &[&mailbox.0.to_be_bytes(), &number.to_be_bytes()])
 }
 
 /// Of [`CHANGED`] and [`VANISHED`].

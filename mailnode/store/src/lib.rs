@@ -42,6 +42,7 @@ mod snapshot;
 mod store;
 mod txn;
 mod uids;
+mod vault;
 
 // Named by the types of this crate; imported once for all modules.
 use quorumail_message::{Address, Domain};
@@ -68,8 +69,8 @@ pub use live::RECORD_OVERHEAD;
 #[cfg(feature = "simulation")]
 pub use memory::MemoryIndex;
 pub use model::{
-    DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions, QueueClass, QueueEntry,
-    QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
+    DeletedMessage, DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions,
+    QueueClass, QueueEntry, QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
 };
 pub use query::{
     FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,
@@ -80,3 +81,4 @@ pub use scrub::{Findings, Scrubbed};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};
 pub use uids::FolderUids;
+pub use vault::{MAX_KEPT_BYTES, MAX_KEPT_MESSAGES, MAX_UNDELETED};

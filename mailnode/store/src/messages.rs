@@ -21,6 +21,15 @@ pub(crate) const MAX_EXPUNGED: usize = 1000;
 /// Most keywords that a folder lists; others can be used all the same.
 pub(crate) const MAX_FOLDER_KEYWORDS: usize = 256;
 
+/// What becomes of messages that are taken out of a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// They are in another folder already.
+    Moved,
+    /// They are kept for a time, where the command keeps what it deletes.
+    Deleted,
+}
+
 impl Mailbox<'_, '_> {
     pub(crate) fn append(
         &mut self,
@@ -113,9 +122,9 @@ impl Mailbox<'_, '_> {
     }
 
     /// Expunges the messages of a folder with the lowest UIDs, so many of them.
-    pub(crate) fn take_out_first(&mut self, folder: Folder, messages: usize) -> Result<(), Stop> {
+    pub(crate) fn take_out_first(&mut self, folder: Folder, messages: usize, fate: Fate) -> Result<(), Stop> {
         let first = self.first_messages(folder.id, messages)?;
-        self.take_out(folder, &first)
+        self.take_out(folder, &first, fate)
     }
 
     pub(crate) fn expunge(&mut self, folder: FolderId, uids: Option<Vec<Uid>>) -> Result<Applied, Stop> {
@@ -136,7 +145,7 @@ impl Mailbox<'_, '_> {
                 gone
             }
         };
-        self.take_out(folder, &gone)?;
+        self.take_out(folder, &gone, Fate::Deleted)?;
         Ok(Applied::Expunged(gone.into_iter().map(|(uid, _)| uid).collect()))
     }
 
@@ -169,7 +178,7 @@ impl Mailbox<'_, '_> {
         self.folder_changed(to);
         if remove {
             let source = self.folder(from)?;
-            self.take_out(source, &messages)?;
+            self.take_out(source, &messages, Fate::Moved)?;
         }
         Ok(pairs)
     }
@@ -197,9 +206,13 @@ impl Mailbox<'_, '_> {
     }
 
     /// Expunges messages and saves the folder.
-    fn take_out(&mut self, mut folder: Folder, messages: &[(Uid, Message)]) -> Result<(), Stop> {
+    fn take_out(&mut self, mut folder: Folder, messages: &[(Uid, Message)], fate: Fate) -> Result<(), Stop> {
         if messages.is_empty() {
             return Ok(());
+        }
+        let keeps = self.keeps && fate == Fate::Deleted;
+        if keeps {
+            self.keep_deleted(&folder, messages)?;
         }
         let mod_seq = self.next_mod_seq();
         for (uid, message) in messages {
@@ -210,7 +223,9 @@ impl Mailbox<'_, '_> {
             );
             self.txn.remove(keys::message(self.id, folder.id, *uid));
             self.txn.remove(keys::by_uid(keys::DIGESTS, self.id, folder.id, *uid));
-            body_table::release(self.txn, message.body.id)?;
+            if !keeps {
+                body_table::release(self.txn, message.body.id)?;
+            }
             self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.mod_seq, *uid));
             self.txn.put(keys::log(keys::VANISHED, self.id, folder.id, mod_seq, *uid), Vec::new());
             folder.state.messages -= 1;

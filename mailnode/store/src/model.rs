@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
@@ -140,6 +141,27 @@ pub struct MessageMeta {
     pub internal_date: Timestamp,
     /// RFC822.SIZE in bytes.
     pub size: u32,
+}
+
+/// A message that was deleted and is kept for a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedMessage {
+    /// Names it within its mailbox, for ever; messages deleted later have higher ones.
+    pub number: u64,
+    /// When it was deleted.
+    pub deleted_at: Timestamp,
+    /// Full name that its folder had then.
+    pub folder: String,
+    /// Its UID in that folder.
+    pub uid: Uid,
+    /// RFC 9051 2.3.3.
+    pub internal_date: Timestamp,
+    /// Its flags; `\Deleted` is not set again when it comes back.
+    pub flags: Flags,
+    /// RFC822.SIZE in bytes.
+    pub size: u32,
+    /// Its first octets, as many as were asked for; empty when they cannot be read.
+    pub start: Bytes,
 }
 
 /// What is to happen with a recipient of a queue entry.

@@ -6,14 +6,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    FolderId, FolderInfo, FolderUids, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry, QueueId,
-    Timestamp, Uid, Usage,
+    DeletedMessage, FolderId, FolderInfo, FolderUids, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry,
+    QueueId, Timestamp, Uid, Usage,
 };
 
 /// Version of a query's encoding, its first byte; the rest is postcard.
-pub const QUERY_FORMAT: u8 = 1;
+pub const QUERY_FORMAT: u8 = 2;
 /// Version of a reply's encoding, its first byte; the rest is postcard.
-pub const REPLY_FORMAT: u8 = 1;
+pub const REPLY_FORMAT: u8 = 2;
 
 /// Bytes from another node that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -132,6 +132,17 @@ pub enum Query {
     QueueEntry(QueueId),
     /// Number of recipients by class, and the arrival of the oldest entry of each. [`Reply::QueueCounts`].
     QueueCounts,
+    /// Deleted messages that are kept, in the order of their deletion. [`Reply::Deleted`].
+    Deleted {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Those with higher numbers than this; 0 for all.
+        after: u64,
+        /// At most so many, and never more than 1,000.
+        limit: u32,
+        /// First octets of each that are wanted; 0: none.
+        prefix: u32,
+    },
 }
 
 /// How much of a message's octets is wanted.
@@ -166,6 +177,8 @@ pub enum Reply {
     QueueEntry(Option<(QueueEntry, Bytes)>),
     /// Class, recipients, arrival of the oldest.
     QueueCounts(Vec<(QueueClass, u64, Option<Timestamp>)>),
+    /// A page, empty after the last, and how much is kept of the whole mailbox.
+    Deleted(Vec<DeletedMessage>, Usage),
     /// A body could not be read from this replica's disk.
     Unreadable(String),
 }

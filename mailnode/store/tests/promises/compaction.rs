@@ -107,6 +107,7 @@ fn deleted_mail_gives_its_space_back_and_the_rest_stays_readable() {
     let gone: Vec<_> = (1..=100).filter(|n| n % 4 != 0).map(Uid).collect();
     node.run(store_flags(inbox, &gone, StoreFlags::Add, &["\\Deleted"])).unwrap();
     node.run(Op::Expunge { mailbox: MAILBOX, folder: inbox, uids: None }).unwrap();
+    node.run(drop_deleted()).unwrap();
     let expected = all_bodies(&node.store);
     let (before, fingerprint) = (node.bodies.bytes(), node.store.fingerprint(GROUP).unwrap());
 
@@ -198,6 +199,7 @@ fn a_segment_goes_by_its_share_of_dead_bytes_or_when_the_disk_is_nearly_full() {
     let inbox = node.folder("INBOX").unwrap().id;
     node.run(store_flags(inbox, &[Uid(3)], StoreFlags::Add, &["\\Deleted"])).unwrap();
     node.run(Op::Expunge { mailbox: MAILBOX, folder: inbox, uids: None }).unwrap();
+    node.run(drop_deleted()).unwrap();
     node.bodies.set_floor(2);
     let mut compactor = compactor(&node, CompactionPolicy::default());
     assert_eq!(compactor.step(0, false, &mut go_on).unwrap(), Compacted::default());
@@ -336,6 +338,7 @@ fn a_real_journal_gives_the_space_of_deleted_mail_back_while_the_rest_is_read() 
     apply(&store, &journal, MESSAGES + 1, flags, Vec::new());
     let expunge = Op::Expunge { mailbox: MAILBOX, folder: inbox, uids: None };
     apply(&store, &journal, MESSAGES + 2, expunge, Vec::new());
+    apply(&store, &journal, MESSAGES + 3, drop_deleted(), Vec::new());
     journal.flush();
     let expected = all_bodies(&store);
     assert_eq!(expected.len() as u64, MESSAGES / 5);

@@ -93,6 +93,12 @@ pub fn mailbox_op(mailboxes: u64) -> impl Strategy<Value = Op> {
         2 => (mailbox(), folder(), prop::option::of(uids())).prop_map(|(mailbox, folder, uids)| {
             Op::Expunge { mailbox, folder, uids }
         }),
+        2 => (mailbox(), vec(1..9u64, 0..4), prop::sample::select(&["", "", "a", "back", "bad//name"][..]), quota())
+            .prop_map(|(mailbox, numbers, below, quota)| {
+                Op::Undelete { mailbox, numbers, below: below.to_owned(), quota }
+            }),
+        1 => (mailbox(), 0..100i64)
+            .prop_map(|(mailbox, before)| Op::DropDeleted { mailbox, before: Timestamp(before) }),
         2 => (mailbox(), restored_name(), prop::option::of(folder_source())).prop_map(|(mailbox, folder, source)| {
             Op::RestoreFolder { mailbox, folder, special_use: None, subscribed: true, source }
         }),

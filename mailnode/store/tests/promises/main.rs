@@ -18,4 +18,5 @@ mod repair;
 mod restores;
 mod snapshots;
 mod uploads;
+mod vault;
 mod world;

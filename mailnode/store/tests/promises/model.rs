@@ -36,6 +36,9 @@ struct ModelFolder {
 struct Model {
     folders: BTreeMap<u64, ModelFolder>,
     last: u64,
+    /// By number: when it was deleted, its folder and UID, and the message.
+    deleted: BTreeMap<u64, (i64, String, u32, ModelMessage)>,
+    last_deleted: u64,
 }
 
 type Refused = ();
@@ -121,6 +124,27 @@ impl Model {
         folder.next - 1
     }
 
+    fn keep(&mut self, at: i64, folder: &str, messages: impl IntoIterator<Item = (u32, ModelMessage)>) {
+        for (uid, message) in messages {
+            self.last_deleted += 1;
+            self.deleted.insert(self.last_deleted, (at, folder.to_owned(), uid, message));
+        }
+    }
+
+    fn undelete(&mut self, numbers: &[u64], below: &str, quota: Quota) -> Result<(), Refused> {
+        let below = normal(below)?;
+        let found: Vec<_> = numbers.iter().filter_map(|number| self.deleted.remove(number)).collect();
+        let bodies: Vec<_> = found.iter().map(|(_, _, _, message)| &message.body[..]).collect();
+        self.fits(quota, &bodies)?;
+        for (_, folder, _, mut message) in found {
+            let name = if below.is_empty() { folder } else { format!("{below}/{folder}") };
+            let id = self.find(&name).unwrap_or_else(|| self.make_with_parents(&name, true));
+            message.flags.retain(|flag| flag != "\\deleted");
+            self.add(id, message);
+        }
+        Ok(())
+    }
+
     fn picked(&self, folder: u64, uids: &[Uid]) -> Vec<(u32, ModelMessage)> {
         let messages = &self.folders[&folder].messages;
         let wanted = messages.iter().filter(|(uid, _)| uids.contains(&Uid(**uid)));
@@ -128,7 +152,7 @@ impl Model {
     }
 
     /// What the command makes of the model; an error leaves it for the caller to throw away.
-    fn run(&mut self, op: &Op, body: &[u8]) -> Result<Option<Vec<u32>>, Refused> {
+    fn run(&mut self, at: i64, op: &Op, body: &[u8]) -> Result<Option<Vec<u32>>, Refused> {
         if self.folders.is_empty() {
             self.open();
         }
@@ -152,7 +176,8 @@ impl Model {
                 if self.folders[&id].name == "INBOX" {
                     return Err(());
                 }
-                self.folders.remove(&id);
+                let gone = self.folders.remove(&id).unwrap();
+                self.keep(at, &gone.name, gone.messages);
             }
             Op::RenameFolder { from, to, .. } => self.rename(from, to)?,
             Op::Subscribe { folder, subscribed, .. } => match self.find(&normal(folder)?) {
@@ -198,14 +223,23 @@ impl Model {
                     message.flags.contains(&"\\deleted".to_owned())
                         && uids.as_ref().is_none_or(|uids| uids.contains(&Uid(*uid)))
                 };
-                let gone =
-                    folder.messages.iter().filter(|(uid, m)| goes(uid, m)).map(|(uid, _)| *uid).collect();
-                folder.messages.retain(|uid, message| !goes(uid, message));
-                return Ok(Some(gone));
+                let (gone, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                    std::mem::take(&mut folder.messages).into_iter().partition(|(uid, m)| goes(uid, m));
+                folder.messages = left;
+                let (name, uids) = (folder.name.clone(), gone.keys().copied().collect());
+                self.keep(at, &name, gone);
+                return Ok(Some(uids));
             }
             Op::RestoreFolder { folder, source, .. } => self.restore_folder(folder, *source)?,
             Op::RestoreMessage { folder, place, flags, quota, .. } => {
                 return self.restore_message(folder, *place, flags, *quota, body).map(|uid| Some(vec![uid]));
+            }
+            Op::Undelete { numbers, below, quota, .. } => self.undelete(numbers, below, *quota)?,
+            // From the oldest on, up to the first that is kept.
+            Op::DropDeleted { before, .. } => {
+                while self.deleted.first_key_value().is_some_and(|(_, (at, ..))| *at < before.0) {
+                    self.deleted.pop_first();
+                }
             }
             other => panic!("{other:?}"),
         }
@@ -310,6 +344,12 @@ impl Model {
     /// Compares everything that can be asked.
     fn compare(&self, node: &Node) {
         assert_eq!(node.usage(), self.usage());
+        let deleted = node.deleted(u32::MAX).into_iter().map(|found| {
+            let flags = flag_names(&found.flags).unwrap();
+            let message = ModelMessage { flags, body: found.start.to_vec() };
+            (found.number, (found.deleted_at.0, found.folder, found.uid.0, message))
+        });
+        assert_eq!(deleted.collect::<BTreeMap<_, _>>(), self.deleted);
         let folders = node.folders();
         assert_eq!(folders.len(), self.folders.len());
         for info in folders {
@@ -386,11 +426,12 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let mut node = Node::open(&dir.path().join("index"));
         let (mut model, mut client) = (Model::default(), Client::default());
-        for (mut op, body, sync) in steps {
+        for (at, (mut op, body, sync)) in steps.into_iter().enumerate() {
+            let at = at as i64;
             set_mailbox(&mut op);
             let mut next = model.clone();
-            let expected = next.run(&op, &body);
-            let got = node.run_at(GROUP, 1_000, op.clone(), &body);
+            let expected = next.run(at, &op, &body);
+            let got = node.run_at(GROUP, at, op.clone(), &body);
             match (expected, got) {
                 (Ok(uids), Ok(applied)) => {
                     assert_eq!(uids, applied_uids(&applied), "{op:?}");
@@ -421,7 +462,9 @@ pub fn set_mailbox(op: &mut Op) {
         | Op::Copy { mailbox, .. }
         | Op::Expunge { mailbox, .. }
         | Op::RestoreFolder { mailbox, .. }
-        | Op::RestoreMessage { mailbox, .. } => *mailbox = MAILBOX,
+        | Op::RestoreMessage { mailbox, .. }
+        | Op::Undelete { mailbox, .. }
+        | Op::DropDeleted { mailbox, .. } => *mailbox = MAILBOX,
         Op::StoreFlags { mailbox, unchanged_since, .. } => {
             *mailbox = MAILBOX;
             *unchanged_since = None;

@@ -163,6 +163,7 @@ fn whoever_meets_a_rotten_body_gets_it_from_the_repair() {
     let deleted: Vec<_> = (8..=20).map(Uid).collect();
     node.run(store_flags(inbox, &deleted, StoreFlags::Add, &["\\Deleted"])).unwrap();
     node.run(Op::Expunge { mailbox: MAILBOX, folder: inbox, uids: None }).unwrap();
+    node.run(drop_deleted()).unwrap();
     node.bodies.rot(&[5; 1000]);
     node.bodies.set_floor(NO_LOG);
     compact_all(&mut compactor(&node, EVERYTHING));
@@ -246,6 +247,7 @@ fn a_scrub_tells_what_is_rotten_and_who_needs_it() {
     let (dead, first, second) = (disk.lost(2), disk.lost(3), disk.lost(4));
     disk.apply(deleted, Vec::new());
     disk.apply(Op::Expunge { mailbox: MAILBOX, folder: FolderId(1), uids: None }, Vec::new());
+    disk.apply(drop_deleted(), Vec::new());
     disk.journal.flush();
     disk.store.checkpoint().unwrap();
     assert_eq!(disk.findings(1), Findings::default());

@@ -76,6 +76,7 @@ fn chunks_become_one_body_that_is_read_copied_and_dropped_as_any_other() {
     assert_eq!(compactor.space().live_bytes, 1507 + 3 * RECORD_OVERHEAD);
     node.run(store_flags(inbox.id, &[Uid(1), Uid(2)], StoreFlags::Add, &["\\Deleted"])).unwrap();
     node.run(Op::Expunge { mailbox: MAILBOX, folder: inbox.id, uids: None }).unwrap();
+    node.run(drop_deleted()).unwrap();
     assert_eq!(compactor.space().live_bytes, 0);
     node.store.audit(GROUP).unwrap();
 }

@@ -314,6 +314,25 @@ impl Node {
         }
     }
 
+    /// All deleted messages that are kept, with so many of their octets, read three at a time.
+    pub fn deleted(&self, prefix: u32) -> Vec<DeletedMessage> {
+        let (mut all, mut after) = (Vec::new(), 0);
+        loop {
+            let query = Query::Deleted { mailbox: MAILBOX, after, limit: 3, prefix };
+            let (page, kept) = match Reply::decode(&self.store.query_bytes(GROUP, query.encode())) {
+                Ok(Reply::Deleted(page, kept)) => (page, kept),
+                other => panic!("{other:?}"),
+            };
+            let Some(last) = page.last() else {
+                let bytes = all.iter().map(|message: &DeletedMessage| u64::from(message.size)).sum();
+                assert_eq!(kept, Usage { bytes, messages: all.len() as u64 });
+                return all;
+            };
+            after = last.number;
+            all.extend(page);
+        }
+    }
+
     pub fn queue(&self, query: &Query) -> Vec<QueueEntry> {
         match self.store.query(GROUP, query) {
             Reply::Queue(entries) => entries,
@@ -357,6 +376,11 @@ pub fn store_flags(folder: FolderId, uids: &[Uid], mode: StoreFlags, names: &[&s
 
 pub fn copy(folder: FolderId, uids: &[Uid], to: &str, remove: bool, quota: Quota) -> Op {
     Op::Copy { mailbox: MAILBOX, folder, uids: uids.to_vec(), to: to.to_owned(), remove, quota }
+}
+
+/// Lets go for good what was deleted: nothing is kept any more.
+pub fn drop_deleted() -> Op {
+    Op::DropDeleted { mailbox: MAILBOX, before: Timestamp(i64::MAX) }
 }
 
 pub fn address(text: &str) -> Address {
