@@ -93,6 +93,10 @@ pub struct MailClusterSpec {
     /// How mail is accepted and sent on.
     #[serde(default)]
     pub smtp: Smtp,
+
+    /// For how long deleted mail can be brought back with `quorumail mailbox undelete`. Without it: 14 days.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_mail: Option<DeletedMail>,
 }
 
 fn default_nodes() -> u32 {
@@ -230,6 +234,16 @@ pub enum TrafficPolicy {
     Cluster,
     /// To a mailnode on the Kubernetes node where it arrived.
     Local,
+}
+
+/// For how long deleted mail can be brought back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletedMail {
+    /// A message that a client expunged, or that went with its folder, is kept for so long, as in 14d; of one mailbox at most
+    /// 100,000 messages and 16Gi, which count towards no quota. 0s: deleted mail is gone within seconds. A change restarts
+    /// the mailnodes one by one.
+    pub keep: Span,
 }
 
 /// How mail is accepted and sent on.

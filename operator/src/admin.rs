@@ -236,6 +236,41 @@ impl AdminClient {
         Ok(answer.generation)
     }
 
+    /// A page of the deleted messages of a mailbox that are still kept.
+    pub async fn list_deleted(
+        &self,
+        request: admin::ListDeletedRequest,
+    ) -> Result<admin::ListDeletedResponse, AdminError> {
+        let (_, answer) = self
+            .any(READ_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.list_deleted(request).await }
+            })
+            .await?;
+        Ok(answer)
+    }
+
+    /// Brings deleted messages back; answers how many were still kept.
+    pub async fn undelete(&self, request: admin::UndeleteRequest) -> Result<u64, AdminError> {
+        let (_, answer) = self
+            .any(WRITE_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.undelete(request).await }
+            })
+            .await?;
+        Ok(answer.messages)
+    }
+
+    /// Deleted mailboxes whose mail is still kept, the next to be purged first.
+    pub async fn list_deleted_mailboxes(&self) -> Result<Vec<admin::DeletedMailbox>, AdminError> {
+        let (_, answer) = self
+            .any(READ_DEADLINE, |mut node, deadline| async move {
+                node.list_deleted_mailboxes(timed(admin::ListDeletedMailboxesRequest {}, deadline)).await
+            })
+            .await?;
+        Ok(answer.mailboxes)
+    }
+
     /// Queue entries, oldest first.
     pub async fn list_queue(
         &self,

@@ -59,6 +59,23 @@ pub struct MailnodeConfig {
     pub allow_plaintext_auth_from_loopback: bool,
     /// How mail is accepted and sent on.
     pub smtp: SmtpConfig,
+    /// For how long deleted mail is kept; without it as the mailnode has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deleted_mail: Option<DeletedMailConfig>,
+}
+
+/// For how long deleted mail is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeletedMailConfig {
+    /// As `14d`.
+    pub keep: String,
+}
+
+impl From<&quorumail_crds::mailcluster::DeletedMail> for DeletedMailConfig {
+    fn from(deleted: &quorumail_crds::mailcluster::DeletedMail) -> Self {
+        Self { keep: deleted.keep.to_string() }
+    }
 }
 
 /// Where the node listens: the port table, each port plus the offset.
@@ -232,6 +249,7 @@ mod tests {
                 mx_port: None,
                 dns_servers: None,
             },
+            deleted_mail: Some(DeletedMailConfig { keep: "7d".into() }),
         };
         let text = config.to_yaml();
         assert!(

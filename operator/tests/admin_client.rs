@@ -19,8 +19,10 @@ use quorumail_proto::admin::{
     ArchiveStatus, BackupGroupProgress, BackupGroupRequest, ClusterStatus, DirectoryChange, DirectoryEntry,
     DirectoryResult, DomainEntry, ExportItem, ExportMailboxRequest, GetClusterStatusRequest,
     GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem,
-    ImportResult, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus,
+    ImportResult, ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest,
+    ListDeletedResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus,
     QueueEntry, ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    UndeleteRequest, UndeleteResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
 };
@@ -117,6 +119,28 @@ impl Admin for Node {
 
     async fn hand_over(&self, _: Request<HandOverRequest>) -> Result<Response<HandOverResponse>, Status> {
         self.answer(|_| HandOverResponse { remaining: 0 })
+    }
+
+    async fn list_deleted(
+        &self,
+        _: Request<ListDeletedRequest>,
+    ) -> Result<Response<ListDeletedResponse>, Status> {
+        self.answer(|_| ListDeletedResponse::default())
+    }
+
+    async fn undelete(
+        &self,
+        request: Request<UndeleteRequest>,
+    ) -> Result<Response<UndeleteResponse>, Status> {
+        let messages = request.into_inner().numbers.len() as u64;
+        self.answer(|_| UndeleteResponse { messages })
+    }
+
+    async fn list_deleted_mailboxes(
+        &self,
+        _: Request<ListDeletedMailboxesRequest>,
+    ) -> Result<Response<ListDeletedMailboxesResponse>, Status> {
+        self.answer(|_| ListDeletedMailboxesResponse::default())
     }
 
     async fn archive(&self, _: Request<ArchiveRequest>) -> Result<Response<ArchiveStatus>, Status> {

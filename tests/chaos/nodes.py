@@ -179,6 +179,8 @@ class Cluster:
             peer["admin"] = f"{at[peer['node']]}:{PORTS['admin']}"
         # The nodes have kept the list with the addresses that they had before.
         config["generation"] += 1
+        # Deleted mail goes for good while the run lasts, so that there is something to compact.
+        config["deletedMail"] = {"keep": "3s"}
         # All clients come from one address here.
         config["limits"] = {"smtpConnectionsPerAddress": 500, "imapConnectionsPerAddress": 500}
         node.config.write_text(yaml.safe_dump(config))

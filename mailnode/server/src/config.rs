@@ -102,6 +102,9 @@ pub struct Config {
     /// How the disk space of deleted mail is given back.
     #[serde(default)]
     pub compaction: Compaction,
+    /// For how long deleted mail can be brought back.
+    #[serde(default)]
+    pub deleted_mail: DeletedMail,
     /// How replicas are filled that cannot catch up from the log.
     #[serde(default)]
     pub snapshots: Snapshots,
@@ -124,6 +127,21 @@ pub struct Scrub {
 impl Default for Scrub {
     fn default() -> Self {
         Self { bytes_per_second: 1024 * 1024, every: Duration::from_secs(24 * 3600) }
+    }
+}
+
+/// For how long deleted mail can be brought back.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct DeletedMail {
+    /// Messages that were expunged, or went with their folder, are kept for so long; 0s: until the janitor looks.
+    #[serde(deserialize_with = "duration")]
+    pub keep: Duration,
+}
+
+impl Default for DeletedMail {
+    fn default() -> Self {
+        Self { keep: Duration::from_secs(14 * 24 * 3600) }
     }
 }
 
@@ -581,6 +599,7 @@ smtp:
             ("replicas: 3", "replicas: 3\ncompaction: {bytesPerSecond: 0}", "compaction.bytesPerSecond"),
             ("replicas: 3", "replicas: 3\nsnapshots: {atOnce: 0}", "snapshots.atOnce"),
             ("replicas: 3", "replicas: 3\nsnapshots: {bytesPerSecond: 1000}", "snapshots.bytesPerSecond"),
+            ("replicas: 3", "replicas: 3\ndeletedMail: {keep: two weeks}", "deletedMail"),
             ("replicas: 3", "generation: 0", "generation"),
             ("replicas: 3", "generation: 2", "founders"),
         ] {

@@ -335,7 +335,7 @@ impl Mail {
         rest: &CancellationToken,
     ) -> JoinSet<()> {
         let mut tasks = JoinSet::new();
-        tasks.spawn(janitor::run(Arc::clone(&self.groups), stop.clone()));
+        tasks.spawn(janitor::run(Arc::clone(&self.groups), self.config.deleted_mail.keep, stop.clone()));
         let watchers = Watchers::start(&self.groups.store, rest.clone());
         let queue = Arc::new(DeliveryQueue::new(Arc::clone(&self.groups), Arc::clone(&watchers)));
         let transport = Arc::new(smtp_transport(&self.config.hostname));

@@ -140,6 +140,10 @@ fn execute(
         Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox, at),
         Op::Enqueue(entry) => queue::enqueue(txn, group, entry, arrived),
         Op::UpdateQueue { id, done, changed } => queue::update(txn, group, id, &done, changed),
+        // Purged meanwhile: it is not to be made again.
+        Op::DropDeleted { mailbox, .. } if folders::mailbox_head(txn, mailbox)?.is_none() => {
+            Ok(Applied::Done)
+        }
         Op::OpenMailbox(mailbox)
         | Op::Append { mailbox, .. }
         | Op::CreateFolder { mailbox, .. }

@@ -5,6 +5,7 @@
 //! back into a living cluster or into files. [`location`] reads `s3://` and `file://`.
 
 pub mod archive;
+pub mod export;
 pub mod location;
 pub mod plan;
 pub mod restore;

@@ -19,6 +19,7 @@ use serde_json::json;
 use super::{
     Failure,
     connect::{Kubernetes, Target},
+    deleted, export,
     output::{self, Format},
 };
 use crate::{dev::state, directory::Credential};
@@ -51,6 +52,12 @@ pub(super) enum MailboxCommand {
         #[arg(long)]
         undo: bool,
     },
+    /// Writes a mailbox into files: to move out, or to keep a copy.
+    Export(export::ExportArgs),
+    /// Shows deleted messages of a mailbox that can be brought back or, without an address, deleted mailboxes.
+    Deleted(deleted::DeletedArgs),
+    /// Brings deleted messages of a mailbox back: the same messages, under new UIDs, where they were.
+    Undelete(deleted::UndeleteArgs),
 }
 
 #[derive(Debug, Serialize)]
@@ -66,6 +73,9 @@ struct Usage {
 
 pub(super) async fn run(target: &Target, format: Format, command: &MailboxCommand) -> Result<(), Failure> {
     match command {
+        MailboxCommand::Export(args) => export::run(target, format, args).await,
+        MailboxCommand::Deleted(args) => deleted::list(target, format, args).await,
+        MailboxCommand::Undelete(args) => deleted::undelete(target, format, args).await,
         MailboxCommand::Usage { addresses } => usage(target, format, addresses).await,
         MailboxCommand::Passwd { address, stdin } => passwd(target, &address.to_lowercase(), *stdin).await,
         MailboxCommand::Suspend { address, undo } => suspend(target, &address.to_lowercase(), !undo).await,

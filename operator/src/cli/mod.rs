@@ -6,6 +6,8 @@
 mod archive;
 mod backup;
 pub mod connect;
+mod deleted;
+mod export;
 mod mailbox;
 mod node;
 mod output;

@@ -361,6 +361,7 @@ fn prepare(
             }
         })
         .collect();
+    let deleted_mail = spec.and_then(|cluster| cluster.spec.deleted_mail.as_ref()).map(Into::into);
     let mut nodes = Vec::new();
     for place in places {
         let dir = state.node_dir(place.node)?;
@@ -385,6 +386,7 @@ fn prepare(
             },
             allow_plaintext_auth_from_loopback: true,
             smtp: smtp.clone(),
+            deleted_mail: deleted_mail.clone(),
         };
         let path = dir.join("mailnode.yaml");
         state::write(&path, config.to_yaml().as_bytes())?;

@@ -260,6 +260,7 @@ pub fn config(
             mx_port: None,
             dns_servers: None,
         },
+        deleted_mail: spec.deleted_mail.as_ref().map(Into::into),
     }
 }
 

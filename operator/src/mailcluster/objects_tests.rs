@@ -79,6 +79,7 @@ fn a_changed_configuration_replaces_the_pods_and_a_renewed_certificate_does_not(
     let hash = |o: &Objects| o.nodes.spec.clone().unwrap().template.metadata.unwrap().annotations.unwrap();
     assert_eq!(hash(&objects("{}")), hash(&objects("{}")), "the certificates differ, the pods do not");
     assert_ne!(hash(&objects("{}")), hash(&objects("{smtp: {maxMessageSize: 1Mi}}")));
+    assert_ne!(hash(&objects("{}")), hash(&objects("{deletedMail: {keep: 30d}}")));
     assert_eq!(
         hash(&objects("{nodes: 1}")),
         hash(&objects("{nodes: 5}")),

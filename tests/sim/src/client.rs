@@ -11,7 +11,7 @@ use quorumail_message::{Address, Domain};
 use quorumail_store::{
     Applied, Command, CommandId, DomainRecord, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta,
     ModSeq, Octets, Op, Outcome, PartitionId, Permissions, Query, QueueClass, QueueEntry, QueueId,
-    QueueRecipient, Quota, Refusal, Reply, StoreFlags, Uid, decode_outcome,
+    QueueRecipient, Quota, Refusal, Reply, StoreFlags, Timestamp, Uid, decode_outcome,
 };
 use tokio::time::sleep;
 
@@ -349,9 +349,18 @@ impl Client {
                 if let Some(known) = self.folder(archive) {
                     known.messages.retain(|uid, _| !gone.contains(uid));
                 }
-                Ok(())
+                if self.random.chance(500) { self.drop_deleted().await } else { Ok(()) }
             }
             other => Err(format!("an expunge of {going:?} is answered with {other:?}")),
+        }
+    }
+
+    /// Lets go of what was deleted, so that compaction gets its space.
+    async fn drop_deleted(&mut self) -> Result<(), String> {
+        let op = Op::DropDeleted { mailbox: self.mailbox, before: Timestamp(i64::MAX) };
+        match self.propose(self.group, op, Bytes::new()).await? {
+            Ok(Applied::Done) => Ok(()),
+            other => Err(format!("a drop of deleted mail is answered with {other:?}")),
         }
     }
 

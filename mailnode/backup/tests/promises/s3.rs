@@ -58,16 +58,30 @@ impl Drop for Server {
     }
 }
 
+/// How a server is.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kind {
+    tls: bool,
+    /// Its certificate was good for the year 2000.
+    has_expired: bool,
+    /// MiB that its objects may take, on a file system of their own.
+    room: Option<u32>,
+}
+
 impl Server {
     async fn start(tls: bool) -> Self {
+        Self::start_as(Kind { tls, ..Kind::default() }).await
+    }
+
+    async fn start_as(kind: Kind) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for folder in [&format!("root/{BUCKET}"), "metadata"] {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
-        let ca_pem = tls.then(|| write_certificates(dir.path()));
+        let ca_pem = kind.tls.then(|| write_certificates(dir.path(), kind.has_expired));
         for _ in 0..TRIES {
             let address = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-            let mut child = start(dir.path(), address, tls);
+            let mut child = start(dir.path(), address, kind);
             let started = std::time::Instant::now();
             while started.elapsed() < START && child.try_wait().unwrap().is_none() {
                 if TcpStream::connect(address).await.is_ok() {
@@ -112,11 +126,23 @@ impl Server {
     }
 }
 
-fn start(dir: &Path, address: SocketAddr, tls: bool) -> Child {
+fn start(dir: &Path, address: SocketAddr, kind: Kind) -> Child {
     let log = std::fs::File::create(dir.join("log")).unwrap();
-    let mut command = Command::new(versitygw());
+    let mut command = match kind.room {
+        None => Command::new(versitygw()),
+        Some(mebibytes) => {
+            // Seen by the server alone, and gone with it.
+            let mut command = Command::new("unshare");
+            let script =
+                r#"mount -t tmpfs -o "size=$1m" tmpfs "$2" && mkdir "$2/$3" && shift 3 && exec "$@""#;
+            let room = mebibytes.to_string();
+            command.args(["--mount", "sh", "-c", script, "sh", &room]).arg(dir.join("root")).arg(BUCKET);
+            command.arg(versitygw());
+            command
+        }
+    };
     command.args(["--access", ACCESS_KEY, "--secret", SECRET_KEY, "--port", &address.to_string()]);
-    if tls {
+    if kind.tls {
         command.arg("--cert").arg(dir.join("server.pem")).arg("--key").arg(dir.join("server.key"));
     }
     command.arg("posix").arg("--sidecar").arg(dir.join("metadata")).arg(dir.join("root"));
@@ -124,12 +150,17 @@ fn start(dir: &Path, address: SocketAddr, tls: bool) -> Child {
 }
 
 /// A CA of our own and a certificate by it; answers the CA.
-fn write_certificates(dir: &Path) -> Vec<u8> {
+fn write_certificates(dir: &Path, has_expired: bool) -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
     let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &ca).unwrap();
+    let mut server = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    if has_expired {
+        (server.not_before, server.not_after) =
+            (rcgen::date_time_ymd(2000, 1, 1), rcgen::date_time_ymd(2000, 12, 31));
+    }
+    let server = server.signed_by(&key, &ca).unwrap();
     std::fs::write(dir.join("server.pem"), server.pem()).unwrap();
     std::fs::write(dir.join("server.key"), key.serialize_pem()).unwrap();
     ca.pem().into_bytes()
@@ -176,12 +207,20 @@ async fn backups_go_to_a_bucket_over_tls_with_a_ca_of_its_own() {
     assert_loads(&again, &third, &Snapshot::of(&node.store)).await;
 
     let stranger =
-        S3 { ca_pem: Some(write_certificates(tempfile::tempdir().unwrap().path())), ..server.s3() };
+        S3 { ca_pem: Some(write_certificates(tempfile::tempdir().unwrap().path(), false)), ..server.s3() };
     let error = Repository::open(impatient(stranger)).await.unwrap_err();
     assert!(error.reason() == "Unreachable" && error.to_string().contains("certificate"), "{error}");
     // Without the CA as well.
     let error = Repository::open(impatient(S3 { ca_pem: None, ..server.s3() })).await.unwrap_err();
     assert_eq!(error.reason(), "Unreachable", "{error}");
+
+    let expired = Server::start_as(Kind { tls: true, has_expired: true, ..Kind::default() }).await;
+    let error = Repository::open(impatient(expired.s3())).await.unwrap_err();
+    let text = error.to_string();
+    assert!(
+        error.reason() == "Unreachable" && text.contains("certificate") && text.contains("xpired"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -387,6 +426,32 @@ async fn a_server_that_takes_nothing_more_fails_the_backup_and_none_is_listed() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bucket_that_fills_fails_the_backup_and_once_it_has_room_the_next_one_is_whole() {
+    let server = Server::start_as(Kind { room: Some(24), ..Kind::default() }).await;
+    let mut node = Node::with_mail();
+    let repository = Repository::create_or_open(impatient(server.s3())).await.unwrap();
+    let (first, before) = (node.back_up(&repository, None).await, Snapshot::of(&node.store));
+    for number in 0..40 {
+        node.append("Large", &noise(number, 1 << 20));
+    }
+    let taken = take_group(&repository, node.source(GROUP), None, |_| {}, CancellationToken::new()).await;
+    let error = taken.unwrap_err();
+    assert!(error.reason() == "StorageFailed" && error.to_string().contains("packs/"), "{error}");
+    // What is there stays as it was: nothing that counts as a backup has come.
+    assert_eq!(repository.list().await.unwrap().backups, [first.info()]);
+    assert_loads(&repository, &first, &before).await;
+
+    // Somebody makes room: what no backup refers to goes, and less is to be stored.
+    let keep = retention::Retention { last: 1, ..Default::default() };
+    let pruned = repository.prune(|_| true, &keep, &jiff::tz::TimeZone::UTC, NO_GRACE, false).await.unwrap();
+    assert!(pruned.bytes > 1 << 20, "{pruned:?}");
+    node.expunge("Large", (2..41).map(quorumail_store::Uid).collect());
+    let second = node.back_up(&repository, Some(&first)).await;
+    assert_loads(&repository, &second, &Snapshot::of(&node.store)).await;
+    assert!(repository.verify(Which::All, Depth::Full, |_| {}).await.unwrap().is_good());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_goes_away_during_a_backup_ends_it_and_the_next_one_succeeds() {
     let mut server = Server::start(false).await;
     let mut node = Node::with_mail();
@@ -416,7 +481,7 @@ async fn a_server_that_goes_away_during_a_backup_ends_it_and_the_next_one_succee
     let error = taking.await.unwrap().unwrap_err();
     assert!(matches!(error.reason(), "Unreachable" | "StorageFailed"), "{error}");
 
-    server.child = start(server.dir.path(), server.address, false);
+    server.child = start(server.dir.path(), server.address, Kind::default());
     while TcpStream::connect(server.address).await.is_err() {
         assert!(server.child.try_wait().unwrap().is_none(), "it does not start again");
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -125,6 +125,7 @@ impl Node {
         let (mailbox, mode) = (MAILBOX, StoreFlags::Add);
         self.run(GROUP, Op::StoreFlags { mailbox, folder, uids, mode, flags, unchanged_since: None }, b"");
         self.run(GROUP, Op::Expunge { mailbox, folder, uids: None }, b"");
+        self.run(GROUP, Op::DropDeleted { mailbox, before: Timestamp(i64::MAX) }, b"");
     }
 
     pub fn folder(&self, name: &str) -> FolderId {

@@ -10,6 +10,7 @@ mod import;
 mod mailbox;
 mod queue;
 mod status;
+mod vault;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -19,8 +20,10 @@ use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
     ArchiveStatus, BackupGroupRequest, ClusterStatus, DirectoryEntry, ExportMailboxRequest,
     GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest,
-    HandOverResponse, ImportItem, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus,
-    ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    HandOverResponse, ImportItem, ListDeletedMailboxesRequest, ListDeletedMailboxesResponse,
+    ListDeletedRequest, ListDeletedResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse,
+    NodeStatus, ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    UndeleteRequest, UndeleteResponse,
     admin_server::{Admin, AdminServer},
 };
 use tokio::sync::watch;
@@ -152,6 +155,28 @@ impl Admin for AdminService {
     ) -> Result<Response<ActOnQueueResponse>, Status> {
         let changed = queue::act(&self.groups, &self.hostname, request.into_inner()).await?;
         Ok(Response::new(ActOnQueueResponse { changed }))
+    }
+
+    async fn list_deleted(
+        &self,
+        request: Request<ListDeletedRequest>,
+    ) -> Result<Response<ListDeletedResponse>, Status> {
+        vault::list(&self.groups, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn undelete(
+        &self,
+        request: Request<UndeleteRequest>,
+    ) -> Result<Response<UndeleteResponse>, Status> {
+        vault::undelete(&self.groups, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_deleted_mailboxes(
+        &self,
+        _: Request<ListDeletedMailboxesRequest>,
+    ) -> Result<Response<ListDeletedMailboxesResponse>, Status> {
+        let mailboxes = vault::mailboxes(&self.groups).await?;
+        Ok(Response::new(ListDeletedMailboxesResponse { mailboxes }))
     }
 
     async fn hand_over(

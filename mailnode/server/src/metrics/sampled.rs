@@ -7,7 +7,7 @@ use std::{
 
 use quorumail_consensus::LATENCY_BUCKETS_US;
 use quorumail_journal::Journal;
-use quorumail_store::{Query, Reply};
+use quorumail_store::{Query, Reply, Usage};
 use tokio::sync::watch;
 
 use super::class_name;
@@ -259,6 +259,23 @@ impl Sources {
             family.labelled("group", group.group.0, u8::from(group.leader.is_some()));
         }
         let led: Vec<_> = status.iter().filter(|group| self.groups.consensus.leads(group.group)).collect();
+        let mut kept = Usage::default();
+        for group in &led {
+            // One that cannot be read has alerts of its own.
+            let of_group = self.groups.store.kept_deleted(group.group.0).unwrap_or_default();
+            kept.messages += of_group.messages;
+            kept.bytes += of_group.bytes;
+        }
+        text.gauge(
+            "deleted_mail_messages",
+            "Deleted messages that can be brought back, of the groups led here.",
+        )
+        .value(kept.messages);
+        text.gauge(
+            "deleted_mail_bytes",
+            "Bytes of deleted messages that can be brought back, of the groups led here.",
+        )
+        .value(kept.bytes);
         let mut family = text.gauge("group_leads", "Whether this node leads the group.");
         for group in &status {
             let leads = led.iter().any(|led| led.group == group.group);

@@ -153,7 +153,7 @@ impl Model {
 
     /// What the command makes of the model; an error leaves it for the caller to throw away.
     fn run(&mut self, at: i64, op: &Op, body: &[u8]) -> Result<Option<Vec<u32>>, Refused> {
-        if self.folders.is_empty() {
+        if self.folders.is_empty() && !matches!(op, Op::DropDeleted { .. }) {
             self.open();
         }
         match op {

@@ -173,6 +173,8 @@ fn a_purged_mailbox_keeps_nothing() {
     expunge(&mut node, 1, inbox, &(1..=10).map(Uid).collect::<Vec<_>>());
     assert_eq!(node.run(Op::PurgeMailbox(MAILBOX)), Ok(Applied::Done));
     assert_eq!((numbers(&node), node.store.kept_deleted(GROUP).unwrap()), (vec![], Usage::default()));
+    assert_eq!(node.run(drop_deleted()), Ok(Applied::Done));
+    assert_eq!(node.folder("INBOX"), None, "it is not made again");
     node.store.audit(GROUP).unwrap();
 }
 

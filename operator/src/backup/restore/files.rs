@@ -1,4 +1,4 @@
-//! Restores into files, without any cluster: what remains when there is nothing but the bucket and the key.
+//! Mail in files: what is restored when there is nothing but the bucket and the key, and what is exported from a living mailbox.
 //!
 //! Maildir: a directory for each address; folders as in Maildir++ (`.Projects.2026` beside `cur`), flags in the names of the
 //! files, keywords in `dovecot-keywords` as Dovecot keeps them, the internal date as the file's time. A message that is
@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use jiff::{Timestamp as Date, tz::TimeZone};
 use quorumail_backup::RepositoryConfig;
-use quorumail_store::{FolderInfo, MessageMeta};
+use quorumail_store::{MessageMeta, UidValidity};
 
 use super::{
     Opened, RestoreError, RestoreProgress, RestoreRequest, Restored, Tally, scope,
@@ -34,6 +34,16 @@ pub enum Files {
     Maildir(PathBuf),
     /// One file, where one folder is restored; a directory with a file for each folder of each address otherwise.
     Mbox(PathBuf),
+}
+
+impl Files {
+    /// Writes a mailbox; of an mbox with one folder alone, the path is that of its file.
+    pub(in crate::backup) fn writer(&self, address: &str, one_folder: bool) -> Box<dyn Writer> {
+        match self {
+            Self::Maildir(dir) => Box::new(Maildir::new(dir.join(file_name(address)))),
+            Self::Mbox(path) => Box::new(Mbox::new(path, address, one_folder)),
+        }
+    }
 }
 
 /// Restores into files.
@@ -64,10 +74,8 @@ pub async fn restore_to_files(
     let mut met = 0;
     for part in &parts.mailboxes {
         let address = part.to.to_lowercase();
-        let mut writer: Box<dyn Writer> = match files {
-            Files::Maildir(dir) => Box::new(Maildir::new(dir.join(file_name(&address)))),
-            Files::Mbox(path) => Box::new(Mbox::new(path, &address, &request.scope)),
-        };
+        let one_folder = matches!(request.scope, scope::Scope::Folder { .. });
+        let mut writer = files.writer(&address, one_folder);
         let mut items = walk::walk(opened.store(), part, request, &budget);
         while let Some(item) = items.recv().await {
             let (next, done) = write(writer, item?, &tally, &address).await?;
@@ -95,7 +103,7 @@ async fn write(
             Ok((writer, false))
         }
         Item::Folder(info, name) => {
-            let write = move || writer.folder(&info, &name).map(|()| writer);
+            let write = move || writer.folder(info.uid_validity, &name).map(|()| writer);
             Ok((joined(tokio::task::spawn_blocking(write).await)?, true))
         }
         Item::Message(meta, body, room) => {
@@ -119,9 +127,10 @@ async fn write(
     }
 }
 
-trait Writer: Send {
+/// Writes one mailbox, folder by folder.
+pub(in crate::backup) trait Writer: Send {
     /// The messages that follow are of this folder.
-    fn folder(&mut self, info: &FolderInfo, name: &str) -> Result<(), RestoreError>;
+    fn folder(&mut self, uid_validity: UidValidity, name: &str) -> Result<(), RestoreError>;
     /// Whether it was added; it may be there.
     fn message(&mut self, meta: &MessageMeta, body: &Bytes) -> Result<bool, RestoreError>;
     /// Makes everything durable.
@@ -213,14 +222,14 @@ impl Maildir {
 }
 
 impl Writer for Maildir {
-    fn folder(&mut self, info: &FolderInfo, name: &str) -> Result<(), RestoreError> {
+    fn folder(&mut self, uid_validity: UidValidity, name: &str) -> Result<(), RestoreError> {
         self.close_folder()?;
         let levels: Vec<String> = name.split('/').map(file_name).collect();
         self.folder = match name {
             "INBOX" => self.root.clone(),
             _ => self.root.join(format!(".{}", levels.join("."))),
         };
-        self.uid_validity = info.uid_validity.0;
+        self.uid_validity = uid_validity.0;
         self.there.clear();
         for part in ["cur", "new", "tmp"] {
             let path = self.folder.join(part);
@@ -278,8 +287,8 @@ struct Mbox {
 }
 
 impl Mbox {
-    fn new(path: &Path, address: &str, scope: &scope::Scope) -> Self {
-        let one_file = matches!(scope, scope::Scope::Folder { .. }).then(|| path.to_owned());
+    fn new(path: &Path, address: &str, one_folder: bool) -> Self {
+        let one_file = one_folder.then(|| path.to_owned());
         Self { one_file, dir: path.join(file_name(address)), out: None }
     }
 
@@ -291,7 +300,7 @@ impl Mbox {
 }
 
 impl Writer for Mbox {
-    fn folder(&mut self, _: &FolderInfo, name: &str) -> Result<(), RestoreError> {
+    fn folder(&mut self, _: UidValidity, name: &str) -> Result<(), RestoreError> {
         if self.one_file.is_some() && self.out.is_some() {
             return Ok(());
         }
@@ -362,7 +371,7 @@ fn mbox_message(out: &mut impl io::Write, meta: &MessageMeta, body: &[u8]) -> io
 
 #[cfg(test)]
 mod tests {
-    use quorumail_store::{Flag, FolderId, ModSeq, Timestamp, Uid, UidValidity};
+    use quorumail_store::{Flag, ModSeq, Timestamp, Uid};
 
     use super::*;
 
@@ -373,21 +382,6 @@ mod tests {
             flags: flags.iter().map(|flag| Flag((*flag).to_owned())).collect(),
             internal_date: Timestamp(1_600_000_000_000),
             size: 1,
-        }
-    }
-
-    fn folder(name: &str) -> FolderInfo {
-        FolderInfo {
-            id: FolderId(1),
-            name: name.to_owned(),
-            special_use: None,
-            subscribed: true,
-            uid_validity: UidValidity(7),
-            uid_next: Uid(9),
-            highest_mod_seq: ModSeq(1),
-            messages: 0,
-            unseen: 0,
-            bytes: 0,
         }
     }
 
@@ -406,9 +400,9 @@ mod tests {
         let body = Bytes::from_static(b"Subject: x\r\n\r\ny\r\n");
         let fill = || {
             let mut maildir = Maildir::new(dir.path().to_owned());
-            maildir.folder(&folder("INBOX"), "INBOX").unwrap();
+            maildir.folder(UidValidity(7), "INBOX").unwrap();
             let first = maildir.message(&meta(1, &["\\Seen", "\\Flagged", "$Forwarded"]), &body).unwrap();
-            maildir.folder(&folder("A.b"), "A.b/2026").unwrap();
+            maildir.folder(UidValidity(7), "A.b/2026").unwrap();
             maildir.message(&meta(2, &[]), &body).unwrap();
             Box::new(maildir).end().unwrap();
             first

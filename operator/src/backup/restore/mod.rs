@@ -35,6 +35,7 @@ use crate::admin::{AdminClient, AdminError};
 
 pub(crate) use self::choose::of_one_cluster;
 pub use self::scope::Scope;
+pub(super) use self::walk::joined;
 
 /// Mailboxes that are restored at a time.
 const MAILBOXES_AT_ONCE: usize = 4;

@@ -180,7 +180,7 @@ pub(super) async fn count(
 }
 
 /// The result of blocking work; it is never cancelled, and does not panic but where an invariant is broken.
-pub(super) fn joined<T, E>(result: Result<Result<T, E>, tokio::task::JoinError>) -> Result<T, E> {
+pub(in crate::backup) fn joined<T, E>(result: Result<Result<T, E>, tokio::task::JoinError>) -> Result<T, E> {
     match result {
         Ok(result) => result,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
