@@ -208,7 +208,7 @@ def test_a_mailbox_is_exported_into_files_that_others_read(three, tmp_path):
     asked(three, "mailbox", "export", BOB, "--to-mbox", str(tmp_path / "one.mbox"), "--folder", "Entwürfe.alt")
     assert len(mailbox.mbox(tmp_path / "one.mbox", create=False)) == 5
     done = quorumail(three, "mailbox", "export", BOB, "--to-mbox", str(tmp_path / "x"), "--folder", "Nowhere")
-    assert done.returncode == 1 and "Nowhere" in done.stderr, done.stderr
+    assert done.returncode != 0 and "Nowhere" in done.stderr, done.stderr
 
 
 def test_an_export_goes_on_when_its_mailnode_is_lost(three, tmp_path):
