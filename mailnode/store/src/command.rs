@@ -14,7 +14,8 @@ use crate::{
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
 pub const COMMAND_FORMAT: u8 = 4;
-/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 and 4 have more kinds.
+/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 and 4 have more
+/// kinds.
 const OLDEST_COMMAND: u8 = 2;
 /// From this version on, commands that delete mail keep it for a time. What an older archive holds is applied as it was
 /// when it was written.
@@ -352,8 +353,9 @@ pub enum Applied {
     /// Of [`Op::Expunge`]: the UIDs that went, ascending. Without UIDs in the command: proposed again, it takes out more
     /// until none are left.
     Expunged(Vec<Uid>),
-    /// Of [`Op::DeleteFolder`], [`Op::PurgeMailbox`] and [`Op::DropDeleted`]: not all is gone yet. To be proposed again, as another command. Of
-    /// [`Op::RenameFolder`] for INBOX: the first messages have moved, the others are left to be moved by [`Op::Copy`].
+    /// Of [`Op::DeleteFolder`], [`Op::PurgeMailbox`] and [`Op::DropDeleted`]: not all is gone yet. To be proposed again, as
+    /// another command. Of [`Op::RenameFolder`] for INBOX: the first messages have moved, the others are left to be moved by
+    /// [`Op::Copy`].
     More,
     /// Of [`Op::RestoreFolder`].
     RestoredFolder {

@@ -4,12 +4,11 @@ use std::ops::ControlFlow;
 
 use crate::{
     Applied, FolderId, MailboxId, ModSeq, Refusal, SpecialUse, StoreError, Timestamp, Uid, UidValidity,
-    body_table,
     error::Stop,
     folder_name::{self, INBOX, SEPARATOR},
     keys,
     messages::{Fate, MAX_EXPUNGED},
-    records::{self, FolderState, MailboxHead, Message},
+    records::{self, FolderState, MailboxHead},
     restore::FORGET_AT_ONCE,
     store::Change,
     txn::{Txn, View},
@@ -262,22 +261,19 @@ impl<'t, 'a> Mailbox<'t, 'a> {
             self.forget_sources(folder.id, FORGET_AT_ONCE)?;
             return Ok(Applied::More);
         }
-        let folder = match self.keeps && folder.state.messages > 0 {
-            true => {
-                let id = folder.id;
-                self.take_out_first(folder, MAX_EXPUNGED, Fate::Deleted)?;
-                self.folder(id)?
-            }
-            false => folder,
-        };
         self.remove_folder(&folder)?;
         self.list_changed();
         Ok(Applied::Done)
     }
 
-    /// Removes a folder with all that is in it.
+    /// Removes a folder with all that is in it: no more messages than one command may take out.
     fn remove_folder(&mut self, folder: &Folder) -> Result<(), Stop> {
-        remove_messages(self.txn, &keys::folder(keys::MESSAGE, self.id, folder.id))?;
+        let messages = self.first_messages(folder.id, MAX_EXPUNGED)?;
+        assert_eq!(messages.len(), folder.state.messages as usize, "a folder counts its messages");
+        self.let_go(folder, &messages, Fate::Deleted)?;
+        for (uid, _) in messages {
+            self.txn.remove(keys::message(self.id, folder.id, uid));
+        }
         for tag in keys::OF_FOLDER {
             for key in self.txn.keys(&keys::folder(tag, self.id, folder.id))? {
                 self.txn.remove(key);
@@ -355,21 +351,6 @@ impl<'t, 'a> Mailbox<'t, 'a> {
         }
         Ok(Applied::Done)
     }
-}
-
-/// Removes the messages whose keys start with `prefix`, and lets their bodies go.
-fn remove_messages(txn: &mut Txn<'_>, prefix: &[u8]) -> Result<(), Stop> {
-    let mut found = Vec::new();
-    txn.scan(prefix, prefix, &mut |key, value| {
-        let message: Message = records::decode(value)?;
-        found.push((key.to_vec(), message.body.id));
-        Ok(ControlFlow::Continue(()))
-    })?;
-    for (key, body) in found {
-        txn.remove(key);
-        body_table::release(txn, body)?;
-    }
-    Ok(())
 }
 
 /// Removes what a mailbox holds, step by step: what one command may take out, or all that is left. After each step the

@@ -81,4 +81,4 @@ pub use scrub::{Findings, Scrubbed};
 pub use snapshot::{SNAPSHOT_FORMAT, SnapshotReader, SnapshotWriter};
 pub use store::{Change, LogCommand, Store};
 pub use uids::FolderUids;
-pub use vault::{MAX_KEPT_BYTES, MAX_KEPT_MESSAGES, MAX_UNDELETED};
+pub use vault::{MAX_KEPT_MESSAGES, MAX_UNDELETED};

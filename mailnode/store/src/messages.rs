@@ -210,10 +210,7 @@ impl Mailbox<'_, '_> {
         if messages.is_empty() {
             return Ok(());
         }
-        let keeps = self.keeps && fate == Fate::Deleted;
-        if keeps {
-            self.keep_deleted(&folder, messages)?;
-        }
+        self.let_go(&folder, messages, fate)?;
         let mod_seq = self.next_mod_seq();
         for (uid, message) in messages {
             let bytes = u64::from(message.body.len);
@@ -223,9 +220,6 @@ impl Mailbox<'_, '_> {
             );
             self.txn.remove(keys::message(self.id, folder.id, *uid));
             self.txn.remove(keys::by_uid(keys::DIGESTS, self.id, folder.id, *uid));
-            if !keeps {
-                body_table::release(self.txn, message.body.id)?;
-            }
             self.txn.remove(keys::log(keys::CHANGED, self.id, folder.id, message.mod_seq, *uid));
             self.txn.put(keys::log(keys::VANISHED, self.id, folder.id, mod_seq, *uid), Vec::new());
             folder.state.messages -= 1;
@@ -241,6 +235,19 @@ impl Mailbox<'_, '_> {
         self.save_folder(&folder);
         self.folder_changed(folder.id);
         Ok(())
+    }
+
+    /// What becomes of the references that messages have to their bodies when they leave a folder.
+    pub(crate) fn let_go(
+        &mut self,
+        folder: &Folder,
+        messages: &[(Uid, Message)],
+        fate: Fate,
+    ) -> Result<(), Stop> {
+        if self.keeps && fate == Fate::Deleted {
+            return self.keep_deleted(folder, messages);
+        }
+        messages.iter().try_for_each(|(_, message)| body_table::release(self.txn, message.body.id))
     }
 
     /// Drops the oldest remembered expunges beyond the bound.
@@ -282,7 +289,11 @@ impl Mailbox<'_, '_> {
         Ok(value.map(|value| records::decode(&value)).transpose()?)
     }
 
-    fn first_messages(&self, folder: FolderId, at_most: usize) -> Result<Vec<(Uid, Message)>, Stop> {
+    pub(crate) fn first_messages(
+        &self,
+        folder: FolderId,
+        at_most: usize,
+    ) -> Result<Vec<(Uid, Message)>, Stop> {
         let prefix = keys::folder(keys::MESSAGE, self.id, folder);
         let mut found = Vec::new();
         self.txn.scan(&prefix, &prefix, &mut |key, value| {

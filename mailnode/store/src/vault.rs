@@ -26,7 +26,7 @@ use crate::{
 /// Most deleted messages that are kept of one mailbox; beyond it the oldest go.
 pub const MAX_KEPT_MESSAGES: u64 = 100_000;
 /// Most bytes of deleted messages that are kept of one mailbox.
-pub const MAX_KEPT_BYTES: u64 = 16 << 30;
+const MAX_KEPT_BYTES: u64 = 16 << 30;
 /// Most messages that one command brings back.
 pub const MAX_UNDELETED: usize = 1000;
 /// Kept messages that one command drops at most. More than one command can delete, so that the bounds are reached again.
@@ -88,6 +88,9 @@ fn scan<V: View>(
 impl Mailbox<'_, '_> {
     /// Keeps messages that leave a folder for good; their references to their bodies become the vault's.
     pub(crate) fn keep_deleted(&mut self, folder: &Folder, messages: &[(Uid, Message)]) -> Result<(), Stop> {
+        if messages.is_empty() {
+            return Ok(());
+        }
         let mut head = read_head(self.txn, self.id)?;
         let mut total = read_total(self.txn)?;
         for (uid, message) in messages {

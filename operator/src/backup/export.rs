@@ -24,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Largest message that is taken: more than a mailnode accepts.
 const MAX_MESSAGE: u64 = 256 << 20;
 
-/// What was exported, or how far it is.
+/// What was exported.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exported {
@@ -36,12 +36,10 @@ pub struct Exported {
     pub bytes: u64,
     /// Messages that were in the files already.
     pub already_there: u64,
-    /// Bytes of all messages that are wanted.
-    pub total_bytes: u64,
 }
 
 /// Writes a mailbox into files; without names of folders, all of it. Into Maildirs it can be repeated: what is there stays as
-/// it is.
+/// it is. `progress` hears of how many bytes are done, and of how many.
 ///
 /// # Errors
 /// When the mailbox or a folder is not there, no mailnode can be reached, or a file cannot be written.
@@ -50,7 +48,7 @@ pub async fn export(
     address: &str,
     folders: &[String],
     files: &Files,
-    progress: &(dyn Fn(Exported) + Send + Sync),
+    progress: &(dyn Fn(u64, u64) + Send + Sync),
 ) -> Result<Exported, RestoreError> {
     let address = address.to_lowercase();
     let writer = files.writer(&address, folders.len() == 1);
@@ -60,6 +58,8 @@ pub async fn export(
         skips: false,
         last: HashMap::new(),
         exported: Exported::default(),
+        done_bytes: 0,
+        total_bytes: 0,
         progress,
     };
     let (mut failures, mut turn) = (0, 0);
@@ -108,7 +108,11 @@ struct Open<'p> {
     /// Of every folder that was begun: its UIDVALIDITY, and the last UID that is in the files.
     last: HashMap<String, (u32, u32)>,
     exported: Exported,
-    progress: &'p (dyn Fn(Exported) + Send + Sync),
+    /// Of the messages that are in the files.
+    done_bytes: u64,
+    /// Of all that are wanted.
+    total_bytes: u64,
+    progress: &'p (dyn Fn(u64, u64) + Send + Sync),
 }
 
 impl Open<'_> {
@@ -143,7 +147,7 @@ impl Open<'_> {
         while let Some(item) = timeout(SILENCE, items.message()).await.map_err(silent)?.map_err(failed)? {
             match item.item {
                 Some(export_item::Item::Totals(totals)) => {
-                    self.exported.total_bytes = self.exported.bytes + totals.bytes;
+                    self.total_bytes = self.done_bytes + totals.bytes;
                 }
                 Some(export_item::Item::Folder(folder)) => self.begin(folder).await?,
                 Some(export_item::Item::Message(meta)) if meta.size <= MAX_MESSAGE => {
@@ -206,14 +210,17 @@ impl Open<'_> {
         };
         let added = self.with_writer(move |writer| writer.message(&meta, &body)).await?;
         match added {
-            true => self.exported.messages += 1,
+            true => {
+                self.exported.messages += 1;
+                self.exported.bytes += message.size;
+            }
             false => self.exported.already_there += 1,
         }
-        self.exported.bytes += message.size;
+        self.done_bytes += message.size;
         if let Some(last) = self.folder.as_ref().and_then(|folder| self.last.get_mut(folder)) {
             last.1 = message.uid;
         }
-        (self.progress)(self.exported);
+        (self.progress)(self.done_bytes, self.total_bytes);
         Ok(())
     }
 

@@ -157,7 +157,7 @@ pub(super) async fn list(target: &Target, format: Format, args: &DeletedArgs) ->
         return output::print(format, &mailboxes, |mailboxes| mailboxes_table(mailboxes, now));
     };
     let mut found = VecDeque::new();
-    each(&client, address, |message| {
+    let kept = each(&client, address, true, |message| {
         if args.which.means(&message, now) {
             found.push_back(message);
             if found.len() > args.limit as usize {
@@ -167,7 +167,7 @@ pub(super) async fn list(target: &Target, format: Format, args: &DeletedArgs) ->
     })
     .await?;
     let found: Vec<Deleted> = found.into_iter().rev().map(Deleted::from).collect();
-    output::print(format, &found, |found| table(found, now))
+    output::print(format, &found, |found| table(found, kept, now))
 }
 
 /// Brings back what is meant.
@@ -179,7 +179,7 @@ pub(super) async fn undelete(target: &Target, format: Format, args: &UndeleteArg
     let client = target.connect().await?;
     let now = Timestamp::now();
     let mut wanted = Vec::new();
-    each(&client, &args.address, |message| {
+    each(&client, &args.address, false, |message| {
         if args.which.means(&message, now) {
             wanted.push((message.number, u64::from(message.size)));
         }
@@ -212,19 +212,34 @@ pub(super) async fn undelete(target: &Target, format: Format, args: &UndeleteArg
     })
 }
 
+/// How much is kept of a mailbox, whatever was asked for.
+#[derive(Debug, Clone, Copy, Default)]
+struct Kept {
+    messages: u64,
+    bytes: u64,
+}
+
 /// Calls with each deleted message that is kept, in the order of their deletion.
 async fn each(
     client: &AdminClient,
     address: &str,
+    headers: bool,
     mut visit: impl FnMut(admin::DeletedMessage),
-) -> Result<(), Failure> {
+) -> Result<Kept, Failure> {
     let mut after = 0;
     loop {
-        let request = ListDeletedRequest { address: address.to_owned(), after, limit: AT_ONCE as u32 };
-        let page = client.list_deleted(request).await?.messages;
-        let Some(last) = page.last() else { return Ok(()) };
+        let request = ListDeletedRequest {
+            address: address.to_owned(),
+            after,
+            limit: AT_ONCE as u32,
+            without_headers: !headers,
+        };
+        let page = client.list_deleted(request).await?;
+        let Some(last) = page.messages.last() else {
+            return Ok(Kept { messages: page.kept_messages, bytes: page.kept_bytes });
+        };
         after = last.number;
-        page.into_iter().for_each(&mut visit);
+        page.messages.into_iter().for_each(&mut visit);
     }
 }
 
@@ -244,8 +259,8 @@ impl From<admin::DeletedMessage> for Deleted {
     }
 }
 
-fn table(found: &[Deleted], now: Timestamp) -> String {
-    if found.is_empty() {
+fn table(found: &[Deleted], kept: Kept, now: Timestamp) -> String {
+    if kept.messages == 0 {
         return "no deleted messages are kept\n".to_owned();
     }
     let rows = found.iter().map(|message| {
@@ -260,7 +275,8 @@ fn table(found: &[Deleted], now: Timestamp) -> String {
             message.subject.clone(),
         ]
     });
-    output::table(["ID", "DELETED", "FOLDER", "SIZE", "DATE", "FROM", "SUBJECT"], rows)
+    let text = output::table(["ID", "DELETED", "FOLDER", "SIZE", "DATE", "FROM", "SUBJECT"], rows);
+    format!("{text}\n{} of {} that are kept ({})\n", found.len(), kept.messages, output::bytes(kept.bytes))
 }
 
 fn mailboxes_table(mailboxes: &[DeletedMailbox], now: Timestamp) -> String {
@@ -330,8 +346,12 @@ mod tests {
         let now = Timestamp::from_second(10_000).unwrap();
         let mut found = message(7, 9_990_000, "INBOX");
         (found.size, found.subject) = (2048, "hello".to_owned());
-        let text = table(&[Deleted::from(found)], now);
-        assert!(text.contains("10s ago") && text.contains("2.0 KiB") && text.contains("hello"), "{text}");
+        let kept = Kept { messages: 12, bytes: 3072 };
+        let text = table(&[Deleted::from(found)], kept, now);
+        for part in ["10s ago", "2.0 KiB", "hello", "1 of 12 that are kept (3.0 KiB)"] {
+            assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        assert!(table(&[], Kept::default(), now).contains("no deleted messages"));
         let purge_at = Timestamp::from_second(13_600).ok();
         let mailbox = DeletedMailbox { address: "a@x.org".to_owned(), partition: 3, purge_at };
         assert!(mailboxes_table(&[mailbox], now).contains("60m"));

@@ -10,10 +10,7 @@ use super::{
     output::{self, Format},
     progress::Bar,
 };
-use crate::backup::{
-    export::{Exported, export},
-    restore::files::Files,
-};
+use crate::backup::{export::export, restore::files::Files};
 
 #[derive(Debug, Args)]
 pub(super) struct ExportArgs {
@@ -38,7 +35,7 @@ pub(super) async fn run(target: &Target, format: Format, args: &ExportArgs) -> R
     };
     let admin = target.connect().await?;
     let bar = Bar::new();
-    let show = |exported: Exported| bar.set(exported.bytes, exported.total_bytes, args.address.clone());
+    let show = |done, total| bar.set(done, total, args.address.clone());
     let exported = export(&admin, &args.address, &args.folders, &files, &show).await;
     bar.clear();
     let (exported, elapsed) = (exported?, bar.elapsed());

@@ -11,8 +11,6 @@ use tonic::Status;
 use super::{WITHIN, failed, mailbox, unreadable};
 use crate::groups::{self, Groups};
 
-/// Messages in an answer when the caller names no number, and at most.
-const LIST_LIMIT: u32 = 1000;
 /// Octets of a message that are looked at for sender and subject.
 const HEADER_BYTES: u32 = 8 * 1024;
 /// Characters of each that are told.
@@ -23,8 +21,10 @@ pub(super) async fn list(
     request: ListDeletedRequest,
 ) -> Result<ListDeletedResponse, Status> {
     let record = mailbox::record(groups, &request.address).await?;
-    let limit = if request.limit == 0 { LIST_LIMIT } else { request.limit.min(LIST_LIMIT) };
-    let query = Query::Deleted { mailbox: record.id, after: request.after, limit, prefix: HEADER_BYTES };
+    // The store has a bound of its own.
+    let limit = if request.limit == 0 { u32::MAX } else { request.limit };
+    let prefix = if request.without_headers { 0 } else { HEADER_BYTES };
+    let query = Query::Deleted { mailbox: record.id, after: request.after, limit, prefix };
     let reply = groups.query(Groups::group(record.partition), &query, WITHIN).await.map_err(unreadable)?;
     let Reply::Deleted(messages, kept) = reply else {
         return Err(Status::internal("the partition answered something else"));
