@@ -5,6 +5,7 @@
 //! [`NODE_NAME`](crate::pki::NODE_NAME), whatever address they are reached at.
 
 mod backup;
+mod import;
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +26,7 @@ use tonic::{
 };
 
 pub use self::backup::GroupFailure;
-pub(crate) use self::backup::streaming_failure;
+pub(crate) use self::{backup::streaming_failure, import::ImportFailure};
 use crate::pki::{CertifiedPem, NODE_NAME};
 
 /// Time for TCP and TLS to one node.

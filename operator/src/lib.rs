@@ -16,6 +16,8 @@ pub mod dev;
 pub mod directory;
 pub mod events;
 pub mod http;
+pub(crate) mod imap;
+pub mod import;
 pub mod lease;
 pub mod mailbackup;
 pub mod mailbox;

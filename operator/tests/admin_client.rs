@@ -17,12 +17,13 @@ use quorumail_operator::{
 use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
     ArchiveStatus, BackupGroupProgress, BackupGroupRequest, ClusterStatus, DirectoryChange, DirectoryEntry,
-    DirectoryResult, DomainEntry, ExportItem, ExportMailboxRequest, GetClusterStatusRequest,
-    GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem,
-    ImportResult, ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest,
-    ListDeletedResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus,
-    QueueEntry, ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
-    UndeleteRequest, UndeleteResponse,
+    DirectoryResult, DomainEntry, ExportItem, ExportMailboxRequest, FindImportedRequest,
+    FindImportedResponse, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse,
+    HandOverRequest, HandOverResponse, ImportItem, ImportResult, ListDeletedMailboxesRequest,
+    ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse, ListDirectoryRequest,
+    ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, QueueEntry, ReconfigureRequest,
+    ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse, UndeleteRequest,
+    UndeleteResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
 };
@@ -134,6 +135,13 @@ impl Admin for Node {
     ) -> Result<Response<UndeleteResponse>, Status> {
         let messages = request.into_inner().numbers.len() as u64;
         self.answer(|_| UndeleteResponse { messages })
+    }
+
+    async fn find_imported(
+        &self,
+        _: Request<FindImportedRequest>,
+    ) -> Result<Response<FindImportedResponse>, Status> {
+        self.answer(|_| FindImportedResponse::default())
     }
 
     async fn list_deleted_mailboxes(

@@ -2,11 +2,9 @@
 
 Figures of such machines differ from run to run: read the ratios. Nothing here fails because something was slow."""
 
-import crypt
 import json
 import os
 import platform
-import pwd
 import subprocess
 import sys
 import tempfile
@@ -17,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from dev import BIN, Dev, people  # noqa: E402
+from dovecot import Dovecot  # noqa: E402
 from test_remote import Postfix, free_port  # noqa: E402
 
 PASSWORD = "a password"
@@ -59,46 +58,10 @@ def quorumail(nodes):
     return figures
 
 
-class Dovecot:
-    """A Dovecot of this run's own: LMTP and IMAP, every message synced before it is acknowledged."""
-
-    def __init__(self, directory):
-        self.base = Path(directory)
-        self.imap, self.lmtp = free_port(), free_port()
-        for folder in ["run", "state", "mail"]:
-            (self.base / folder).mkdir(parents=True)
-        for folder in [self.base, *self.base.parents]:
-            if folder != Path("/"):
-                folder.chmod(folder.stat().st_mode | 0o011)
-        user = pwd.getpwnam("nobody")
-        os.chown(self.base / "mail", user.pw_uid, user.pw_gid)
-        users = self.base / "users"
-        word = crypt.crypt(PASSWORD, crypt.METHOD_SHA512)
-        users.write_text("".join(f"{n}@example.org:{{CRYPT}}{word}:{user.pw_uid}:{user.pw_gid}::{self.base}/mail/{n}::\n" for n in NAMES))
-        users.chmod(0o644)
-        self.config = self.base / "dovecot.conf"
-        self.config.write_text(
-            f"base_dir = {self.base}/run\nstate_dir = {self.base}/state\nlog_path = {self.base}/log\nprotocols = imap lmtp\n"
-            "ssl = no\ndisable_plaintext_auth = no\nmail_fsync = always\nfirst_valid_uid = 1\nfirst_valid_gid = 1\n"
-            "mail_location = maildir:~/Maildir\nlisten = 127.0.0.1\nmail_max_userip_connections = 100\n"
-            "namespace inbox {\n inbox = yes\n separator = /\n}\n"
-            f"passdb {{\n driver = passwd-file\n args = {users}\n}}\nuserdb {{\n driver = passwd-file\n args = {users}\n}}\n"
-            f"service imap-login {{\n inet_listener imap {{\n  port = {self.imap}\n }}\n inet_listener imaps {{\n  port = 0\n }}\n}}\n"
-            f"service lmtp {{\n inet_listener lmtp {{\n  address = 127.0.0.1\n  port = {self.lmtp}\n }}\n}}\n"
-        )
-
-    def __enter__(self):
-        subprocess.run(["dovecot", "-c", str(self.config)], check=True, timeout=60)
-        return self
-
-    def __exit__(self, *_):
-        subprocess.run(["doveadm", "-c", str(self.config), "stop"], check=False, timeout=60)
-
-
 def others():
     figures = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        with Dovecot(Path(directory) / "dovecot") as dovecot:
+        with Dovecot(Path(directory) / "dovecot", NAMES, PASSWORD, lmtp=True) as dovecot:
             port = free_port()
             postfix = Postfix(Path(directory) / "postfix", port, ("127.0.0.1", 1))
             config = (postfix.etc / "main.cf").read_text().splitlines()

@@ -56,7 +56,7 @@ def quorumail():
 def dovecot():
     user = "user0@example.org"
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
-        with Dovecot(Path(directory) / "dovecot") as server:
+        with Dovecot(Path(directory) / "dovecot", ["user0"], PASSWORD, lmtp=True) as server:
             filled = folder(f"127.0.0.1:{server.imap}", user, MESSAGES)
         with server:
             restarted = folder(f"127.0.0.1:{server.imap}", user)

@@ -94,6 +94,9 @@ pub(crate) fn answer(
             let (page, kept) = vault::page(view, &bodies, *mailbox, *after, *limit, *prefix)?;
             Reply::Deleted(page, kept)
         }
+        Query::Imported { mailbox, folder, sources } => {
+            Reply::Imported(imported(view, *mailbox, folder, sources)?)
+        }
     };
     Ok((reply, fresh))
 }
@@ -111,7 +114,19 @@ pub(crate) fn nothing(query: &Query) -> Reply {
         Query::QueueEntry(_) => Reply::QueueEntry(None),
         Query::QueueCounts => Reply::QueueCounts(QueueIndex::default().counts()),
         Query::Deleted { .. } => Reply::Deleted(Vec::new(), Usage::default()),
+        Query::Imported { sources, .. } => Reply::Imported(vec![false; sources.len()]),
     }
+}
+
+fn imported<V: View>(
+    view: &V,
+    mailbox: MailboxId,
+    folder: &str,
+    sources: &[u128],
+) -> Result<Vec<bool>, StoreError> {
+    let Some(folder) = folder_named(view, mailbox, folder)? else { return Ok(vec![false; sources.len()]) };
+    let known = |source: &u128| Ok(view.get(&keys::imported(mailbox, folder.id, *source))?.is_some());
+    sources.iter().map(known).collect()
 }
 
 fn folder_list<V: View>(view: &V, mailbox: MailboxId) -> Result<Vec<FolderInfo>, StoreError> {

@@ -143,6 +143,16 @@ pub enum Query {
         /// First octets of each that are wanted; 0: none.
         prefix: u32,
     },
+    /// Which sources a folder remembers: [`RestorePlace::Next`](crate::RestorePlace::Next) would add nothing for them.
+    /// [`Reply::Imported`].
+    Imported {
+        /// Whose.
+        mailbox: MailboxId,
+        /// Full name; `INBOX` in any case.
+        folder: String,
+        /// Those that are asked for.
+        sources: Vec<u128>,
+    },
 }
 
 /// How much of a message's octets is wanted.
@@ -179,6 +189,8 @@ pub enum Reply {
     QueueCounts(Vec<(QueueClass, u64, Option<Timestamp>)>),
     /// A page, empty after the last, and how much is kept of the whole mailbox.
     Deleted(Vec<DeletedMessage>, Usage),
+    /// Whether each is remembered, in the order asked.
+    Imported(Vec<bool>),
     /// A body could not be read from this replica's disk.
     Unreadable(String),
 }

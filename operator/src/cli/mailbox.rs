@@ -19,7 +19,7 @@ use serde_json::json;
 use super::{
     Failure,
     connect::{Kubernetes, Target},
-    deleted, export,
+    deleted, export, import,
     output::{self, Format},
 };
 use crate::{dev::state, directory::Credential};
@@ -54,6 +54,8 @@ pub(super) enum MailboxCommand {
     },
     /// Writes a mailbox into files: to move out, or to keep a copy.
     Export(export::ExportArgs),
+    /// Takes mail in from a Maildir, mbox files or a mailbox of another server. May be repeated: only what is new is added.
+    Import(Box<import::ImportArgs>),
     /// Shows deleted messages of a mailbox that can be brought back or, without an address, deleted mailboxes.
     Deleted(deleted::DeletedArgs),
     /// Brings deleted messages of a mailbox back: the same messages, under new UIDs, where they were.
@@ -74,6 +76,7 @@ struct Usage {
 pub(super) async fn run(target: &Target, format: Format, command: &MailboxCommand) -> Result<(), Failure> {
     match command {
         MailboxCommand::Export(args) => export::run(target, format, args).await,
+        MailboxCommand::Import(args) => import::run(target, format, args).await,
         MailboxCommand::Deleted(args) => deleted::list(target, format, args).await,
         MailboxCommand::Undelete(args) => deleted::undelete(target, format, args).await,
         MailboxCommand::Usage { addresses } => usage(target, format, addresses).await,

@@ -8,6 +8,7 @@ mod backup;
 pub mod connect;
 mod deleted;
 mod export;
+mod import;
 mod mailbox;
 mod node;
 mod output;

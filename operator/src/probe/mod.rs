@@ -3,8 +3,6 @@
 //! It proves what no status can: that accounts, certificates, submission, delivery and reading work together. Bounded in time
 //! and memory, whatever the server answers. It leaves nothing in the mailbox. RFC 6409 (submission), RFC 3501 and RFC 9051 (IMAP).
 
-mod imap;
-
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
@@ -22,8 +20,8 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 
-use self::imap::Imap;
-pub use self::imap::ImapError;
+use crate::imap::Imap;
+pub use crate::imap::ImapError;
 
 /// Header that names the message of a probe.
 const HEADER: &str = "X-Quorumail-Probe";

@@ -7,18 +7,19 @@ use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use quorumail_consensus::GroupId;
 use quorumail_proto::admin::{
-    FolderImported, ImportFolder, ImportItem, ImportResult, MailMessage, MessageImported,
-    import_folder::Uids, import_item::Item, import_result::Result as Imported, message_imported::Outcome,
+    FindImportedRequest, FindImportedResponse, FolderImported, ImportFolder, ImportItem, ImportResult,
+    MailMessage, MessageImported, import_folder::Uids, import_item::Item, import_result::Result as Imported,
+    message_imported::Outcome,
 };
 use quorumail_store::{
-    Applied, Flag, Flags, FolderSource, MAX_SOURCE_UID, MailboxId, ModSeq, Op, RestorePlace, RestoredAs,
-    Timestamp, Uid, UidValidity,
+    Applied, Flag, Flags, FolderSource, MAX_SOURCE_UID, MailboxId, ModSeq, Op, Query, Reply, RestorePlace,
+    RestoredAs, Timestamp, Uid, UidValidity,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{AdminService, mailbox};
+use super::{AdminService, mailbox, unreadable};
 use crate::{
     disk::Disk,
     groups::{self, CommandFailure, Groups},
@@ -35,6 +36,8 @@ const WINDOW: usize = 32;
 const WINDOW_BYTES: usize = 16 * 1024 * 1024;
 /// Longest message: what the store holds in chunks without crowding out others.
 const MAX_MESSAGE: u64 = 256 * 1024 * 1024;
+/// Sources that are looked for in one call.
+const MAX_SOURCES: usize = 1000;
 /// Answers that the caller has not taken.
 const ANSWERS: usize = 64;
 /// UIDs that may have been given in the source after it was copied: nobody gets them again where its identity is kept.
@@ -77,6 +80,33 @@ pub(super) async fn run(service: &AdminService, mut items: Streaming<ImportItem>
         }
     });
     Ok(Box::pin(ReceiverStream::new(receive)))
+}
+
+/// Which sources a folder remembers.
+pub(super) async fn find(
+    groups: &Groups,
+    request: FindImportedRequest,
+) -> Result<FindImportedResponse, Status> {
+    if request.sources.len() > MAX_SOURCES {
+        return Err(Status::invalid_argument(format!(
+            "at most {MAX_SOURCES} sources are looked for at a time"
+        )));
+    }
+    let record = mailbox::record(groups, &request.address).await?;
+    let sources = request.sources.into_iter().map(source).collect::<Result<_, _>>()?;
+    let query = Query::Imported { mailbox: record.id, folder: request.folder, sources };
+    let reply = groups.query(Groups::group(record.partition), &query, WITHIN).await.map_err(unreadable)?;
+    match reply {
+        Reply::Imported(known) => Ok(FindImportedResponse { known }),
+        _ => Err(Status::internal("the partition answered something else")),
+    }
+}
+
+fn source(bytes: Vec<u8>) -> Result<u128, Status> {
+    let bytes: [u8; 16] = bytes
+        .try_into()
+        .map_err(|_| Status::invalid_argument("a message that gets a new UID needs a source of 16 bytes"))?;
+    Ok(u128::from_be_bytes(bytes))
 }
 
 fn stalled() -> Status {
@@ -222,12 +252,7 @@ impl Import {
         }
         let place = match current.source {
             Some(source) => RestorePlace::Uid { source, uid: Uid(message.uid) },
-            None => {
-                let source: [u8; 16] = message.source.try_into().map_err(|_| {
-                    Status::invalid_argument("a message that gets a new UID needs a source of 16 bytes")
-                })?;
-                RestorePlace::Next { source: u128::from_be_bytes(source) }
-            }
+            None => RestorePlace::Next { source: source(message.source)? },
         };
         // As it is now: it may have been raised, or the mailbox deleted, since the import began.
         let record = self.groups.directory().mailbox(self.mailbox);

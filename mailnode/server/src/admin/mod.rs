@@ -19,11 +19,12 @@ use quorumail_message::Domain;
 use quorumail_proto::admin::{
     ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
     ArchiveStatus, BackupGroupRequest, ClusterStatus, DirectoryEntry, ExportMailboxRequest,
-    GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse, HandOverRequest,
-    HandOverResponse, ImportItem, ListDeletedMailboxesRequest, ListDeletedMailboxesResponse,
-    ListDeletedRequest, ListDeletedResponse, ListDirectoryRequest, ListQueueRequest, ListQueueResponse,
-    NodeStatus, ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
-    UndeleteRequest, UndeleteResponse,
+    FindImportedRequest, FindImportedResponse, GetClusterStatusRequest, GetNodeStatusRequest,
+    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem,
+    ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse,
+    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus, ReconfigureRequest,
+    ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse, UndeleteRequest,
+    UndeleteResponse,
     admin_server::{Admin, AdminServer},
 };
 use tokio::sync::watch;
@@ -169,6 +170,13 @@ impl Admin for AdminService {
         request: Request<UndeleteRequest>,
     ) -> Result<Response<UndeleteResponse>, Status> {
         vault::undelete(&self.groups, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn find_imported(
+        &self,
+        request: Request<FindImportedRequest>,
+    ) -> Result<Response<FindImportedResponse>, Status> {
+        import::find(&self.groups, request.into_inner()).await.map(Response::new)
     }
 
     async fn list_deleted_mailboxes(

@@ -198,13 +198,21 @@ fn an_import_repeated_after_any_time_makes_no_duplicate_until_its_folder_is_dele
     node.append("old", b"mine");
     assert_eq!(restore(&mut node, "old", next(7), b"a").unwrap(), (2, RestoredAs::New));
     assert_eq!(restore(&mut node, "old", next(8), b"b").unwrap(), (3, RestoredAs::New));
+    let known = |node: &Node, folder: &str| {
+        let query = Query::Imported { mailbox: MAILBOX, folder: folder.to_owned(), sources: vec![8, 9, 7] };
+        node.store.query(GROUP, &query)
+    };
     // Far beyond what is remembered of commands.
     node.index += 2 * REMEMBERED_COMMANDS;
+    assert_eq!(known(&node, "old"), Reply::Imported(vec![true, false, true]));
+    assert_eq!(known(&node, "none"), Reply::Imported(vec![false; 3]));
     assert_eq!(restore(&mut node, "old", next(7), b"a").unwrap(), (2, RestoredAs::There));
     expunge(&mut node, "old", 2);
     assert_eq!(restore(&mut node, "old", next(7), b"a").unwrap(), (2, RestoredAs::Gone));
+    assert_eq!(known(&node, "old"), Reply::Imported(vec![true, false, true]));
     node.run(Op::DeleteFolder { mailbox: MAILBOX, folder: "old".to_owned() }).unwrap();
     node.run(folder("old", None)).unwrap();
+    assert_eq!(known(&node, "old"), Reply::Imported(vec![false; 3]));
     assert_eq!(restore(&mut node, "old", next(7), b"a").unwrap(), (1, RestoredAs::New));
     node.store.audit(GROUP).unwrap();
 }

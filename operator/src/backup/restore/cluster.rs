@@ -12,9 +12,7 @@ use quorumail_proto::admin::{
     import_folder::Uids, import_item, import_result, message_imported::Outcome,
 };
 use quorumail_store::{FolderInfo, MessageMeta, Store};
-use tokio::{sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tokio::sync::mpsc;
 
 use super::{
     RestoreError, RestoreRequest, Tally,
@@ -22,14 +20,12 @@ use super::{
     verify::{Expected, verify},
     walk::{self, Budget, Item},
 };
-use crate::admin::{AdminClient, AdminError, streaming_failure};
+use crate::admin::{AdminClient, AdminError, ImportFailure};
 
 /// Times that the stream of a mailbox is begun.
 const ATTEMPTS: usize = 8;
 /// Before it is begun again: a node that was killed is back in seconds, and its groups have other leaders.
 const PAUSE: Duration = Duration::from_secs(2);
-/// A node that has messages and answers none of them for so long is given up.
-const SILENCE: Duration = Duration::from_secs(60);
 /// Items on their way to the node.
 const UNSENT: usize = 16;
 /// Bytes of a body in one item.
@@ -43,6 +39,15 @@ enum Broken {
     Mailbox(String),
     /// For the whole restore.
     Restore(RestoreError),
+}
+
+impl From<ImportFailure> for Broken {
+    fn from(failure: ImportFailure) -> Self {
+        match failure {
+            ImportFailure::Again(text) => Self::Again(text),
+            ImportFailure::Refused(text) => Self::Mailbox(text),
+        }
+    }
 }
 
 /// What is known of one mailbox over all attempts.
@@ -172,28 +177,9 @@ impl Attempt<'_, '_> {
         budget: &Budget,
         told: u64,
     ) -> Result<(), Broken> {
-        let (node, mut client) =
-            admin.streaming(turn).ok_or_else(|| Broken::Again("there is no mailnode".to_owned()))?;
-        let broken = |status: Status| match streaming_failure(node, &status) {
-            (true, text) => Broken::Again(text),
-            (false, text) => Broken::Mailbox(text),
-        };
         let (send, items) = mpsc::channel(UNSENT);
-        let call = async {
-            let begun = timeout(SILENCE, client.import_mailbox(ReceiverStream::new(items))).await;
-            let begun = begun.unwrap_or_else(|_| Err(Status::unavailable("no answer in time")));
-            let mut results = begun.map_err(broken)?.into_inner();
-            loop {
-                match timeout(SILENCE, results.message()).await {
-                    Ok(Ok(Some(result))) => self.take(result, told)?,
-                    Ok(Ok(None)) => return Ok(()),
-                    Ok(Err(status)) => return Err(broken(status)),
-                    // Nothing to answer: the repository is slow.
-                    Err(_) if self.state.lock().waiting.is_empty() => {}
-                    Err(_) => return Err(Broken::Again(format!("{node}: silent for {SILENCE:?}"))),
-                }
-            }
-        };
+        let waits = || !self.state.lock().waiting.is_empty();
+        let call = admin.import_mailbox(turn, items, waits, |result| self.take(result, told));
         let feed = self.feed(send, store, budget);
         tokio::pin!(call, feed);
         tokio::select! {

@@ -38,7 +38,7 @@ pub enum Files {
 
 impl Files {
     /// Writes a mailbox; of an mbox with one folder alone, the path is that of its file.
-    pub(in crate::backup) fn writer(&self, address: &str, one_folder: bool) -> Box<dyn Writer> {
+    pub(crate) fn writer(&self, address: &str, one_folder: bool) -> Box<dyn Writer> {
         match self {
             Self::Maildir(dir) => Box::new(Maildir::new(dir.join(file_name(address)))),
             Self::Mbox(path) => Box::new(Mbox::new(path, address, one_folder)),
@@ -128,7 +128,7 @@ async fn write(
 }
 
 /// Writes one mailbox, folder by folder.
-pub(in crate::backup) trait Writer: Send {
+pub(crate) trait Writer: Send {
     /// The messages that follow are of this folder.
     fn folder(&mut self, uid_validity: UidValidity, name: &str) -> Result<(), RestoreError>;
     /// Whether it was added; it may be there.
@@ -330,7 +330,7 @@ impl Writer for Mbox {
 }
 
 /// One message in the mboxrd form: lines end with LF, and one that looks like the start of a message gets a `>`.
-fn mbox_message(out: &mut impl io::Write, meta: &MessageMeta, body: &[u8]) -> io::Result<()> {
+pub(crate) fn mbox_message(out: &mut impl io::Write, meta: &MessageMeta, body: &[u8]) -> io::Result<()> {
     let date = Date::from_millisecond(meta.internal_date.0).unwrap_or(Date::UNIX_EPOCH);
     let date = date.to_zoned(TimeZone::UTC).strftime(MBOX_TIME).to_string();
     writeln!(out, "From MAILER-DAEMON {date}")?;
