@@ -101,7 +101,7 @@ unit: cluster ## cargo test
 	QUORUMAIL_CLUSTER_BIN=$$($(OUT)/cluster bin) cargo test --workspace --exclude quorumail-sim --profile $(PROFILE)
 
 .PHONY: lint
-lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
+lint: packages $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
 	$(call say,Lint)
 	cargo fetch --locked
 	cargo fmt --all --check
@@ -109,6 +109,7 @@ lint: $(DENY) cluster ## Formatting, clippy, licences, generated files, chart
 	$(DENY) --offline check --hide-inclusion-graph licenses bans sources
 	cd tests/cluster && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./...
 	HELM=$$($(OUT)/cluster bin)/helm tests/lint-chart.sh
+	tests/lint-alerts.sh
 
 .PHONY: e2e
 e2e: packages build cluster image-archive ## End-to-end tests: real processes, real clients, real Kubernetes
@@ -163,7 +164,7 @@ manifests: ## Writes the generated files: CRDs, reference pages, plain manifests
 
 # ---- what this machine needs -----------------------------------------------------------------------------------
 
-PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks libnet-ssleay-perl isync postfix dovecot-imapd binutils \
+PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd swaks libnet-ssleay-perl isync postfix dovecot-imapd prometheus binutils \
             iproute2 iptables e2fsprogs util-linux gcc libc6-dev
 .PHONY: packages
 packages:

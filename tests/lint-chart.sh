@@ -7,9 +7,18 @@ chart=charts/quorumail
 # A helm built without its release flags believes in a Kubernetes of long ago.
 kube=1.34.0
 "$helm" lint --strict --quiet --kube-version "$kube" "$chart"
-for bad in operator.replicas=0 image.repository= unknown.value=1 operator.watchNamespace=Not_A_Name; do
+for bad in operator.replicas=0 image.repository= unknown.value=1 operator.watchNamespace=Not_A_Name \
+  monitoring.alerts=true monitoring.runbooks=here; do
   if "$helm" template quorumail "$chart" --kube-version "$kube" --set "$bad" >/dev/null 2>&1; then
     echo "the chart's schema lets $bad pass" >&2
+    exit 1
+  fi
+done
+monitored=$("$helm" template quorumail "$chart" --kube-version "$kube" --set operator.watchNamespace=mail --set monitoring.labels.release=prometheus \
+  --set monitoring.podMonitors=true --set monitoring.prometheusRule=true --set monitoring.dashboards=true --set monitoring.runbooks=https://wiki.test/mail/)
+for wanted in 'matchNames: [mail]' 'release: prometheus' 'runbook_url: https://wiki.test/mail/BackupOverdue.md' 'grafana_dashboard: "1"'; do
+  if ! grep -qF "$wanted" <<<"$monitored"; then
+    echo "with monitoring the chart renders no $wanted" >&2
     exit 1
   fi
 done

@@ -141,6 +141,13 @@ impl Group {
             && self.now() < heard.saturating_add(lease)
     }
 
+    /// Whether a leader's append, a heartbeat as a rule, has come within a time.
+    pub(crate) fn heard_within(&self, within: Duration) -> bool {
+        let heard = self.heard.load(Ordering::Relaxed);
+        let within = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        heard > 0 && self.now() < heard.saturating_add(within)
+    }
+
     /// Looks at an append request on its way in, for [`Group::may_vote_for`] and [`Group::leader_is_back`].
     pub(crate) fn observe_append(&self, request: &AppendRequest) {
         self.heard.store(self.now(), Ordering::Relaxed);

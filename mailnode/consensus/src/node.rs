@@ -42,6 +42,8 @@ use crate::wire::MAX_MESSAGE_BYTES;
 const MAX_APPEND_ENTRIES: u64 = 1024;
 /// Entries that a replica may be behind and still count as caught up: under load it always is a little.
 pub(crate) const CAUGHT_UP_LAG: u64 = 512;
+/// A leader that was not heard for so long is told as none. Another one is elected far sooner, where a majority is there.
+const SILENT_LEADER: Duration = Duration::from_secs(5);
 /// How long another node may take to answer Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(1000);
 
@@ -112,7 +114,8 @@ pub struct GroupStatus {
     pub voters: Vec<NodeId>,
     /// Who only follows.
     pub learners: Vec<NodeId>,
-    /// Who leads in this term, as far as it is known here.
+    /// Who leads in this term, as far as it is known here: a leader that has heard from a majority, or was heard, in the last
+    /// five seconds.
     pub leader: Option<NodeId>,
     /// Raft term.
     pub term: u64,
@@ -353,11 +356,12 @@ impl Consensus {
             return Err("this node has not been taken into the cluster yet".into());
         }
         self.0.groups().iter().filter(|group| !group.is_joining()).try_for_each(|group| {
-            let metrics = group.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            if group.leader.borrow().node.is_none() {
+            // Before the engine's metrics are borrowed: see `status_of`.
+            if self.0.heard_leader(group).is_none() {
                 return Err(format!("group {} has no leader", group.id.0));
             }
+            let metrics = group.raft.metrics();
+            let metrics = metrics.borrow_watched();
             let committed = metrics.cluster_committed.map_or(0, |id| id.index);
             let applied = metrics.last_applied.map_or(0, |id| id.index);
             if applied + CAUGHT_UP_LAG < committed {
@@ -624,10 +628,25 @@ impl Inner {
         }
     }
 
+    /// The leader of a group, unless it has fallen silent: an engine goes on to name the last one until there is another, and
+    /// without a majority there is never one.
+    fn heard_leader(&self, group: &Group) -> Option<NodeId> {
+        let leader = group.leader.borrow().node?;
+        let is_there = if leader == self.config.node {
+            group.leads(SILENT_LEADER)
+        } else {
+            // A quiet group is kept by the pulses of its leader's process.
+            group.heard_within(SILENT_LEADER)
+                || self.links.get(leader).is_some_and(|link| link.pulse.is_fresh(SILENT_LEADER))
+        };
+        is_there.then_some(leader)
+    }
+
     fn status_of(&self, group: &Group) -> GroupStatus {
         // Asked before the engine's metrics are borrowed below: a second borrow while the engine waits to write them
         // would wait for the engine, and the engine for the first one, for ever.
         let in_sync = group.leads(self.config.lease()).then(|| self.in_sync(group));
+        let heard = self.heard_leader(group);
         let metrics = group.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -645,7 +664,7 @@ impl Inner {
             group: group.id,
             voters,
             learners,
-            leader: leader.node.filter(|_| leader.term == metrics.current_term),
+            leader: leader.node.filter(|_| leader.node == heard && leader.term == metrics.current_term),
             term: metrics.current_term,
             last_log_index,
             applied_index: metrics.last_applied.map(|id| id.index),

@@ -18,6 +18,7 @@ use crate::stores::Key;
 #[derive(Clone)]
 pub struct BackupMetrics {
     last_success: GaugeVec,
+    last_schedule: GaugeVec,
     next: GaugeVec,
     duration: GaugeVec,
     bytes: IntGaugeVec,
@@ -48,6 +49,10 @@ impl BackupMetrics {
             last_success: gauge(
                 "quorumail_backup_last_success_timestamp_seconds",
                 "When the last backup that succeeded was finished, in Unix seconds.",
+            )?,
+            last_schedule: gauge(
+                "quorumail_backup_last_schedule_timestamp_seconds",
+                "When the last backup was due that was begun, in Unix seconds.",
             )?,
             next: gauge(
                 "quorumail_backup_next_timestamp_seconds",
@@ -127,9 +132,10 @@ impl BackupMetrics {
     }
 
     /// Gauges with a value for each policy.
-    fn of_policies(&self) -> [&GaugeVec; 7] {
+    fn of_policies(&self) -> [&GaugeVec; 8] {
         [
             &self.last_success,
+            &self.last_schedule,
             &self.next,
             &self.duration,
             &self.rehearsed,
@@ -148,6 +154,7 @@ impl BackupMetrics {
             None => drop(gauge.remove_label_values(&labels)),
         };
         instant(&self.last_success, &status.last_successful_time);
+        instant(&self.last_schedule, &status.last_schedule_time);
         instant(&self.next, &status.next_schedule_time);
         if let Some(bytes) = status.stored_bytes {
             self.stored.with_label_values(&labels).set(i64::try_from(bytes).unwrap_or(i64::MAX));
@@ -323,12 +330,19 @@ mod tests {
                 r#"quorumail_backup_runs_total{namespace="mail",policy="nightly",result="failed"} 0"#
             )
         );
-        status =
-            BackupPolicyStatus { last_successful_time: at("1970-01-01T00:01:00Z"), ..Default::default() };
+        status = BackupPolicyStatus {
+            last_successful_time: at("1970-01-01T00:01:00Z"),
+            last_schedule_time: at("1970-01-01T00:00:50Z"),
+            ..Default::default()
+        };
         metrics.policy(&key, &status);
         let text = rendered(&registry);
         assert!(
             text.contains(r#"last_success_timestamp_seconds{namespace="mail",policy="nightly"} 60"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"last_schedule_timestamp_seconds{namespace="mail",policy="nightly"} 50"#),
             "{text}"
         );
         assert!(!text.contains("next_timestamp_seconds{"), "it is suspended: {text}");

@@ -254,7 +254,10 @@ impl Sources {
     fn groups(&self, text: &mut Exposition) {
         let node = self.groups.consensus.metrics();
         let status = self.groups.consensus.status();
-        let mut family = text.gauge("group_has_leader", "Whether this node knows a leader of the group.");
+        let mut family = text.gauge(
+            "group_has_leader",
+            "Whether this node has heard from a leader of the group, or leads it, in the last seconds.",
+        );
         for group in &status {
             family.labelled("group", group.group.0, u8::from(group.leader.is_some()));
         }
