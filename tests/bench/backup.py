@@ -4,7 +4,9 @@
 
 Mail of 2 to 200 KiB, a third of it text, the rest base64 of random bytes, as attachments are. Both write into a directory on the
 same disk. Quorumail backs up from its nodes while they run and restores into a Maildir; restic reads that Maildir and restores
-it. Each is sealed and compressed; the file cache is dropped before every step (as root)."""
+it. Each is sealed and compressed; the file cache is dropped before every step (as root). Then what senders notice: SMTP at full load,
+turns without and with backups of everything one after the other; how far the archive falls behind meanwhile; and how long a
+restore into a new cluster takes."""
 
 import argparse
 import base64
@@ -15,12 +17,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import statistics
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
+from bench import load  # noqa: E402
 from dev import Dev, people  # noqa: E402
 from repository import Directory  # noqa: E402
 from restart import drop_cache  # noqa: E402
@@ -105,10 +110,78 @@ def show(title, seconds, total, note=""):
     print(f"{title:34} {seconds:7.1f} s {total / seconds / 1e6:8.1f} MB/s {note}", flush=True)
 
 
+def smtp(dev, seconds):
+    """SMTP at full load; messages a second and the 99th percentile in milliseconds."""
+    told = load("smtp", "--targets", ",".join(dev.all("smtp")), "--recipients", ",".join(f"{name}@example.org" for name in NAMES),
+                "--imap", dev.node(0)["imap"], "--password", PASSWORD, "--seconds", seconds)
+    return told["accepted_per_second"], told["p99_ms"]
+
+
+def senders(dev, directory, rounds, seconds):
+    """Turns without a backup, with backups at full speed, and with one that is held back, as `bytesPerSecond` does."""
+    kinds = {"without": None, "with backups": [], "with backups at 4 MiB/s": ["--rate", "4Mi"]}
+    figures = {kind: [] for kind in kinds}
+    for turn in range(rounds):
+        for kind, extra in kinds.items():
+            over, count = threading.Event(), [0]
+
+            def back_up(extra=extra, turn=turn, kind=kind):
+                while not over.is_set():
+                    # A new repository each time: all of it has to be read, sealed and written.
+                    place = Directory(directory / f"load-{turn}-{kind.replace(' ', '-').replace('/', '-')}-{count[0]}")
+                    process = place.start(["backup", "now"], dev, extra)
+                    while process.poll() is None and not over.is_set():
+                        time.sleep(0.05)
+                    if process.poll() is None:
+                        process.kill()
+                    process.communicate()
+                    count[0] += 1
+                    shutil.rmtree(place.directory)
+
+            worker = None if extra is None else threading.Thread(target=back_up)
+            if worker:
+                worker.start()
+            figures[kind].append(smtp(dev, seconds))
+            over.set()
+            if worker:
+                worker.join()
+    base = statistics.median(p99 for _, p99 in figures["without"])
+    for kind, seen in figures.items():
+        rate, p99 = (statistics.median(column) for column in zip(*seen))
+        print(f"SMTP {kind:26} {rate:8.0f} messages/s, p99 {p99:6.1f} ms ({p99 / base:.2f} of that without)", flush=True)
+
+
+def archive(dev, place, seconds):
+    """How far the archive falls behind at full load, and how soon it is back."""
+    place.run("backup", "archive", "start", "--max-lag", "60", dev=dev)
+    lags, over = [], threading.Event()
+
+    def lag():
+        found = 0.0
+        for node in sorted(dev.nodes):
+            text = urllib.request.urlopen(f"http://{dev.node(node)['http']}/metrics", timeout=30).read().decode()
+            found = max([found] + [float(line.split()[1]) for line in text.splitlines() if line.startswith("quorumail_archive_lag_seconds ")])
+        return found
+
+    def watch():
+        while not over.wait(0.5):
+            lags.append(lag())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    rate, _ = smtp(dev, seconds)
+    over.set()
+    watcher.join()
+    print(f"archive (maxLag 60 s) at {rate:.0f} messages/s for {seconds} s: at most {max(lags):.1f} s behind", flush=True)
+    place.run("backup", "archive", "stop", dev=dev)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--nodes", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=10)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="backup-") as directory:
         directory = Path(directory)
@@ -124,6 +197,10 @@ def main():
             stored = size(place.objects)
             took = timed(lambda: place.run("backup", "now", dev=dev, within=3600))
             show("Quorumail, second backup", took, total, f"{(size(place.objects) - stored) / 1024:.0f} KiB more")
+        with Dev(directory / "new", {}, nodes=arguments.nodes) as dev:
+            took = timed(lambda: place.run("restore", "--all", dev=dev, within=3600))
+            show("Quorumail, restore into a cluster", took, total, f"RTO {took / (total / (1 << 30)):.0f} s/GiB")
+        shutil.rmtree(directory / "new")
         maildir = directory / "maildir"
         most = []
         took = timed(lambda: most.append(watched(place, ["restore", "--all", "--to-maildir", str(maildir)])))
@@ -142,6 +219,10 @@ def main():
         show("restic, restore", took, total)
         took = timed(lambda: restic("check", "--read-data", repository=repository))
         show("restic, check --read-data", took, total)
+        with Dev(directory / "load", {"people.yaml": people(NAMES, password=PASSWORD)}, nodes=arguments.nodes) as dev:
+            fill(dev, min(arguments.mib, 128))
+            senders(dev, directory, arguments.rounds, arguments.seconds)
+            archive(dev, place, 3 * arguments.seconds)
 
 
 if __name__ == "__main__":

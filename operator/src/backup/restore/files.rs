@@ -24,6 +24,8 @@ use super::{
 
 /// Most keywords that a folder's file names may carry: one for each of the letters a to z.
 const MAX_KEYWORDS: usize = 26;
+/// Messages that get their names together.
+const NAMED_AT_ONCE: usize = 1000;
 /// RFC 4155: the time in the first line of a message.
 const MBOX_TIME: &str = "%a %b %e %H:%M:%S %Y";
 
@@ -166,11 +168,20 @@ struct Maildir {
     /// Names of the messages that are there, without their flags.
     there: HashSet<String>,
     keywords: Vec<String>,
+    /// Messages that are written and have not got their names yet: temporary and final path.
+    written: Vec<(PathBuf, PathBuf)>,
 }
 
 impl Maildir {
     fn new(root: PathBuf) -> Self {
-        Self { folder: root.clone(), root, uid_validity: 0, there: HashSet::new(), keywords: Vec::new() }
+        Self {
+            folder: root.clone(),
+            root,
+            uid_validity: 0,
+            there: HashSet::new(),
+            keywords: Vec::new(),
+            written: Vec::new(),
+        }
     }
 
     fn flags(&mut self, meta: &MessageMeta) -> String {
@@ -204,7 +215,21 @@ impl Maildir {
         ('a'..='z').nth(place)
     }
 
+    /// Gives messages their names once they are on the disk, many at a time: so one that has its name is whole, whatever
+    /// happens, and need not be written again.
+    fn name_written(&mut self) -> Result<(), RestoreError> {
+        if self.written.is_empty() {
+            return Ok(());
+        }
+        sync_files(&self.folder.join("tmp"), &self.written).map_err(failed("sync", &self.folder))?;
+        for (temporary, path) in self.written.drain(..) {
+            fs::rename(&temporary, &path).map_err(failed("name", &path))?;
+        }
+        Ok(())
+    }
+
     fn close_folder(&mut self) -> Result<(), RestoreError> {
+        self.name_written()?;
         if !self.keywords.is_empty() {
             let path = self.folder.join("dovecot-keywords");
             let lines: String =
@@ -266,17 +291,30 @@ impl Writer for Maildir {
         let write = || {
             let mut file = File::create(&temporary)?;
             file.write_all(body)?;
-            file.set_modified(date)?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)
+            file.set_modified(date)
         };
         write().map_err(failed("write", &path))?;
+        self.written.push((temporary, path));
+        if self.written.len() == NAMED_AT_ONCE {
+            self.name_written()?;
+        }
         Ok(true)
     }
 
     fn end(mut self: Box<Self>) -> Result<(), RestoreError> {
         self.close_folder()
     }
+}
+
+/// Brings files to the disk: with one call for all of their file system where the system has that.
+#[cfg(target_os = "linux")]
+fn sync_files(dir: &Path, _: &[(PathBuf, PathBuf)]) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(File::open(dir)?)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sync_files(_: &Path, written: &[(PathBuf, PathBuf)]) -> io::Result<()> {
+    written.iter().try_for_each(|(temporary, _)| File::open(temporary)?.sync_all())
 }
 
 struct Mbox {
