@@ -91,6 +91,13 @@ pub struct BackupPolicySpec {
     /// The key that backups are encrypted with. Without it nobody can read them: keep a copy away from this cluster.
     pub encryption_key_secret_ref: EncryptionKeyRef,
 
+    /// Every backup holds the MailCluster, its MailDomains, Mailboxes and BackupPolicies, so that they can be applied again. With
+    /// true it holds the Secrets as well that they refer to, of each the keys that Quorumail reads: passwords, certificates,
+    /// credentials of buckets and relays. Never in it: keys that backups are encrypted with. Whoever has the bucket and the key
+    /// can read all of it, and so can whoever may write a BackupPolicy with a bucket and key of their own.
+    #[serde(default)]
+    pub include_secrets: bool,
+
     /// Which backups of this BackupPolicy are kept, those of MailBackups that people made for it among them; the others are
     /// deleted after each backup that succeeds. One that any of the fields wants is kept.
     #[serde(default)]

@@ -87,6 +87,10 @@ pub struct MailBackupStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uploaded_bytes: Option<u64>,
 
+    /// The Kubernetes resources in it: `quorumail backup show ID --resources` prints them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<KeptResources>,
+
     /// How often it was begun: an operator that is replaced begins the run again.
     #[serde(default)]
     pub attempts: u32,
@@ -94,4 +98,21 @@ pub struct MailBackupStatus {
     /// Why it failed, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// Kubernetes resources in a backup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KeptResources {
+    /// The MailCluster, its MailDomains, Mailboxes and BackupPolicies.
+    #[serde(default)]
+    pub objects: u32,
+
+    /// Secrets that they refer to; none without spec.includeSecrets of the BackupPolicy.
+    #[serde(default)]
+    pub secrets: u32,
+
+    /// What should be in it and is not, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
 }

@@ -18,7 +18,9 @@ use quorumail_crds::{
 };
 
 use crate::{
-    archiving, rehearsal,
+    archiving,
+    mailbackup::left_out,
+    rehearsal,
     schedule::{Schedule, ScheduleError},
     settings::FIELD_MANAGER,
 };
@@ -352,12 +354,14 @@ fn last_backup(backups: &[Arc<MailBackup>], old: &[Condition]) -> Observed {
     if phase(backup) == Phase::Failed {
         return Observed::no(kind, reason::FAILED, failure(backup));
     }
-    let id = backup.status.as_ref().and_then(|status| status.id.as_deref()).unwrap_or_default();
-    Observed::yes(
-        kind,
-        reason::SUCCEEDED,
-        format!("MailBackup {} is in the bucket as {id}", backup.name_any()),
-    )
+    let status = backup.status.clone().unwrap_or_default();
+    let text = format!(
+        "MailBackup {} is in the bucket as {}{}",
+        backup.name_any(),
+        status.id.as_deref().unwrap_or_default(),
+        left_out(&status)
+    );
+    Observed::yes(kind, reason::SUCCEEDED, text)
 }
 
 #[cfg(test)]

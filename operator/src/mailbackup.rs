@@ -6,6 +6,7 @@ use quorumail_crds::{
     MailBackup, MailBackupStatus,
     backup::Phase,
     condition::{Observed, kind, merge, reason},
+    mailbackup::KeptResources,
 };
 
 use crate::run::Failure;
@@ -45,6 +46,8 @@ pub enum Told<'a> {
         id: &'a str,
         /// What is in it.
         figures: Figures,
+        /// The resources in it.
+        resources: &'a KeptResources,
     },
     /// It has ended without that.
     Failed(&'a Failure),
@@ -71,12 +74,14 @@ pub fn status(backup: &MailBackup, told: &Told<'_>, now: Timestamp) -> MailBacku
             show(&mut status, figures);
             running()
         }
-        Told::Succeeded { id, figures } => {
+        Told::Succeeded { id, figures, resources } => {
             end(&mut status, Phase::Succeeded, now);
             show(&mut status, figures);
             status.id = Some((*id).to_owned());
+            status.resources = Some((*resources).clone());
             status.error = None;
-            Observed::yes(kind::READY, reason::SUCCEEDED, "it is in the bucket and was read back")
+            let text = format!("it is in the bucket and was read back{}", left_out(&status));
+            Observed::yes(kind::READY, reason::SUCCEEDED, text)
         }
         Told::Failed(failure) => {
             end(&mut status, Phase::Failed, now);
@@ -109,6 +114,12 @@ fn show(status: &mut MailBackupStatus, figures: &Figures) {
     status.messages = Some(figures.messages);
     status.bytes = Some(figures.bytes);
     status.uploaded_bytes = Some(figures.uploaded_bytes);
+}
+
+/// What of the resources a backup does not hold, as the end of a sentence.
+pub fn left_out(status: &MailBackupStatus) -> String {
+    let left_out = status.resources.as_ref().and_then(|resources| resources.left_out.as_ref());
+    left_out.map(|what| format!("; of the resources it does not hold {what}")).unwrap_or_default()
 }
 
 fn end(status: &mut MailBackupStatus, phase: Phase, now: Timestamp) {
@@ -152,12 +163,20 @@ mod tests {
         // The operator was replaced.
         told(&mut backup, &Told::Begun, 4);
         let figures = Figures { groups: 17, ..figures };
-        let found = told(&mut backup, &Told::Succeeded { id: "20261125T174800Z-abc123", figures }, 9);
+        let resources = KeptResources { objects: 5, secrets: 1, left_out: Some("Secret people".to_owned()) };
+        let done = Told::Succeeded { id: "20261125T174800Z-abc123", figures, resources: &resources };
+        let found = told(&mut backup, &done, 9);
         assert_eq!(found, expect(Phase::Succeeded, "True", reason::SUCCEEDED));
         let status = backup.status.clone().unwrap();
         assert_eq!((status.attempts, status.partitions, status.messages), (2, Some(16), Some(10)));
         assert_eq!(status.started.unwrap().0, Timestamp::from_second(2).unwrap(), "when it was first begun");
         assert_eq!(status.finished.unwrap().0, Timestamp::from_second(9).unwrap());
+        let ready = find(&status.conditions, kind::READY).unwrap();
+        assert!(
+            ready.message.ends_with("of the resources it does not hold Secret people"),
+            "{}",
+            ready.message
+        );
         let found = told(&mut backup, &Told::Pruned, 20);
         assert_eq!(found, expect(Phase::Succeeded, "False", reason::PRUNED));
     }

@@ -13,6 +13,8 @@ use rand::Rng as _;
 
 use crate::settings::FIELD_MANAGER;
 
+/// Key of the address in a Secret that the operator makes.
+pub const ADDRESS_KEY: &str = "address";
 /// Key of the password in a Secret that the operator makes.
 pub const PASSWORD_KEY: &str = "password";
 /// Characters of a generated password: letters and digits that are not taken for one another.
@@ -30,7 +32,8 @@ pub fn credentials(mailbox: &Mailbox) -> Secret {
     let mut rng = rand::rng();
     let password: String =
         (0..PASSWORD_LENGTH).map(|_| char::from(ALPHABET[rng.random_range(0..ALPHABET.len())])).collect();
-    let entries = [("address".to_owned(), mailbox.spec.address.clone()), (PASSWORD_KEY.to_owned(), password)];
+    let entries =
+        [(ADDRESS_KEY.to_owned(), mailbox.spec.address.clone()), (PASSWORD_KEY.to_owned(), password)];
     Secret {
         metadata: ObjectMeta {
             name: Some(credentials_name(mailbox)),

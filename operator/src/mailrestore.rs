@@ -14,7 +14,7 @@ use quorumail_crds::{
 use crate::run::{Failure, in_words};
 
 /// Problems that are spelled out in an error; more are counted.
-const MAX_PROBLEMS: usize = 5;
+pub const MAX_PROBLEMS: usize = 5;
 
 /// What a restore did.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -414,7 +414,14 @@ def fill_mailboxes(service, namespace):
     mail.submit(submission, "alice@example.org", PASSWORD, msg)
 
 
-def test_disaster_recovery_brings_everything_back(service, s3):
+def resources_in(service, s3, key, backup, *options):
+    command = [str(BIN / "quorumail"), "--namespace", AGAIN, "backup", "show", backup, "--resources", *options,
+               "--from", f"s3://{BUCKET}/lost", "--endpoint", f"http://{s3.address}", "--path-style", "--key-file", str(key)]
+    env = {**service.env, "AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    return kubernetes.run(*command, env=env, timeout=60)
+
+
+def test_disaster_recovery_brings_everything_back(service, s3, tmp_path):
     namespaces = [LOST, AGAIN]
     try:
         cluster_in(service, LOST)
@@ -422,8 +429,11 @@ def test_disaster_recovery_brings_everything_back(service, s3):
             resource("MailDomain", "example-org", {"domain": "example.org"}, LOST),
             secret("people", LOST, **{name: PASSWORD for name in NAMES}),
             *(resource("Mailbox", name, {"address": f"{name}@example.org", "passwordSecretRef": {"name": "people", "key": name}},
-                       LOST) for name in NAMES)]))
-        service.wait("Ready", "mailcluster/mail", *(f"mailbox/{name}" for name in NAMES), namespace=LOST)
+                       LOST) for name in NAMES),
+            resource("Mailbox", "carol", {"address": "carol@example.org"}, LOST)]))
+        mailboxes = [f"mailbox/{name}" for name in [*NAMES, "carol"]]
+        service.wait("Ready", "mailcluster/mail", *mailboxes, namespace=LOST)
+        generated = service.secret("carol-credentials", "password", LOST)
         kubernetes.wait_port(service.address("service/mail", 25, LOST))
         fill_mailboxes(service, LOST)
         before = mail.wait_for(lambda: (found := {name: mail.contents(login(service, "mail", LOST, name)) for name in NAMES})
@@ -431,15 +441,29 @@ def test_disaster_recovery_brings_everything_back(service, s3):
                                what="all mail in its mailboxes")
         subscribed = mail.folders(login(service, "mail", LOST, "alice"))
         held = mail.wait_for(lambda: queue(service, LOST), what="the entry that waits")
-        service.apply(policy(s3, "last", prefix="lost", namespace=LOST))
+        service.apply(policy(s3, "last", prefix="lost", namespace=LOST, includeSecrets=True))
         mail.wait_for(lambda: status(service, "backuppolicy", "last", LOST).get("lastSuccessfulTime"), within=60, every=0.5,
                       what="the last backup")
+        [made] = service.get("-n", LOST, "mailbackups")["items"]
+        # The MailCluster, its MailDomain, three Mailboxes and the BackupPolicy; what they refer to, a certificate and a password
+        # that the operator made.
+        assert made["status"]["resources"] == {"objects": 6, "secrets": 4}, made
+        backup = made["status"]["id"]
         service.kubectl("delete", "namespace", LOST, "--timeout=180s", timeout=200)
         namespaces.remove(LOST)
 
+        # Nothing but the bucket and the key.
         began = time.monotonic()
-        cluster_in(service, AGAIN)
-        source = {**bucket(s3, "lost"), "encryptionKeySecretRef": {"name": "backup-key"}}
+        service.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": AGAIN}}))
+        service.apply(secrets_of_backups(AGAIN)[1])
+        key = tmp_path / "backup.key"
+        key.write_text("a passphrase that nobody guesses")
+        assert "kind: Secret" not in resources_in(service, s3, key, backup)
+        kept = json.loads(resources_in(service, s3, key, backup, "--with-secrets", "-o", "json"))
+        names = {(item["kind"], item["metadata"]["name"]) for item in kept["items"]}
+        assert ("Secret", "people") in names and ("Secret", "backup-key") not in names, names
+        service.apply(resources_in(service, s3, key, backup, "--with-secrets"))
+        source = {**bucket(s3, "lost"), "encryptionKeySecretRef": {"name": "backup-key"}, "id": backup}
         service.apply(resource("MailRestore", "everything", {"source": source, "scope": {"cluster": {}}}, AGAIN))
         done = ended(service, "mailrestore", "everything", within=240, namespace=AGAIN)
         assert done["phase"] == "Succeeded" and done["verified"] and done["restored"]["messages"] == 38, done
@@ -449,6 +473,8 @@ def test_disaster_recovery_brings_everything_back(service, s3):
                 if expected[1]:
                     assert found[folder] == expected, f"{name}: {folder} is not what it was"
         print(f"from nothing to the last message: {time.monotonic() - began:.1f} s, of which the restore took {done['duration']}")
+        service.wait("Ready", *mailboxes, namespace=AGAIN, within=60)
+        login(service, "mail", AGAIN, "carol", generated).logout()
         assert mail.folders(login(service, "mail", AGAIN, "alice")) == subscribed
         with pytest.raises(imaplib.IMAP4.error):
             login(service, "mail", AGAIN, "alice", "wrong")

@@ -34,6 +34,6 @@ pub use manifest::{
     BackupInfo, Cluster, Counts, GroupManifest, Manifest, ManifestDraft, PackUse, Resources, Trigger,
 };
 pub use prune::{PRUNE_GRACE, Pruned};
-pub use repository::{Listing, Repository, Unreadable};
+pub use repository::{Listing, MAX_RESOURCES, Repository, Unreadable};
 pub use take::{Progress, Source, take_group};
 pub use verify::{Damage, Depth, Findings, Touched, VerifyProgress, Which};

@@ -21,7 +21,7 @@ const HEAD: &str = "repository.json";
 /// Objects that are read at once.
 pub(crate) const READS_AT_ONCE: usize = 8;
 /// Longest JSON of resources, in bytes.
-const MAX_RESOURCES: usize = 64 << 20;
+pub const MAX_RESOURCES: usize = 64 << 20;
 
 /// The object `repository.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]

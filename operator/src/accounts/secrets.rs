@@ -7,8 +7,8 @@ use std::{
 
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
-    Api, Client, ResourceExt as _,
-    api::{DeleteParams, PostParams, Preconditions},
+    Api, Client, Resource as _, ResourceExt as _,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use parking_lot::Mutex;
 use quorumail_crds::{
@@ -18,13 +18,16 @@ use quorumail_crds::{
 
 use crate::{
     directory::Credential,
-    mailbox::{PASSWORD_KEY, credentials, credentials_name},
+    mailbox::{ADDRESS_KEY, PASSWORD_KEY, credentials, credentials_name},
     settings::FIELD_MANAGER,
     stores::{Key, Stores},
 };
 
 /// Values of a Secret that are kept in memory; a larger one is read each time.
 const MAX_CACHED: usize = 64 << 10;
+
+/// Label with who made an object.
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
 type Data = Arc<BTreeMap<String, ByteString>>;
 
@@ -33,6 +36,8 @@ type Data = Arc<BTreeMap<String, ByteString>>;
 struct Read {
     version: String,
     owner: Option<String>,
+    /// Whether the operator made it, here or where a backup comes from.
+    is_ours: bool,
     data: Data,
 }
 
@@ -76,6 +81,7 @@ impl Secrets {
     ) -> Result<Result<Credential, Observed>, kube::Error> {
         let key = (namespace, credentials_name(mailbox));
         let read = match self.read(&key).await? {
+            Some(read) if is_of_backup(&read, mailbox) => self.adopt(mailbox, &key, &read).await?,
             Some(read) => read,
             None => self.make(mailbox, &key).await?,
         };
@@ -100,6 +106,16 @@ impl Secrets {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Makes the mailbox the owner of a Secret that came out of a backup.
+    async fn adopt(&self, mailbox: &Mailbox, key: &Key, read: &Read) -> Result<Read, kube::Error> {
+        let owner = mailbox.controller_owner_ref(&());
+        let patch =
+            serde_json::json!({"metadata": {"resourceVersion": read.version, "ownerReferences": [owner]}});
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &key.0);
+        Ok(self.remember(key, &api.patch(&key.1, &params, &Patch::Merge(patch)).await?))
     }
 
     /// Deletes the Secret that was made for a mailbox which refers to its own now.
@@ -144,6 +160,7 @@ impl Secrets {
         let read = Read {
             version: secret.resource_version().unwrap_or_default(),
             owner: secret.owner_references().first().map(|o| o.uid.clone()),
+            is_ours: secret.labels().get(MANAGED_BY).is_some_and(|manager| manager == FIELD_MANAGER),
             data: Arc::new(secret.data.clone().unwrap_or_default()),
         };
         let size: usize = read.data.values().map(|v| v.0.len()).sum();
@@ -159,6 +176,12 @@ impl Secrets {
     }
 }
 
+/// Whether a Secret was made for a mailbox of this address and has come back without its owner, as one from a backup does.
+fn is_of_backup(read: &Read, mailbox: &Mailbox) -> bool {
+    let address = read.data.get(ADDRESS_KEY).map(|address| address.0.as_slice());
+    read.owner.is_none() && read.is_ours && address == Some(mailbox.spec.address.as_bytes())
+}
+
 fn value(read: &Read, name: &str, key: &str) -> Result<Credential, Observed> {
     let Some(ByteString(value)) = read.data.get(key) else {
         return Err(no(reason::SECRET_NOT_FOUND, format!("Secret {name} has no key `{key}`; add it")));
@@ -166,4 +189,31 @@ fn value(read: &Read, name: &str, key: &str) -> Result<Credential, Observed> {
     Credential::from_secret(value).map_err(|error| {
         no(reason::SECRET_INVALID, format!("key `{key}` of Secret {name} {error}; put a password there"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_secret_that_was_made_for_the_address_and_has_no_owner_comes_from_a_backup() {
+        let mailbox: Mailbox = serde_yaml::from_str(
+            "{apiVersion: quorumail.io/v1alpha1, kind: Mailbox, metadata: {name: a, uid: m-2}, spec: {address: a@example.org}}",
+        )
+        .unwrap();
+        let read = |owner: Option<&str>, is_ours, address: &str| Read {
+            version: "1".to_owned(),
+            owner: owner.map(str::to_owned),
+            is_ours,
+            data: Arc::new([(ADDRESS_KEY.to_owned(), ByteString(address.into()))].into()),
+        };
+        for (read, expected) in [
+            (read(None, true, "a@example.org"), true),
+            (read(None, false, "a@example.org"), false),
+            (read(None, true, "b@example.org"), false),
+            (read(Some("m-1"), true, "a@example.org"), false),
+        ] {
+            assert_eq!(is_of_backup(&read, &mailbox), expected, "{:?} {}", read.owner, read.is_ours);
+        }
+    }
 }

@@ -18,12 +18,13 @@ use super::{
     Failure,
     archive::{self, ArchiveCommand},
     connect::Target,
+    manifest,
     output::{self, Format},
     progress::Bar,
     repository::{FromArgs, ToArgs, new_key, read_key},
 };
 use crate::backup::{
-    TakeError, TakeOptions, TakeProgress, Taken, plan::PER_NODE, restore::of_one_cluster, take,
+    TakeError, TakeOptions, TakeProgress, Taken, plan::PER_NODE, resources, restore::of_one_cluster, take,
 };
 
 /// Backups, and the repositories that hold them.
@@ -36,13 +37,8 @@ pub(super) enum BackupCommand {
         #[command(flatten)]
         from: FromArgs,
     },
-    /// Shows one backup, group by group.
-    Show {
-        /// Name of the backup.
-        id: BackupId,
-        #[command(flatten)]
-        from: FromArgs,
-    },
+    /// Shows one backup, group by group, or the Kubernetes resources in it.
+    Show(ShowArgs),
     /// Reads a repository and finds what is damaged or missing in it.
     Verify(VerifyArgs),
     /// Removes backups that are not to be kept, and what only they needed.
@@ -68,6 +64,21 @@ pub(super) struct NowArgs {
     /// Groups that are backed up at a time; a mailnode makes two at most.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     at_once: u16,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ShowArgs {
+    /// Name of the backup.
+    id: BackupId,
+    /// Prints the Kubernetes resources in it, for `kubectl apply -f -`: as YAML, or with -o json as a List. With --namespace
+    /// they go there instead of where they were.
+    #[arg(long)]
+    resources: bool,
+    /// Secrets too, as they are: whoever sees them knows the passwords.
+    #[arg(long, requires = "resources")]
+    with_secrets: bool,
+    #[command(flatten)]
+    from: FromArgs,
 }
 
 #[derive(Debug, Args)]
@@ -174,7 +185,8 @@ pub(super) async fn run(target: &Target, format: Format, command: &BackupCommand
     match command {
         BackupCommand::Now(args) => now(target, format, args).await,
         BackupCommand::List { from } => list(format, from).await,
-        BackupCommand::Show { id, from } => show(format, from, id).await,
+        BackupCommand::Show(args) if args.resources => show_resources(target, format, args).await,
+        BackupCommand::Show(args) => show(format, args).await,
         BackupCommand::Verify(args) => verify(format, args).await,
         BackupCommand::Prune(args) => prune(format, args).await,
         BackupCommand::Archive(command) => archive::run(target, format, command).await,
@@ -363,8 +375,8 @@ struct Part {
     packs: usize,
 }
 
-async fn show(format: Format, from: &FromArgs, id: &BackupId) -> Result<(), Failure> {
-    let manifest = Repository::open(from.config()?).await?.manifest(id).await?;
+async fn show(format: Format, args: &ShowArgs) -> Result<(), Failure> {
+    let manifest = Repository::open(args.from.config()?).await?.manifest(&args.id).await?;
     output::print(format, &shown(&manifest), |shown| {
         let backup = &shown.backup;
         let name = if backup.cluster.is_empty() { "no name" } else { &backup.cluster };
@@ -392,6 +404,32 @@ async fn show(format: Format, from: &FromArgs, id: &BackupId) -> Result<(), Fail
         });
         text += &output::table(["GROUP", "LOG", "AT", "MAILBOXES", "MESSAGES", "SIZE", "UPLOADED"], rows);
         text
+    })
+}
+
+async fn show_resources(target: &Target, format: Format, args: &ShowArgs) -> Result<(), Failure> {
+    let repository = Repository::open(args.from.config()?).await?;
+    let id = &args.id;
+    let resources = repository.resources(&repository.manifest(id).await?).await?.ok_or_else(|| {
+        let text =
+            format!("backup {id} holds no resources: only those do that a BackupPolicy made in Kubernetes");
+        Failure::Failed(text)
+    })?;
+    let found =
+        resources::read(&resources, args.with_secrets, target.namespace.as_deref()).map_err(|why| {
+            Failure::Failed(format!(
+                "the resources in backup {id} cannot be read: {why}; take another backup"
+            ))
+        })?;
+    match (found.secrets, args.with_secrets) {
+        (0, true) => {
+            eprintln!("there are no Secrets in it: spec.includeSecrets of its BackupPolicy asks for them")
+        }
+        (0, false) | (_, true) => {}
+        (count, false) => eprintln!("{count} Secrets in it are not shown; --with-secrets shows them"),
+    }
+    output::print(if format == Format::Yaml { Format::Table } else { format }, &found.list(), |_| {
+        manifest::documents(&found.objects)
     })
 }
 

@@ -10,6 +10,7 @@ mod deleted;
 mod export;
 mod import;
 mod mailbox;
+mod manifest;
 mod node;
 mod output;
 mod progress;
@@ -217,6 +218,7 @@ mod tests {
             "quorumail --dev d backup now --to s3://mail/a --key-file k --endpoint https://s3:7070 --path-style --ca-file ca.pem",
             "quorumail backup list --from s3://mail/a --key-file k -o json",
             "quorumail backup show 20261125T174800Z-abc123 --from file:///b --key-file k",
+            "quorumail -n other backup show 20261125T174800Z-abc123 --resources --with-secrets --from s3://mail/a -o json",
             "quorumail backup verify --depth sample --percent 5 --from file:///b --key-file k",
             "quorumail backup prune --keep-last 3 --keep-daily 7 --time-zone Europe/Berlin --dry-run --from file:///b",
             "quorumail --dev d restore --from file:///b --key-file k --all --verify",
@@ -246,6 +248,7 @@ mod tests {
             "quorumail --admin 127.0.0.1:9443 status",
             "quorumail backup now --to ftp://b",
             "quorumail backup now --to file:///b --deadline 0",
+            "quorumail backup show 20261125T174800Z-abc123 --with-secrets --from file:///b",
             "quorumail restore --from file:///b",
             "quorumail restore --from file:///b --all --mailbox alice@example.org",
             "quorumail restore --from file:///b --all --in-place",

@@ -1,6 +1,10 @@
 //! What a run does: the driver of backups and restores, with what the resources say.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use jiff::{Timestamp, tz::TimeZone};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -14,15 +18,19 @@ use quorumail_crds::{
     backup::RecoveryWindow,
     backuppolicy::{Retention, RetentionStatus},
     condition::reason,
+    mailbackup::KeptResources,
     mailrestore::Restored,
 };
 
-use super::target::{self, Wanted};
+use super::{
+    resources,
+    target::{self, Wanted},
+};
 use crate::{
     accounts::clients::{Clients, Connection},
     backup::{
         RestoreError, RestoreProgress, RestoreRequest, Scope, TakeError, TakeOptions, TakeProgress, Which,
-        choose, restore, take,
+        choose, resources::Members, restore, take,
     },
     backuppolicy::Stock,
     mailbackup::Figures,
@@ -46,8 +54,8 @@ pub struct Backup {
     pub policy: Arc<BackupPolicy>,
     /// What is backed up.
     pub cluster: Arc<MailCluster>,
-    /// The resources that belong to it, as JSON.
-    pub resources: Vec<u8>,
+    /// The resources that belong to it.
+    pub members: Members,
     /// How long it may take.
     pub deadline: Duration,
 }
@@ -58,6 +66,8 @@ pub struct Made {
     pub id: String,
     /// What is in it.
     pub figures: Figures,
+    /// The resources in it.
+    pub resources: KeptResources,
     /// What retention then left, or why it could not be applied; none when it had to wait for somebody who reads the
     /// repository: the next backup goes on with it.
     pub stock: Option<Result<Stock, String>>,
@@ -97,14 +107,16 @@ pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, F
     let wanted = Wanted { s3: &spec.target.s3, key: &spec.encryption_key_secret_ref };
     let config = target::open(&job.client, &namespace, wanted, Limits::default()).await?;
     let connection = connect(&job.clients, &job.cluster).await?;
+    let begun = Instant::now();
+    let gathered = resources::gather(&job.client, &job.members, spec.include_secrets, job.deadline).await;
     let options = TakeOptions {
         // Those that people made for a policy are the policy's too: its retention counts them.
         trigger: Trigger::Policy(job.policy.name_any()),
         cluster_name: job.cluster.name_any(),
         namespace: namespace.clone(),
-        deadline: job.deadline,
+        deadline: job.deadline.saturating_sub(begun.elapsed()),
         bytes_per_second: spec.bytes_per_second.as_ref().map_or(0, quorumail_crds::Size::bytes),
-        resources: Some(job.resources.clone()),
+        resources: gathered.json,
         ..TakeOptions::default()
     };
     let tell = |told: TakeProgress| {
@@ -141,7 +153,7 @@ pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, F
             RETENTION_DEADLINE.as_secs()
         ))),
     };
-    Ok(Made { id: taken.id, figures, stock })
+    Ok(Made { id: taken.id, figures, resources: gathered.kept, stock })
 }
 
 /// Reads the manifest anew, as a restore would; answers whose it is.

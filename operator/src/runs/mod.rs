@@ -10,6 +10,7 @@ pub mod metrics;
 mod passes;
 mod rehearsals;
 mod rehearse;
+mod resources;
 pub mod target;
 
 use std::{

@@ -30,8 +30,9 @@ use super::{
     until, with_written,
 };
 use crate::{
+    backup::resources::Members,
     backuppolicy::{self, Plan, Seen, is_pruned, last_successful, phase},
-    mailbackup::{self, Told as BackupTold},
+    mailbackup::{self, Told as BackupTold, left_out},
     mailrestore::{self, Restoring, Told as RestoreTold},
     run::{Course, Failure, Step, left, step},
     settings::FIELD_MANAGER,
@@ -292,7 +293,7 @@ impl Supervisor {
         let job = jobs::Backup {
             client: self.context.client.clone(),
             clients: self.context.clients.clone(),
-            resources: self.resources(&cluster, &policy),
+            members: self.members(&cluster),
             cluster: cluster.clone(),
             policy,
             deadline: left,
@@ -311,14 +312,16 @@ impl Supervisor {
         self.running.insert(backup.uid().unwrap_or_default(), run);
     }
 
-    /// What a person needs to make the cluster again, as a list that `kubectl apply` takes.
-    fn resources(&self, cluster: &MailCluster, policy: &BackupPolicy) -> Vec<u8> {
-        let (domains, mailboxes) = crate::accounts::members(&self.context, &key(cluster));
-        let mut items = vec![bare(cluster), bare(policy)];
-        items.extend(domains.iter().map(|domain| bare(&**domain)));
-        items.extend(mailboxes.iter().map(|mailbox| bare(&**mailbox)));
-        let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": items});
-        list.to_string().into_bytes()
+    /// What belongs to a MailCluster.
+    fn members(&self, cluster: &Arc<MailCluster>) -> Members {
+        let (domains, mailboxes) = crate::accounts::members(&self.context, &key(&**cluster));
+        let stores = &self.context.stores;
+        let policies = stores.policies.state_filter(|policy| {
+            let of =
+                stores.cluster_of(&policy.namespace().unwrap_or_default(), policy.spec.cluster_ref.as_ref());
+            of.is_ok_and(|of| key(&*of) == key(&**cluster))
+        });
+        Members { cluster: cluster.clone(), domains, mailboxes, policies }
     }
 
     fn backup_ended(
@@ -343,7 +346,8 @@ impl Supervisor {
                     }
                     self.stocks.insert(uid, stock);
                 }
-                let told = BackupTold::Succeeded { id: &made.id, figures: made.figures };
+                let told =
+                    BackupTold::Succeeded { id: &made.id, figures: made.figures, resources: &made.resources };
                 Some(mailbackup::status(backup, &told, now))
             }
             Err(failure) => Some(mailbackup::status(backup, &BackupTold::Failed(&failure), now)),
@@ -593,11 +597,12 @@ impl Supervisor {
         let text = match &status.error {
             Some(error) => error.clone(),
             None => format!(
-                "{} messages, {} bytes, {} bytes sent; in the bucket as {}",
+                "{} messages, {} bytes, {} bytes sent; in the bucket as {}{}",
                 status.messages.unwrap_or_default(),
                 status.bytes.unwrap_or_default(),
                 status.uploaded_bytes.unwrap_or_default(),
-                status.id.as_deref().unwrap_or_default()
+                status.id.as_deref().unwrap_or_default(),
+                left_out(&status)
             ),
         };
         self.tell_phase(backup, ("Backup", before, status.phase), &text).await;
@@ -717,18 +722,4 @@ fn pause_of(phase: Phase) -> Duration {
         Phase::Running => TELL,
         Phase::Succeeded | Phase::Failed => until(None, Timestamp::now()),
     }
-}
-
-/// An object as it was applied: without its status and what the API server adds.
-fn bare<K: kube::Resource<DynamicType = ()> + serde::Serialize>(object: &K) -> serde_json::Value {
-    let mut value = serde_json::to_value(object).unwrap_or_default();
-    if let Some(fields) = value.as_object_mut() {
-        fields.remove("status");
-        let meta = object.meta();
-        fields.insert(
-            "metadata".to_owned(),
-            serde_json::json!({"name": meta.name, "namespace": meta.namespace, "labels": meta.labels, "annotations": meta.annotations}),
-        );
-    }
-    value
 }

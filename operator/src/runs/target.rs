@@ -10,11 +10,12 @@ use quorumail_crds::{
 
 use crate::run::Failure;
 
-/// Keys of the Secret with the credentials.
-const ACCESS_KEY: &str = "accessKeyId";
-const SECRET_KEY: &str = "secretAccessKey";
+/// Key of the Secret with the credentials: who it is.
+pub const ACCESS_KEY: &str = "accessKeyId";
+/// Key of the Secret with the credentials: the secret.
+pub const SECRET_KEY: &str = "secretAccessKey";
 /// Key of the Secret with the authorities.
-const CA: &str = "ca.crt";
+pub const CA: &str = "ca.crt";
 
 /// A bucket, and the key of what is in it.
 #[derive(Debug, Clone, Copy)]
