@@ -83,7 +83,10 @@ class Dev:
     def status(self):
         """What `quorumail status` says."""
         command = [str(BIN / "quorumail"), "--dev", str(self.directory / "data"), "status", "-o", "json"]
-        return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+        done = subprocess.run(command, capture_output=True, timeout=60)
+        # 1: something is not well, which is told.
+        assert done.returncode in (0, 1) and done.stdout, done.stderr
+        return json.loads(done.stdout)
 
     def write(self, name, text):
         """Edits a watched resource file, as an editor does: a new file renamed over the old."""

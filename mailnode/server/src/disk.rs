@@ -70,6 +70,15 @@ pub enum Room {
 }
 
 impl Room {
+    /// As a number for people and alerts: 2 everything, 1 everything but new mail, 0 only reading.
+    pub fn allows(self) -> u32 {
+        match self {
+            Self::Enough => 2,
+            Self::NoNewMail => 1,
+            Self::ReadOnly | Self::Full => 0,
+        }
+    }
+
     /// What `free` bytes allow, when it was `self` before.
     #[must_use]
     pub fn next(self, free: u64, marks: Marks) -> Self {

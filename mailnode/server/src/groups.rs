@@ -1,6 +1,7 @@
 //! Commands and queries of the store, sent through consensus: typed on this side, bytes on the other.
 
 use std::{
+    collections::BTreeMap,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -9,8 +10,8 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _};
 use quorumail_consensus::{Consensus, GroupId, ProposeError};
 use quorumail_store::{
-    Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueId, Refusal, Reply, Store,
-    Timestamp, UploadId, decode_outcome,
+    Applied, Command, CommandId, Directory, Op, PartitionId, Query, QueueClass, QueueId, Refusal, Reply,
+    Store, Timestamp, UploadId, decode_outcome,
 };
 
 /// The group that holds the directory.
@@ -77,6 +78,22 @@ impl Groups {
             barrier: Barrier::default(),
             spread: AtomicU64::new(rand::random()),
         }
+    }
+
+    /// Recipients that wait in the queues that this node leads, by class, and the arrival of the oldest entry of each. Told by
+    /// leaders only, so that the sum over all nodes counts each entry once.
+    pub fn queue_totals(&self) -> BTreeMap<QueueClass, (u64, Option<Timestamp>)> {
+        let all = [QueueClass::Local, QueueClass::Remote, QueueClass::Bad, QueueClass::Held];
+        let mut totals: BTreeMap<_, (u64, Option<Timestamp>)> = all.map(|class| (class, (0, None))).into();
+        for group in self.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY) {
+            let Reply::QueueCounts(counts) = self.store.query(group.0, &Query::QueueCounts) else { continue };
+            for (class, recipients, oldest) in counts {
+                let total = totals.entry(class).or_default();
+                total.0 += recipients;
+                total.1 = [total.1, oldest].into_iter().flatten().min();
+            }
+        }
+        totals
     }
 
     /// The directory as this node's replica has it.

@@ -176,13 +176,14 @@ impl Node {
             dir: config.data_dir.clone(),
             totals: Arc::default(),
         };
+        let scrub = Arc::clone(&scrubbing.totals);
         let backups = Arc::new(Backups::default());
         let archiver = Archiver::new(groups.consensus.clone(), config.node(), config.cluster.clone());
         metrics.sample(Sources {
             groups: Arc::clone(&groups),
             journal,
             scrub: Arc::clone(&scrubbing.totals),
-            repairer,
+            repairer: Arc::clone(&repairer),
             compaction: Arc::clone(&compaction.totals),
             disk: Arc::clone(&disk),
             archiver: archiver.clone(),
@@ -207,6 +208,9 @@ impl Node {
             cluster: config.cluster.clone(),
             archiver,
             backups,
+            public_tls: Arc::clone(&public_tls),
+            repairer,
+            scrub,
             stop: rest.clone(),
         };
         let admins = channels::incoming(admin, internal_tls, &[Role::Node, Role::Operator], rest.clone());

@@ -115,7 +115,7 @@ async fn only_cluster(client: &Client, namespace: &str) -> Result<String, Failur
 
 impl Kubernetes {
     /// Forwards to every running pod.
-    async fn connect(&self) -> Result<AdminClient, Failure> {
+    pub(super) async fn connect(&self) -> Result<AdminClient, Failure> {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let name = Names::new(&self.cluster).operator_tls;
         let secret = secrets.get(&name).await?;

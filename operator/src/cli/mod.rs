@@ -8,6 +8,7 @@ mod backup;
 pub mod connect;
 mod deleted;
 mod export;
+mod health;
 mod import;
 mod mailbox;
 mod manifest;
@@ -77,7 +78,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows the mailnodes and the partitions that they hold.
+    /// Tells whether it is well: mailnodes, partitions, queues, disks, certificates, backups. Exit status 1 when something is not.
     Status(status::StatusArgs),
     /// Looks into the queues and acts on what waits there.
     #[command(subcommand)]

@@ -1,12 +1,19 @@
 //! `quorumail status`.
 
 use clap::Args;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use quorumail_crds::{
+    BackupPolicy, BackupPolicyStatus, ClusterRef, MailCluster, MailDomain, Mailbox, backup::is_rehearsal,
+};
 use quorumail_proto::admin::{ClusterStatus, NodeReport};
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     Failure,
-    connect::Target,
+    connect::{Kubernetes, Target},
+    health::{self, Problem, Queue, Resource, Severity},
     output::{self, Format},
 };
 
@@ -20,9 +27,16 @@ pub(super) struct StatusArgs {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Facts {
+    /// Whether nothing is wrong.
+    well: bool,
+    /// What is, the worst first.
+    problems: Vec<Problem>,
     nodes: Vec<Node>,
     partitions: Partitions,
     groups: Vec<Group>,
+    queues: Vec<Queue>,
+    /// Of BackupPolicies, in Kubernetes.
+    backups: Vec<Backup>,
     /// At which the cluster writes: the highest that a node tells.
     format_level: u32,
 }
@@ -48,6 +62,22 @@ struct Node {
     /// Partitions in which it is to vote, and those of them in which it does.
     target_replicas: u32,
     placed_replicas: u32,
+    disk_free_bytes: u64,
+    disk_size_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Backup {
+    policy: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_successful: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archive_lag: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_rehearsed: Option<Timestamp>,
 }
 
 #[derive(Debug, Serialize)]
@@ -79,12 +109,105 @@ struct Group {
 }
 
 pub(super) async fn run(target: &Target, format: Format, args: &StatusArgs) -> Result<(), Failure> {
-    let status = target.connect().await?.cluster_status().await?;
-    let facts = facts(status);
-    output::print(format, &facts, |facts| table(facts, args.partitions))
+    let now = Timestamp::now();
+    let (status, resources) = if target.dev.is_some() || target.tls_dir.is_some() {
+        (target.connect().await?.cluster_status().await?, Resources::default())
+    } else {
+        let kubernetes = target.kubernetes().await?;
+        let status = async { Ok::<_, Failure>(kubernetes.connect().await?.cluster_status().await?) };
+        let (status, resources) = tokio::join!(status, Resources::read(&kubernetes));
+        // Some may ask the mailnodes and not read the resources.
+        let resources = resources.unwrap_or_else(|error| {
+            eprintln!("resources and backups are left out: {error}");
+            Resources::default()
+        });
+        (status?, resources)
+    };
+    let facts = facts(status, resources, now);
+    output::print(format, &facts, |facts| table(facts, args.partitions, now))?;
+    match facts.problems.len() {
+        0 => Ok(()),
+        count => Err(Failure::Failed(format!("not well: {count} problems"))),
+    }
 }
 
-fn facts(status: ClusterStatus) -> Facts {
+/// What the API server knows of a mail service.
+#[derive(Debug, Default)]
+struct Resources {
+    all: Vec<Resource>,
+    backups: Vec<Backup>,
+}
+
+impl Resources {
+    async fn read(kubernetes: &Kubernetes) -> Result<Self, Failure> {
+        let (clusters, domains, mailboxes, policies) = tokio::try_join!(
+            list::<MailCluster>(kubernetes),
+            list::<MailDomain>(kubernetes),
+            list::<Mailbox>(kubernetes),
+            list::<BackupPolicy>(kubernetes),
+        )?;
+        // Where it is left out the namespace has one MailCluster.
+        let ours = |reference: Option<&ClusterRef>| {
+            reference.is_none_or(|cluster| cluster.name == kubernetes.cluster)
+        };
+        let mut found = Self::default();
+        for cluster in clusters {
+            if cluster.name_any() == kubernetes.cluster && !is_rehearsal(&cluster) {
+                found.add("MailCluster", &cluster, cluster.status.as_ref().map(|status| &status.conditions));
+            }
+        }
+        for domain in domains.iter().filter(|domain| ours(domain.spec.cluster_ref.as_ref())) {
+            found.add("MailDomain", domain, domain.status.as_ref().map(|status| &status.conditions));
+        }
+        for mailbox in mailboxes.iter().filter(|mailbox| ours(mailbox.spec.cluster_ref.as_ref())) {
+            found.add("Mailbox", mailbox, mailbox.status.as_ref().map(|status| &status.conditions));
+        }
+        for policy in policies.iter().filter(|policy| ours(policy.spec.cluster_ref.as_ref())) {
+            found.add("BackupPolicy", policy, policy.status.as_ref().map(|status| &status.conditions));
+            found.backups.push(backup(policy.name_any(), policy.status.as_ref()));
+        }
+        Ok(found)
+    }
+
+    fn add<K: kube::Resource>(
+        &mut self,
+        kind: &'static str,
+        object: &K,
+        conditions: Option<&Vec<Condition>>,
+    ) {
+        let conditions = conditions.cloned().unwrap_or_default();
+        self.all.push(Resource { kind, name: object.name_any(), conditions });
+    }
+}
+
+async fn list<K>(kubernetes: &Kubernetes) -> Result<Vec<K>, Failure>
+where
+    K: kube::Resource<Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + std::fmt::Debug,
+    K::DynamicType: Default,
+{
+    let api: Api<K> = Api::namespaced(kubernetes.client.clone(), &kubernetes.namespace);
+    Ok(api.list(&ListParams::default()).await?.items)
+}
+
+fn backup(policy: String, status: Option<&BackupPolicyStatus>) -> Backup {
+    let told = status.cloned().unwrap_or_default();
+    Backup {
+        policy,
+        last_successful: told.last_successful_time.map(|time| time.0),
+        next: told.next_schedule_time.map(|time| time.0),
+        archive_lag: told.archive_lag,
+        last_rehearsed: told.last_rehearsed_time.map(|time| time.0),
+    }
+}
+
+fn facts(status: ClusterStatus, resources: Resources, now: Timestamp) -> Facts {
+    let mut problems = health::of_nodes(&status, now);
+    problems.extend(health::of_resources(&resources.all));
+    problems.sort();
+    let queues = health::queues(&status);
     let groups: Vec<Group> = status
         .groups
         .into_iter()
@@ -107,6 +230,7 @@ fn facts(status: ClusterStatus) -> Facts {
         .into_iter()
         .map(|report| {
             let status = report.status.unwrap_or_default();
+            let health = status.health.unwrap_or_default();
             Node {
                 node: report.node,
                 address: report.address,
@@ -121,6 +245,8 @@ fn facts(status: ClusterStatus) -> Facts {
                 replicas: report.replicas,
                 target_replicas: report.target_replicas,
                 placed_replicas: report.placed_replicas,
+                disk_free_bytes: health.disk_free_bytes,
+                disk_size_bytes: health.disk_size_bytes,
             }
         })
         .collect();
@@ -134,7 +260,8 @@ fn facts(status: ClusterStatus) -> Facts {
         moving: status.moving,
         paused: status.paused,
     };
-    Facts { nodes, partitions, groups, format_level }
+    let backups = resources.backups;
+    Facts { well: problems.is_empty(), problems, nodes, partitions, groups, queues, backups, format_level }
 }
 
 /// How far a node is that joins or leaves.
@@ -168,7 +295,61 @@ fn levels(facts: &Facts) -> String {
     }
 }
 
-fn table(facts: &Facts, with_partitions: bool) -> String {
+/// What is to be seen first: whether it is well.
+fn verdict(problems: &[Problem]) -> String {
+    if problems.is_empty() {
+        return "well\n".to_owned();
+    }
+    let line = |problem: &Problem| {
+        let mark = match problem.severity {
+            Severity::Critical => "critical",
+            Severity::Warning => "warning",
+        };
+        let runbook = problem.runbook.map(|page| format!("   (runbook {page})")).unwrap_or_default();
+        format!("  {mark:9} {}{runbook}\n", problem.text)
+    };
+    let worst = problems.iter().any(|problem| problem.severity == Severity::Critical);
+    let head = if worst { "NOT WELL: people notice, or mail is in danger" } else { "not well" };
+    format!("{head}\n{}", problems.iter().map(line).collect::<String>())
+}
+
+/// Queues and backups, a line each.
+fn summary(facts: &Facts, now: Timestamp) -> String {
+    let ago = |at: Option<Timestamp>| {
+        at.map_or_else(
+            || "never".to_owned(),
+            |at| format!("{} ago", output::span(now.duration_since(at).as_secs())),
+        )
+    };
+    let waiting: Vec<String> = facts
+        .queues
+        .iter()
+        .map(|queue| match queue.oldest {
+            Some(oldest) if queue.recipients > 0 => {
+                let age = output::span(now.duration_since(oldest).as_secs());
+                format!("{} {} (oldest {age})", queue.class, queue.recipients)
+            }
+            _ => format!("{} {}", queue.class, queue.recipients),
+        })
+        .collect();
+    let mut text = format!("queues: {}\n", waiting.join(", "));
+    for backup in &facts.backups {
+        let mut parts = vec![format!("last {}", ago(backup.last_successful))];
+        if let Some(next) = backup.next {
+            parts.push(format!("next in {}", output::span(next.duration_since(now).as_secs().max(0))));
+        }
+        if let Some(lag) = &backup.archive_lag {
+            parts.push(format!("archive {lag} behind"));
+        }
+        if backup.last_rehearsed.is_some() {
+            parts.push(format!("rehearsed {}", ago(backup.last_rehearsed)));
+        }
+        text += &format!("backups by {}: {}\n", backup.policy, parts.join(", "));
+    }
+    text
+}
+
+fn table(facts: &Facts, with_partitions: bool, now: Timestamp) -> String {
     let nodes = facts.nodes.iter().map(|node| {
         let state = match (node.reachable, node.ready) {
             (false, _) => "not reachable".to_owned(),
@@ -177,13 +358,30 @@ fn table(facts: &Facts, with_partitions: bool) -> String {
         };
         let (leads, replicas) = (node.leads.to_string(), node.replicas.to_string());
         let zone = if node.zone.is_empty() { "-".to_owned() } else { node.zone.clone() };
-        [node.node.to_string(), node.address.clone(), zone, state, leads, replicas, node.version.clone()]
+        let free = match node.disk_size_bytes {
+            0 => "-".to_owned(),
+            _ => output::bytes(node.disk_free_bytes),
+        };
+        [
+            node.node.to_string(),
+            node.address.clone(),
+            zone,
+            state,
+            leads,
+            replicas,
+            free,
+            node.version.clone(),
+        ]
     });
-    let mut text = output::table(["NODE", "ADDRESS", "ZONE", "STATE", "LEADS", "REPLICAS", "VERSION"], nodes);
+    let mut text = verdict(&facts.problems);
+    text.push('\n');
+    text +=
+        &output::table(["NODE", "ADDRESS", "ZONE", "STATE", "LEADS", "REPLICAS", "FREE", "VERSION"], nodes);
     let Partitions { total, leaderless, under_replicated, moving, paused } = &facts.partitions;
     text += &format!(
         "\n{total} partitions, {leaderless} without a leader, {under_replicated} under-replicated\n"
     );
+    text += &summary(facts, now);
     text += &levels(facts);
     if *moving > 0 {
         text += &format!("{moving} groups change their members\n");
@@ -227,7 +425,7 @@ mod tests {
         };
         let up =
             NodeStatus { ready: true, version: "1".into(), level: 1, max_level: 2, ..NodeStatus::default() };
-        let facts = facts(ClusterStatus {
+        let status = ClusterStatus {
             nodes: vec![
                 NodeReport {
                     node: 0,
@@ -259,9 +457,19 @@ mod tests {
             partitions: 2,
             moving: 3,
             ..ClusterStatus::default()
-        });
+        };
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let told = BackupPolicyStatus {
+            last_successful_time: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                Timestamp::from_second(996_400).unwrap(),
+            )),
+            archive_lag: Some("12s".into()),
+            ..Default::default()
+        };
+        let backups = vec![backup("nightly".into(), Some(&told))];
+        let facts = facts(status, Resources { all: Vec::new(), backups }, now);
         assert_eq!((facts.partitions.leaderless, facts.partitions.under_replicated), (1, 1));
-        let text = table(&facts, true);
+        let text = table(&facts, true, now);
         assert!(
             text.contains("not reachable") && text.contains("2 partitions, 1 without a leader"),
             "{text}"
@@ -271,5 +479,8 @@ mod tests {
         assert!(text.contains("west") && text.contains("ZONE"), "{text}");
         assert!(text.contains("format level 1, raised once") && text.contains("by node 1\n"), "{text}");
         assert_eq!(facts.nodes[0].leads, 2);
+        assert!(text.starts_with("NOT WELL") && text.contains("(runbook PartitionLeaderless)"), "{text}");
+        assert!(text.contains("backups by nightly: last 1h ago, archive 12s behind\n"), "{text}");
+        assert!(text.contains("queues: local 0, remote 0, bad 0, held 0\n"), "{text}");
     }
 }

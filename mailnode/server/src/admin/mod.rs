@@ -38,7 +38,9 @@ use crate::{
     disk::Disk,
     groups::{CommandFailure, Groups, QueryFailure},
     http::Readiness,
-    tls::InternalTls,
+    repairer::Repairer,
+    scrubber,
+    tls::{InternalTls, PublicTls},
     topology,
 };
 
@@ -73,6 +75,12 @@ pub struct AdminService {
     pub archiver: Archiver,
     /// Bounds the backups made here.
     pub backups: Arc<Backups>,
+    /// Certificates of SMTP and IMAP.
+    pub public_tls: Arc<PublicTls>,
+    /// Knows what is rotten and not repaired yet.
+    pub repairer: Arc<Repairer>,
+    /// The same of the log.
+    pub scrub: Arc<scrubber::Totals>,
     /// Ends what takes long.
     pub stop: CancellationToken,
 }

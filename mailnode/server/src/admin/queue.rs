@@ -241,7 +241,7 @@ fn class_in(class: i32) -> Result<Option<QueueClass>, Status> {
     }
 }
 
-fn class_out(class: QueueClass) -> admin::QueueClass {
+pub(super) fn class_out(class: QueueClass) -> admin::QueueClass {
     match class {
         QueueClass::Local => admin::QueueClass::Local,
         QueueClass::Remote => admin::QueueClass::Remote,

@@ -1,15 +1,17 @@
 //! Status of this node and of the cluster.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _};
 use quorumail_consensus::{GroupProgress, Peer, Progress};
 use quorumail_proto::admin::{
-    ClusterStatus, GetNodeStatusRequest, GroupPlan, GroupStatus, NodeReport, NodeStatus, Plan,
-    admin_client::AdminClient,
+    CertificateHealth, ClusterStatus, GetNodeStatusRequest, GroupPlan, GroupStatus, NodeHealth, NodeReport,
+    NodeStatus, Plan, QueueHealth, admin_client::AdminClient,
 };
 
-use super::AdminService;
+use quorumail_store::Timestamp;
+
+use super::{AdminService, queue::class_out};
 use crate::{channels, groups::DIRECTORY, topology};
 
 /// For a peer to tell its status.
@@ -45,6 +47,34 @@ pub(super) fn of_node(service: &AdminService) -> NodeStatus {
         plan: consensus.progress().map(plan),
         level: consensus.level(),
         max_level: consensus.levels().max,
+        health: Some(health(service)),
+    }
+}
+
+fn health(service: &AdminService) -> NodeHealth {
+    let consensus = service.groups.consensus.metrics();
+    let rotten_log = service.scrub.open.load(Relaxed);
+    let certificate = |section: &str, not_after: Option<i64>| CertificateHealth {
+        section: section.to_owned(),
+        not_after: not_after.unwrap_or(0),
+    };
+    let queue = |(class, (recipients, oldest)): (_, (u64, Option<Timestamp>))| QueueHealth {
+        class: class_out(class).into(),
+        recipients,
+        oldest: oldest.map(|at| at.0),
+    };
+    NodeHealth {
+        disk_free_bytes: service.disk.free(),
+        disk_size_bytes: service.disk.size(),
+        disk_room: service.disk.room().allows(),
+        slow_disk: consensus.disk_is_slow,
+        unreadable_replicas: consensus.unreadable_replicas,
+        unrepaired: service.repairer.open().len() as u64 + rotten_log,
+        certificates: vec![
+            certificate("public", service.public_tls.not_after()),
+            certificate("internal", service.tls.not_after()),
+        ],
+        queues: service.groups.queue_totals().into_iter().map(queue).collect(),
     }
 }
 

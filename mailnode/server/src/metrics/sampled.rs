@@ -1,13 +1,10 @@
 //! Numbers that other rooms keep, taken when somebody asks for the metrics.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use quorumail_consensus::LATENCY_BUCKETS_US;
 use quorumail_journal::Journal;
-use quorumail_store::{Query, Reply, Usage};
+use quorumail_store::Usage;
 use tokio::sync::watch;
 
 use super::class_name;
@@ -15,9 +12,9 @@ use crate::{
     admin::backup::Backups,
     archiver::Archiver,
     compactor,
-    disk::{Disk, Room},
+    disk::Disk,
     exposition::Exposition,
-    groups::{self, DIRECTORY, Groups},
+    groups::{self, Groups},
     http::Readiness,
     repairer::Repairer,
     scrubber,
@@ -115,11 +112,7 @@ impl Sources {
             "disk_room",
             "What the free bytes allow: 2 everything, 1 everything but new mail, 0 only reading.",
         )
-        .value(match self.disk.room() {
-            Room::Enough => 2u64,
-            Room::NoNewMail => 1,
-            Room::ReadOnly | Room::Full => 0,
-        });
+        .value(self.disk.room().allows());
         text.gauge("disk_size_bytes", "Size of the data's file system.").value(self.disk.size());
     }
 
@@ -334,30 +327,18 @@ impl Sources {
         text.gauge("directory_domains", "Domains served.").value(directory.domains().len());
         text.gauge("directory_mailboxes", "Mailboxes, deleted ones not counted.")
             .value(directory.mailboxes().len());
-        // Told by leaders only, so that the sum over all nodes counts each entry once.
-        let mut classes: BTreeMap<&str, (u64, Option<i64>)> =
-            ["local", "remote", "bad", "held"].map(|class| (class, (0, None))).into();
-        for group in self.groups.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY) {
-            let Reply::QueueCounts(counts) = self.groups.store.query(group.0, &Query::QueueCounts) else {
-                continue;
-            };
-            for (class, recipients, oldest) in counts {
-                let total = classes.entry(class_name(class)).or_default();
-                total.0 += recipients;
-                total.1 = [total.1, oldest.map(|at| at.0)].into_iter().flatten().min();
-            }
-        }
+        let classes = self.groups.queue_totals();
         let mut family =
             text.gauge("queue_recipients", "Recipients that wait, in queues that this node leads.");
         for (class, (recipients, _)) in &classes {
-            family.labelled("class", class, recipients);
+            family.labelled("class", class_name(*class), recipients);
         }
         let now = groups::now().0;
         let mut family =
             text.gauge("queue_oldest_seconds", "Age of the oldest entry in queues that this node leads.");
         for (class, (_, oldest)) in &classes {
-            let age = oldest.map_or(0.0, |at| now.saturating_sub(at).max(0) as f64 / 1e3);
-            family.labelled("class", class, age);
+            let age = oldest.map_or(0.0, |at| now.saturating_sub(at.0).max(0) as f64 / 1e3);
+            family.labelled("class", class_name(*class), age);
         }
     }
 }
