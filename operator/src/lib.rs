@@ -36,3 +36,4 @@ pub mod settings;
 pub mod shape;
 pub mod status;
 pub mod stores;
+pub mod unreadable;

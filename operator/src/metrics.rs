@@ -1,7 +1,8 @@
 //! The operator's own metrics.
 
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::runs::metrics::BackupMetrics;
@@ -18,6 +19,8 @@ pub struct Metrics {
     pub changes: IntCounterVec,
     /// 1 while this operator holds the Lease.
     pub leader: IntGauge,
+    /// Objects that cannot be read and are passed over, by kind.
+    pub unreadable: IntGaugeVec,
     /// Of backups and restores.
     pub backups: BackupMetrics,
 }
@@ -47,12 +50,20 @@ impl Metrics {
             &["result"],
         )?;
         let leader = IntGauge::new("quorumail_operator_leader", "1 while this operator holds the Lease.")?;
+        let unreadable = IntGaugeVec::new(
+            Opts::new(
+                "quorumail_operator_unreadable_objects",
+                "Objects that cannot be read and are passed over, by kind.",
+            ),
+            &["kind"],
+        )?;
+        registry.register(Box::new(unreadable.clone()))?;
         registry.register(Box::new(reconciles.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(changes.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         let backups = BackupMetrics::register(&registry)?;
-        Ok(Self { registry, reconciles, seconds, changes, leader, backups })
+        Ok(Self { registry, reconciles, seconds, changes, leader, unreadable, backups })
     }
 
     /// Counts one reconciliation.

@@ -8,7 +8,7 @@ use futures::{Stream, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
-    core::PartialObjectMeta,
+    core::{DeserializeGuard, PartialObjectMeta},
     runtime::{
         WatchStreamExt as _,
         reflector::{ObjectRef, Store, store::Writer},
@@ -16,12 +16,15 @@ use kube::{
     },
 };
 use parking_lot::RwLock;
+use prometheus::IntGaugeVec;
 use quorumail_crds::{
     BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, PAUSED_ANNOTATION,
     backup::is_rehearsal,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
+
+use crate::unreadable::{Sieve, Unreadable};
 
 /// Changes that a listener may be behind before it is told to look at everything.
 const CHANGES: usize = 1024;
@@ -58,6 +61,8 @@ pub struct Stores {
     pub backups: Store<MailBackup>,
     /// All MailRestores.
     pub restores: Store<MailRestore>,
+    /// What is in none of them because it cannot be read.
+    pub unreadable: Arc<Unreadable>,
     /// Version of every Secret.
     secrets: RwLock<HashMap<Key, String>>,
     secrets_ready: tokio::sync::watch::Sender<bool>,
@@ -81,8 +86,8 @@ pub fn key<K: Resource>(object: &K) -> Key {
 }
 
 impl Stores {
-    /// Starts the watches; they run until the process ends.
-    pub fn start(client: &Client, namespace: &str) -> Arc<Self> {
+    /// Starts the watches; they run until the process ends. `unreadable` counts by kind what cannot be read.
+    pub fn start(client: &Client, namespace: &str, unreadable: IntGaugeVec) -> Arc<Self> {
         let (clusters, domains, mailboxes) = (Writer::default(), Writer::default(), Writer::default());
         let (policies, backups, restores) = (Writer::default(), Writer::default(), Writer::default());
         let stores = Arc::new(Self {
@@ -92,6 +97,7 @@ impl Stores {
             policies: policies.as_reader(),
             backups: backups.as_reader(),
             restores: restores.as_reader(),
+            unreadable: Arc::new(Unreadable::new(unreadable)),
             secrets: RwLock::default(),
             secrets_ready: tokio::sync::watch::Sender::new(false),
             changes: broadcast::Sender::new(CHANGES),
@@ -139,12 +145,17 @@ impl Stores {
     }
 
     /// The MailCluster that an object of `namespace` belongs to: the one it names, or the only one there is. Those of rehearsals
-    /// belong to nobody.
+    /// belong to nobody; one that cannot be read is there all the same.
     pub fn cluster_of(
         &self,
         namespace: &str,
         named: Option<&ClusterRef>,
     ) -> Result<Arc<MailCluster>, String> {
+        let unreadable = self.unreadable.of::<MailCluster>(namespace);
+        let meant = |name: &&String| named.is_none_or(|named| named.name == **name);
+        if let Some(name) = unreadable.iter().find(meant) {
+            return Err(format!("MailCluster {name} cannot be read by this operator, whose log says why"));
+        }
         if let Some(named) = named {
             let found = self.clusters.get(&ObjectRef::new(&named.name).within(namespace));
             return found
@@ -162,21 +173,30 @@ impl Stores {
         }
     }
 
-    async fn follow<K>(self: Arc<Self>, mut writer: Writer<K>, api: Api<K>, changed: impl Fn(&K) -> Changed)
-    where
+    async fn follow<K>(
+        self: Arc<Self>,
+        mut writer: Writer<K>,
+        api: Api<DeserializeGuard<K>>,
+        changed: impl Fn(&K) -> Changed,
+    ) where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     {
         let reader = writer.as_reader();
         let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
         let mut events = std::pin::pin!(events);
+        let mut sieve = Sieve::new(self.unreadable.clone());
         loop {
             let event = match events.try_next().await {
-                Ok(Some(event)) => event.modify(|object| object.meta_mut().managed_fields = None),
+                Ok(Some(event)) => sieve.sift(event, &reader),
                 Ok(None) => return,
                 Err(error) => {
                     tracing::warn!(%error, kind = %K::kind(&()), "watch failed; trying again");
                     continue;
                 }
+            };
+            let Some(event) = event.map(|e| e.modify(|object| object.meta_mut().managed_fields = None))
+            else {
+                continue;
             };
             let tell = match &event {
                 Event::Apply(object) => {

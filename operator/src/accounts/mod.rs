@@ -173,6 +173,11 @@ impl Supervisor {
             return None;
         }
         let namespace = object.meta().namespace.clone().unwrap_or_default();
+        // It may belong to one that cannot be read, and must not go before its mail does.
+        let is_leaving = object.meta().deletion_timestamp.is_some();
+        if is_leaving && !self.context.stores.unreadable.of::<MailCluster>(&namespace).is_empty() {
+            return None;
+        }
         let why = match self.context.stores.cluster_of(&namespace, named) {
             Ok(cluster) if is_there(&cluster) => return None,
             Ok(cluster) => format!("MailCluster {} is being deleted", cluster.name_any()),

@@ -43,6 +43,8 @@ pub struct Members {
     pub mailboxes: Vec<Arc<Mailbox>>,
     /// Its backups.
     pub policies: Vec<Arc<BackupPolicy>>,
+    /// What may belong to it and cannot be read, as kind and name.
+    pub unreadable: Vec<String>,
 }
 
 /// A Secret that members refer to.
@@ -279,6 +281,7 @@ mod tests {
                 ),
             ],
             policies: vec![policy("nightly", "{name: key}", ", caSecretRef: {name: ca}")],
+            unreadable: Vec::new(),
         }
     }
 

@@ -40,7 +40,7 @@ async fn main() -> anyhow::Result<()> {
     let mut stop = stop_signal()?;
     let identity = settings.identity.clone().unwrap_or_else(|| format!("operator-{}", std::process::id()));
     let mut election = Election::new(client.clone(), &settings.namespace, &identity);
-    let stores = Stores::start(&client, &settings.watch_namespace);
+    let stores = Stores::start(&client, &settings.watch_namespace, metrics.unreadable.clone());
     tokio::select! {
         () = stores.wait_until_ready() => ready.store(true, Ordering::Relaxed),
         _ = stop.wait_for(|stop| *stop) => return Ok(()),

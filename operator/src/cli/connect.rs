@@ -12,7 +12,9 @@ use std::{
 
 use clap::Args;
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::{Api, Client, Config, ResourceExt as _, api::ListParams, config::KubeConfigOptions};
+use kube::{
+    Api, Client, Config, ResourceExt as _, api::ListParams, config::KubeConfigOptions, core::DeserializeGuard,
+};
 use quorumail_crds::{MailCluster, backup::is_rehearsal};
 use tokio::{io::copy_bidirectional, net::TcpListener};
 
@@ -99,10 +101,10 @@ impl Target {
 
 /// The one MailCluster of a namespace.
 async fn only_cluster(client: &Client, namespace: &str) -> Result<String, Failure> {
-    let api: Api<MailCluster> = Api::namespaced(client.clone(), namespace);
+    let api: Api<DeserializeGuard<MailCluster>> = Api::namespaced(client.clone(), namespace);
     let found = api.list(&ListParams::default()).await?;
-    let names: Vec<String> =
-        found.iter().filter(|cluster| !is_rehearsal(cluster)).map(|cluster| cluster.name_any()).collect();
+    let counts = |cluster: &&DeserializeGuard<MailCluster>| !cluster.0.as_ref().is_ok_and(is_rehearsal);
+    let names: Vec<String> = found.iter().filter(counts).map(|cluster| cluster.name_any()).collect();
     match names.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Failure::Usage(format!("namespace {namespace} has no MailCluster; say --namespace"))),

@@ -11,6 +11,7 @@ use k8s_openapi::{ByteString, api::core::v1::Secret};
 use kube::{
     Api, ResourceExt as _,
     api::{ListParams, Patch, PatchParams},
+    core::DeserializeGuard,
 };
 use quorumail_crds::Mailbox;
 use serde::Serialize;
@@ -209,13 +210,14 @@ async fn suspend(target: &Target, address: &str, suspended: bool) -> Result<(), 
 impl Kubernetes {
     /// The resource of an address.
     async fn mailbox(&self, address: &str) -> Result<Mailbox, Failure> {
-        let api: Api<Mailbox> = Api::namespaced(self.client.clone(), &self.namespace);
-        let all = api.list(&ListParams::default()).await?.items;
-        let ours = |mailbox: &&Mailbox| {
+        let api: Api<DeserializeGuard<Mailbox>> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut all =
+            api.list(&ListParams::default()).await?.items.into_iter().filter_map(|found| found.0.ok());
+        let ours = |mailbox: &Mailbox| {
             mailbox.spec.address.eq_ignore_ascii_case(address)
                 && mailbox.spec.cluster_ref.as_ref().is_none_or(|cluster| cluster.name == self.cluster)
         };
-        all.iter().find(ours).cloned().ok_or_else(|| {
+        all.find(ours).ok_or_else(|| {
             Failure::Failed(format!("namespace {} has no Mailbox with address {address}", self.namespace))
         })
     }

@@ -18,6 +18,7 @@ use k8s_openapi::api::{
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
+    core::DeserializeGuard,
     runtime::{
         Controller,
         controller::Action,
@@ -111,7 +112,7 @@ pub async fn run(context: Arc<Context>, stop: impl Future<Output = ()> + Send + 
     let config = kube::runtime::controller::Config::default()
         .debounce(Duration::from_millis(100))
         .concurrency(CONCURRENCY);
-    Controller::new(api::<MailCluster>(&client, &namespace), watcher::Config::default())
+    Controller::new(api::<DeserializeGuard<MailCluster>>(&client, &namespace), watcher::Config::default())
         .owns(api::<StatefulSet>(&client, &namespace), ours())
         .owns(api::<Service>(&client, &namespace), ours())
         .owns(api::<ConfigMap>(&client, &namespace), ours())
@@ -126,7 +127,7 @@ pub async fn run(context: Arc<Context>, stop: impl Future<Output = ()> + Send + 
         .await;
 }
 
-fn on_error(cluster: Arc<MailCluster>, error: &Error, context: Arc<Context>) -> Action {
+fn on_error(cluster: Arc<DeserializeGuard<MailCluster>>, error: &Error, context: Arc<Context>) -> Action {
     let mut failures = context.failures.lock();
     let count = failures.entry(crate::stores::key(&*cluster)).or_default();
     *count = count.saturating_add(1);
@@ -134,12 +135,17 @@ fn on_error(cluster: Arc<MailCluster>, error: &Error, context: Arc<Context>) -> 
     Action::requeue(Duration::from_secs(1u64 << (*count - 1).min(6)).min(MAX_BACKOFF))
 }
 
-async fn reconcile(cluster: Arc<MailCluster>, context: Arc<Context>) -> Result<Action, Error> {
+async fn reconcile(
+    cluster: Arc<DeserializeGuard<MailCluster>>,
+    context: Arc<Context>,
+) -> Result<Action, Error> {
+    // One that cannot be read is left as it is; the stores tell of it.
+    let Ok(cluster) = &cluster.0 else { return Ok(Action::await_change()) };
     let started = std::time::Instant::now();
-    let result = step(&cluster, &context).await;
+    let result = step(cluster, &context).await;
     context.metrics.observe("mailcluster", started, result.is_ok());
     if result.is_ok() {
-        context.failures.lock().remove(&crate::stores::key(&*cluster));
+        context.failures.lock().remove(&crate::stores::key(cluster));
     }
     result
 }

@@ -15,8 +15,8 @@ use kube::{
 };
 use parking_lot::Mutex;
 use quorumail_crds::{
-    BackupPolicy, BackupPolicyStatus, ClusterRef, MailBackup, MailBackupStatus, MailCluster, MailRestore,
-    MailRestoreStatus,
+    BackupPolicy, BackupPolicyStatus, ClusterRef, MailBackup, MailBackupStatus, MailCluster, MailDomain,
+    MailRestore, MailRestoreStatus, Mailbox,
     backup::Phase,
     condition::{find, kind, reason},
     is_paused,
@@ -321,7 +321,17 @@ impl Supervisor {
                 stores.cluster_of(&policy.namespace().unwrap_or_default(), policy.spec.cluster_ref.as_ref());
             of.is_ok_and(|of| key(&*of) == key(&**cluster))
         });
-        Members { cluster: cluster.clone(), domains, mailboxes, policies }
+        let namespace = cluster.namespace().unwrap_or_default();
+        let unreadable = [
+            ("MailDomain", stores.unreadable.of::<MailDomain>(&namespace)),
+            ("Mailbox", stores.unreadable.of::<Mailbox>(&namespace)),
+            ("BackupPolicy", stores.unreadable.of::<BackupPolicy>(&namespace)),
+        ];
+        let in_words = |(kind, names): (&str, Vec<String>)| -> Vec<String> {
+            names.iter().map(|name| format!("{kind} {name}")).collect()
+        };
+        let unreadable = unreadable.into_iter().flat_map(in_words).collect();
+        Members { cluster: cluster.clone(), domains, mailboxes, policies, unreadable }
     }
 
     fn backup_ended(

@@ -94,16 +94,25 @@ where
         }
         kept.objects += 1;
     }
-    if include_secrets {
-        let (secrets, left_out) = add_secrets(&mut list, members, bounds, read).await;
-        kept.secrets = secrets;
-        kept.left_out = left_out.in_words();
+    let mut left_out = LeftOut::default();
+    for object in &members.unreadable {
+        left_out.add(format!("{object}: it cannot be read by this operator, whose log says why"));
     }
+    if include_secrets {
+        kept.secrets = add_secrets(&mut list, members, bounds, read, &mut left_out).await;
+    }
+    kept.left_out = left_out.in_words();
     Gathered { json: Some(list.finish()), kept }
 }
 
-/// How many were added, and what was left out.
-async fn add_secrets<R, F>(list: &mut List, members: &Members, bounds: Bounds, read: R) -> (u32, LeftOut)
+/// How many were added.
+async fn add_secrets<R, F>(
+    list: &mut List,
+    members: &Members,
+    bounds: Bounds,
+    read: R,
+    left_out: &mut LeftOut,
+) -> u32
 where
     R: Fn(String) -> F,
     F: Future<Output = Result<Option<Secret>, String>>,
@@ -114,7 +123,7 @@ where
         async move { (name, wanted, answer.await) }
     });
     let mut reads = std::pin::pin!(reads.buffered(CONCURRENCY));
-    let (mut added, mut left_out) = (0, LeftOut::default());
+    let mut added = 0;
     loop {
         let (name, wanted, answer) = match timeout_at(until, reads.next()).await {
             Ok(Some(answered)) => answered,
@@ -137,9 +146,8 @@ where
                 }
                 if let Err(error) = list.add(&part) {
                     list.shorten(mark);
-                    left_out = LeftOut::default();
                     left_out.add(format!("all Secrets: together with the other resources, {error}"));
-                    return (0, left_out);
+                    return 0;
                 }
                 added += 1;
             }
@@ -147,7 +155,7 @@ where
             Err(error) => left_out.add(format!("{secret}: {error}")),
         }
     }
-    (added, left_out)
+    added
 }
 
 #[cfg(test)]
@@ -179,6 +187,7 @@ mod tests {
             domains: Vec::new(),
             mailboxes: (0..mailboxes).map(mailbox).collect(),
             policies: Vec::new(),
+            unreadable: Vec::new(),
         }
     }
 
@@ -191,8 +200,12 @@ mod tests {
 
     #[tokio::test]
     async fn secrets_are_read_only_when_they_are_asked_for() {
-        let gathered = gather_from(&members(2), false, BOUNDS, async |_| panic!("nobody asked")).await;
+        let mut members = members(2);
+        let gathered = gather_from(&members, false, BOUNDS, async |_| panic!("nobody asked")).await;
         assert_eq!(gathered.kept, KeptResources { objects: 3, secrets: 0, left_out: None });
+        members.unreadable = vec!["Mailbox carol".to_owned()];
+        let kept = gather_from(&members, false, BOUNDS, async |_| panic!("nobody asked")).await.kept;
+        assert!(kept.left_out.unwrap().starts_with("Mailbox carol: it cannot be read"));
         assert_eq!(read_list(&gathered.json.unwrap(), true, None).unwrap().objects.len(), 3);
     }
 
