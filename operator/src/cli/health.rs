@@ -132,7 +132,7 @@ pub(super) fn of_nodes(status: &ClusterStatus, now: Timestamp) -> Vec<Problem> {
                 found.push(problem(Severity::Critical, "QueueStuck", text));
             }
             ("bad", count @ 1..) => {
-                let text = format!("{count} reports in the bad queue that nobody got");
+                let text = format!("{count} in the bad queue: reports that nobody got");
                 found.push(problem(Severity::Warning, "BadQueueNotEmpty", text));
             }
             _ => {}
@@ -304,11 +304,11 @@ mod tests {
         for expected in [
             "1 of 2 partitions have no leader",
             "1 of 2 partitions lack a replica",
-            "mail for 2 recipients here waits for up to 1h",
+            "mail for 2 recipients here waits for up to 60m",
             "the disk of node 0 is full, it takes no new mail (5 B free)",
             "the public certificate of node 1 has expired",
-            "the public certificate of node 0 expires in 1d",
-            "1 reports in the bad queue that nobody got",
+            "the public certificate of node 0 expires in 24h",
+            "1 in the bad queue: reports that nobody got",
             "node 1 is not ready: the log is being read",
             "node 2 does not answer",
             "the disk of node 0 is far slower than those of the others",

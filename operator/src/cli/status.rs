@@ -127,6 +127,7 @@ pub(super) async fn run(target: &Target, format: Format, args: &StatusArgs) -> R
     output::print(format, &facts, |facts| table(facts, args.partitions, now))?;
     match facts.problems.len() {
         0 => Ok(()),
+        1 => Err(Failure::Failed("not well: 1 problem".to_owned())),
         count => Err(Failure::Failed(format!("not well: {count} problems"))),
     }
 }
@@ -480,7 +481,7 @@ mod tests {
         assert!(text.contains("format level 1, raised once") && text.contains("by node 1\n"), "{text}");
         assert_eq!(facts.nodes[0].leads, 2);
         assert!(text.starts_with("NOT WELL") && text.contains("(runbook PartitionLeaderless)"), "{text}");
-        assert!(text.contains("backups by nightly: last 1h ago, archive 12s behind\n"), "{text}");
+        assert!(text.contains("backups by nightly: last 60m ago, archive 12s behind\n"), "{text}");
         assert!(text.contains("queues: local 0, remote 0, bad 0, held 0\n"), "{text}");
     }
 }
