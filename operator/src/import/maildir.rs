@@ -14,7 +14,7 @@ use quorumail_imap::mutf7;
 use tokio::sync::mpsc;
 
 use super::{
-    Candidate, Found, ImportError, MAX_MESSAGE, PAGE, Read, Source, blocking, failed, mbox::unescape,
+    Candidate, Entries, Found, ImportError, MAX_MESSAGE, Read, Source, blocking, failed, mbox::unescape,
     source_of, with_crlf,
 };
 
@@ -30,15 +30,14 @@ pub struct Maildir {
     root: PathBuf,
     dirs: Vec<PathBuf>,
     /// Of the folder that is open; the place is a number in `files`.
-    entries: Vec<Candidate>,
+    entries: Entries,
     files: Vec<PathBuf>,
-    next: usize,
 }
 
 impl Maildir {
     /// Nothing is read yet.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, dirs: Vec::new(), entries: Vec::new(), files: Vec::new(), next: 0 }
+        Self { root, dirs: Vec::new(), entries: Entries::default(), files: Vec::new() }
     }
 }
 
@@ -59,16 +58,13 @@ impl Source for Maildir {
 
     async fn open(&mut self, folder: usize) -> Result<(), ImportError> {
         let dir = self.dirs[folder].clone();
-        (self.entries, self.files) = blocking(move || index(&dir)).await?;
-        self.next = 0;
+        let (entries, files) = blocking(move || index(&dir)).await?;
+        (self.entries, self.files) = (Entries::new(entries), files);
         Ok(())
     }
 
     async fn page(&mut self) -> Result<Vec<Candidate>, ImportError> {
-        let rest = &self.entries[self.next..];
-        let page = rest[..rest.len().min(PAGE)].to_vec();
-        self.next += page.len();
-        Ok(page)
+        Ok(self.entries.page())
     }
 
     async fn read(&mut self, wanted: &[Candidate], out: mpsc::Sender<Read>) -> Result<(), ImportError> {

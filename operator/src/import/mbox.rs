@@ -20,7 +20,7 @@ use mail_parser::MessageParser;
 use tokio::sync::mpsc;
 
 use super::{
-    Candidate, Found, ImportError, MAX_MESSAGE, PAGE, Read, Source, blocking, failed, source_of, with_crlf,
+    Candidate, Entries, Found, ImportError, MAX_MESSAGE, Read, Source, blocking, failed, source_of, with_crlf,
 };
 
 /// Levels of directories below the one that is given.
@@ -39,15 +39,14 @@ pub struct Mbox {
     path: PathBuf,
     files: Vec<PathBuf>,
     /// Of the file that is open.
-    entries: Vec<Candidate>,
-    next: usize,
+    entries: Entries,
     open: PathBuf,
 }
 
 impl Mbox {
     /// Nothing is read yet.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, files: Vec::new(), entries: Vec::new(), next: 0, open: PathBuf::new() }
+        Self { path, files: Vec::new(), entries: Entries::default(), open: PathBuf::new() }
     }
 }
 
@@ -64,16 +63,12 @@ impl Source for Mbox {
     async fn open(&mut self, folder: usize) -> Result<(), ImportError> {
         let path = self.files[folder].clone();
         self.open.clone_from(&path);
-        self.entries = blocking(move || index(&path)).await?;
-        self.next = 0;
+        self.entries = Entries::new(blocking(move || index(&path)).await?);
         Ok(())
     }
 
     async fn page(&mut self) -> Result<Vec<Candidate>, ImportError> {
-        let rest = &self.entries[self.next..];
-        let page = rest[..rest.len().min(PAGE)].to_vec();
-        self.next += page.len();
-        Ok(page)
+        Ok(self.entries.page())
     }
 
     async fn read(&mut self, wanted: &[Candidate], out: mpsc::Sender<Read>) -> Result<(), ImportError> {

@@ -560,6 +560,26 @@ async fn send_one(send: &mpsc::Sender<ImportItem>, item: import_item::Item) -> b
     send.send(ImportItem { item: Some(item) }).await.is_ok()
 }
 
+/// The messages of a folder that is open, told page by page.
+#[derive(Debug, Default)]
+struct Entries {
+    all: Vec<Candidate>,
+    next: usize,
+}
+
+impl Entries {
+    fn new(all: Vec<Candidate>) -> Self {
+        Self { all, next: 0 }
+    }
+
+    fn page(&mut self) -> Vec<Candidate> {
+        let rest = &self.all[self.next..];
+        let page = rest[..rest.len().min(PAGE)].to_vec();
+        self.next += page.len();
+        page
+    }
+}
+
 /// A source from what names a message where it comes from.
 fn source_of(kind: &str, parts: &[&[u8]]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();
