@@ -35,6 +35,7 @@ pub struct BackupMetrics {
     rehearsal_succeeded: GaugeVec,
     rehearsals: IntCounterVec,
     archive_lag: GaugeVec,
+    retention: GaugeVec,
 }
 
 const POLICY: [&str; 2] = ["namespace", "policy"];
@@ -70,7 +71,7 @@ impl BackupMetrics {
             )?,
             running: Gauge::new(
                 "quorumail_backup_running",
-                "Backups, restores and rehearsals that are under way.",
+                "Backups, restores, rehearsals and retention that are under way.",
             )?,
             restores: IntCounterVec::new(
                 Opts::new("quorumail_restore_runs_total", "Restores that ended, by result (ok, failed)."),
@@ -108,6 +109,10 @@ impl BackupMetrics {
                 "quorumail_recovery_point_age_seconds",
                 "Age of what is surely in the bucket: so much mail would be lost now with the MailCluster. Only with an archive.",
             )?,
+            retention: gauge(
+                "quorumail_backup_retention_timestamp_seconds",
+                "When retention was last applied, in Unix seconds.",
+            )?,
         };
         for collector in all.of_policies() {
             registry.register(Box::new(collector.clone()))?;
@@ -127,7 +132,7 @@ impl BackupMetrics {
     }
 
     /// Gauges with a value for each policy.
-    fn of_policies(&self) -> [&GaugeVec; 7] {
+    fn of_policies(&self) -> [&GaugeVec; 8] {
         [
             &self.last_success,
             &self.next,
@@ -136,6 +141,7 @@ impl BackupMetrics {
             &self.rehearsal_seconds,
             &self.rehearsal_succeeded,
             &self.archive_lag,
+            &self.retention,
         ]
     }
 
@@ -149,6 +155,8 @@ impl BackupMetrics {
         };
         instant(&self.last_success, &status.last_successful_time);
         instant(&self.next, &status.next_schedule_time);
+        let applied = status.retention.as_ref().and_then(|retention| retention.applied.clone());
+        instant(&self.retention, &applied);
         if let Some(bytes) = status.stored_bytes {
             self.stored.with_label_values(&labels).set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
