@@ -99,7 +99,8 @@ pub struct BackupPolicySpec {
     pub include_secrets: bool,
 
     /// Which backups of this BackupPolicy are kept, those of MailBackups that people made for it among them; the others are
-    /// deleted after each backup that succeeds. One that any of the fields wants is kept.
+    /// deleted after each backup that succeeds, once a day and when this is changed. One that any of the fields wants is kept.
+    /// While spec.suspend is true nothing is deleted but after a backup that a person makes.
     #[serde(default)]
     pub retention: Retention,
 
@@ -282,7 +283,7 @@ pub struct BackupPolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stored_bytes: Option<u64>,
 
-    /// What retention did when it was last applied.
+    /// What retention did when it was last applied, and why it could not be applied since.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<RetentionStatus>,
 
@@ -356,16 +357,36 @@ pub struct RehearsalRecord {
 }
 
 /// What retention did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionStatus {
-    /// When it was applied.
+    /// When it was last applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::time")]
-    pub applied: Time,
-    /// Backups that it kept.
+    pub applied: Option<Time>,
+    /// Backups that it kept then.
+    #[serde(default)]
     pub kept: u32,
-    /// Backups that it deleted.
+    /// Backups that it deleted then.
+    #[serde(default)]
     pub deleted: u32,
-    /// Bytes that were given back.
+    /// Bytes that were given back then.
+    #[serde(default)]
     pub freed_bytes: u64,
+    /// The metadata.generation of the BackupPolicy that it was applied for, or tried for since.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When it is applied again, unless a backup or a change of the BackupPolicy has it applied sooner; in the past while it waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub next: Option<Time>,
+    /// How often it was tried since and could not be applied.
+    #[serde(default)]
+    pub failures: u32,
+    /// Why, in one word for programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Why, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -12,7 +12,6 @@ use kube::{Resource as _, ResourceExt as _, api::ObjectMeta};
 use quorumail_crds::{
     BackupPolicy, BackupPolicyStatus, MailBackup, MailBackupSpec,
     backup::{POLICY_LABEL, Phase, PolicyRef, RecoveryWindow, SCHEDULED_ANNOTATION},
-    backuppolicy::RetentionStatus,
     condition::{Observed, find, kind, merge, reason},
     is_paused,
 };
@@ -20,7 +19,7 @@ use quorumail_crds::{
 use crate::{
     archiving,
     mailbackup::left_out,
-    rehearsal,
+    rehearsal, retention,
     schedule::{Schedule, ScheduleError},
     settings::FIELD_MANAGER,
 };
@@ -48,8 +47,12 @@ pub struct Stock {
     pub window: Option<RecoveryWindow>,
     /// Bytes of everything in it.
     pub stored_bytes: u64,
-    /// What retention did.
-    pub retention: RetentionStatus,
+    /// When that was.
+    pub applied: Timestamp,
+    /// How many retention deleted then.
+    pub deleted: u32,
+    /// Bytes that it gave back.
+    pub freed_bytes: u64,
 }
 
 /// What is known about a policy.
@@ -59,8 +62,10 @@ pub struct Seen<'a> {
     pub backups: &'a [Arc<MailBackup>],
     /// What keeps backups from being made, as a condition of type Ready.
     pub problem: Option<Observed>,
-    /// What retention found since the operator started, or why it could not be applied.
-    pub stock: Option<&'a Result<Stock, String>>,
+    /// What retention found since the operator started.
+    pub stock: Option<&'a Stock>,
+    /// What was decided of it.
+    pub retention: &'a retention::Plan,
     /// What was decided of its rehearsals.
     pub rehearsal: &'a rehearsal::Plan,
     /// What is told of its archive.
@@ -127,7 +132,7 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
     observed.extend(seen.archive.observed.clone());
     observed.extend(seen.rehearsal.observed.clone());
     observed.push(Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the BackupPolicy is reconciled"));
-    let stock = seen.stock.and_then(|stock| stock.as_ref().ok());
+    let stock = seen.stock;
     let mut status = BackupPolicyStatus {
         observed_generation: policy.metadata.generation,
         conditions: merge(&old.conditions, &observed, policy.metadata.generation, now),
@@ -139,7 +144,7 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
         archive_lag: seen.archive.lag.clone(),
         backups: stock.map_or(old.backups, |stock| u32::try_from(stock.ids.len()).ok()),
         stored_bytes: stock.map_or(old.stored_bytes, |stock| Some(stock.stored_bytes)),
-        retention: stock.map_or(old.retention, |stock| Some(stock.retention.clone())),
+        retention: seen.retention.status.clone(),
         ..BackupPolicyStatus::default()
     };
     seen.rehearsal.tell(&mut status);
@@ -148,17 +153,23 @@ pub fn plan(policy: &BackupPolicy, seen: &Seen<'_>) -> Plan {
 
 /// With an archive what it and the backups reach together, once that is known; else what the backups do.
 fn recovery_window(old: &BackupPolicyStatus, seen: &Seen<'_>, archives: bool) -> Option<RecoveryWindow> {
-    let stock = seen.stock.and_then(|stock| stock.as_ref().ok());
-    match (&seen.archive.window, stock) {
+    match (&seen.archive.window, seen.stock) {
         (Some(window), _) => Some(window.clone()),
         (None, Some(stock)) if !archives => stock.window.clone(),
-        _ => old.recovery_window.clone().or_else(|| stock.and_then(|stock| stock.window.clone())),
+        _ => old.recovery_window.clone().or_else(|| seen.stock.and_then(|stock| stock.window.clone())),
     }
 }
 
-/// The status of a policy that is left alone: what was observed last, marked as paused. A rehearsal that is under way goes on.
-pub fn paused(policy: &BackupPolicy, rehearsal: &rehearsal::Plan, now: Timestamp) -> BackupPolicyStatus {
+/// The status of a policy that is left alone: what was observed last, marked as paused. A rehearsal
+/// and retention that are under way go on.
+pub fn paused(
+    policy: &BackupPolicy,
+    rehearsal: &rehearsal::Plan,
+    retention: &retention::Plan,
+    now: Timestamp,
+) -> BackupPolicyStatus {
     let mut status = policy.status.clone().unwrap_or_default();
+    status.retention.clone_from(&retention.status);
     status.next_schedule_time = None;
     // The mailnodes are told no more, so nothing is known of their archive.
     status.archive_lag = None;
@@ -179,7 +190,7 @@ pub fn phase(backup: &MailBackup) -> Phase {
 }
 
 /// Whether a MailBackup holds the next one up.
-fn is_active(backup: &MailBackup) -> bool {
+pub fn is_active(backup: &MailBackup) -> bool {
     let waits = phase(backup) == Phase::Pending && is_paused(backup);
     !phase(backup).is_final() && !waits && backup.metadata.deletion_timestamp.is_none()
 }
@@ -288,9 +299,7 @@ fn superfluous(policy: &BackupPolicy, backups: &[Arc<MailBackup>], stock: Option
 /// Whether retention deleted what a MailBackup made.
 pub fn is_pruned(backup: &MailBackup, finished: Timestamp, stock: Option<&Stock>) -> bool {
     let id = backup.status.as_ref().and_then(|status| status.id.as_ref());
-    stock.is_some_and(|stock| {
-        finished < stock.retention.applied.0 && id.is_some_and(|id| stock.removed.contains(id))
-    })
+    stock.is_some_and(|stock| finished < stock.applied && id.is_some_and(|id| stock.removed.contains(id)))
 }
 
 fn invalid(error: &ScheduleError) -> Observed {
@@ -319,16 +328,12 @@ fn ready(
         }
         _ => {}
     }
-    match (seen.stock, find(&old.conditions, kind::READY)) {
-        (Some(Err(error)), _) => {
+    match &seen.retention.trouble {
+        Some(error) => {
             let text = format!("backups are made, and old ones could not be deleted: {error}");
             Observed::no(kind::READY, reason::RETENTION_FAILED, text)
         }
-        // Told before the operator was replaced; the next backup shows whether it is still so.
-        (None, Some(told)) if told.reason == reason::RETENTION_FAILED => {
-            Observed::no(kind::READY, reason::RETENTION_FAILED, told.message.clone())
-        }
-        _ => Observed::yes(kind::READY, reason::SCHEDULED, "backups are made and deleted as asked"),
+        None => Observed::yes(kind::READY, reason::SCHEDULED, "backups are made and deleted as asked"),
     }
 }
 

@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod pki;
 pub mod probe;
 pub mod rehearsal;
+pub mod retention;
 pub mod run;
 pub mod runs;
 pub mod schedule;

@@ -194,7 +194,8 @@ def test_a_policy_backs_up_at_once_and_a_restore_brings_deleted_mail_back(servic
     assert first["status"]["phase"] == "Succeeded", first
     assert first["status"]["messages"] >= 20 and first["status"]["partitions"] == 4, first
     assert [first["status"]["id"]] == s3.manifests(), "what the status tells is in the bucket, and nothing else is"
-    told = status(service, "backuppolicy", "nightly")
+    told = mail.wait_for(lambda: (s := status(service, "backuppolicy", "nightly")).get("retention", {}).get("applied") and s,
+                         within=60, every=0.5, what="retention")
     assert told["backups"] == 1 and told["storedBytes"] > 0 and told["nextScheduleTime"] > told["lastScheduleTime"], told
     assert service.condition("backuppolicy", "nightly", "LastBackupSucceeded", NAMESPACE)["status"] == "True"
 
@@ -275,6 +276,24 @@ def test_the_operator_killed_in_the_middle_leaves_no_run_behind(service, s3):
     assert done["phase"] == "Succeeded" and done["verified"], done
     assert mail.tokens(imap(service), "Survived/INBOX") == tokens, "all of it, and nothing twice"
     print(f"the restore was begun {done['attempts']} times")
+
+
+def test_retention_follows_its_policy_without_a_backup(service, s3):
+    service.apply(policy(s3, "aged", prefix="aged"))
+    mail.wait_for(lambda: status(service, "backuppolicy", "aged").get("lastSuccessfulTime"), within=60, every=0.5,
+                  what="the first backup")
+    made = [by_hand(service, f"aged-{number}", "aged")["id"] for number in range(2)]
+    mail.wait_for(lambda: status(service, "backuppolicy", "aged").get("backups") == 3, within=60, every=0.5,
+                  what="retention after the last backup")
+    assert len(s3.manifests("aged")) == 3
+    service.apply(policy(s3, "aged", prefix="aged", retention={"last": 1, "daily": 0, "weekly": 0, "monthly": 0, "yearly": 0}))
+    mail.wait_for(lambda: s3.manifests("aged") == made[1:], within=60, every=0.5, what="the end of all but the newest")
+    told = mail.wait_for(lambda: (s := status(service, "backuppolicy", "aged")).get("backups") == 1 and s["retention"],
+                         within=60, every=0.5, what="what retention did")
+    assert told["deleted"] == 2 and told["kept"] == 1 and told["failures"] == 0 and told["next"] > told["applied"], told
+    mail.wait_for(lambda: service.condition("mailbackup", "aged-0", namespace=NAMESPACE)["reason"] == "Pruned", within=60,
+                  every=0.5, what="a MailBackup that says so")
+    service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/aged", "--timeout=30s")
 
 
 RARELY, EVERY_MINUTE = "0 5 1 1 *", "* * * * *"

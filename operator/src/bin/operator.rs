@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -19,6 +20,9 @@ use quorumail_operator::{
     stores::Stores,
 };
 use tokio::signal::unix::{SignalKind, signal};
+
+/// For locks in buckets to be given back at the end.
+const SETTLE_WITHIN: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
@@ -84,13 +88,17 @@ async fn work(
             false => std::future::pending().await,
         }
     };
-    tokio::select! {
+    let is_lost = tokio::select! {
         // Ends once it is told to stop and what it was doing is done.
-        () = controller => {}
-        () = accounts::run(context.clone()) => {}
-        () = runs::run(context) => {}
-        () = lost => anyhow::bail!("the Lease was lost; another operator works now"),
-    }
+        () = controller => false,
+        () = accounts::run(context.clone()) => false,
+        () = runs::run(context) => false,
+        () = lost => true,
+    };
+    // Runs have ended with it; their locks would keep the next ones away from the bucket for a quarter of an hour.
+    tokio::task::yield_now().await;
+    quorumail_backup::settle(SETTLE_WITHIN).await;
+    anyhow::ensure!(!is_lost, "the Lease was lost; another operator works now");
     let _ = stop.wait_for(|stop| *stop).await;
     if elected {
         election.release().await.context("failed to release the Lease")?;

@@ -1,24 +1,15 @@
 //! What a run does: the driver of backups and restores, with what the resources say.
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use jiff::{Timestamp, tz::TimeZone};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
-use quorumail_backup::{
-    BackupId, Limits, PRUNE_GRACE, Repository, RepositoryConfig, RepositoryError, Trigger, retention,
-};
+use quorumail_backup::{BackupId, Limits, Repository, RepositoryConfig, RepositoryError, Trigger};
 use quorumail_crds::{
-    BackupPolicy, MailCluster, MailRestore,
-    backup::RecoveryWindow,
-    backuppolicy::{Retention, RetentionStatus},
-    condition::reason,
-    mailbackup::KeptResources,
+    BackupPolicy, MailCluster, MailRestore, condition::reason, mailbackup::KeptResources,
     mailrestore::Restored,
 };
 
@@ -32,14 +23,10 @@ use crate::{
         RestoreError, RestoreProgress, RestoreRequest, Scope, TakeError, TakeOptions, TakeProgress, Which,
         choose, resources::Members, restore, take,
     },
-    backuppolicy::Stock,
     mailbackup::Figures,
     mailrestore::{Outcome, Restoring},
     run::Failure,
 };
-
-/// How long retention may take after a backup: what it did not get to, the next time does.
-const RETENTION_DEADLINE: Duration = Duration::from_secs(900);
 
 /// What a run tells while it is under way.
 pub type Progress<P> = Arc<Mutex<P>>;
@@ -68,9 +55,6 @@ pub struct Made {
     pub figures: Figures,
     /// The resources in it.
     pub resources: KeptResources,
-    /// What retention then left, or why it could not be applied; none when it had to wait for somebody who reads the
-    /// repository: the next backup goes on with it.
-    pub stock: Option<Result<Stock, String>>,
 }
 
 /// A restore to be made.
@@ -100,7 +84,7 @@ pub struct Source {
     pub of: Option<Arc<MailCluster>>,
 }
 
-/// Makes a backup, reads it back, and applies retention.
+/// Makes a backup and reads it back.
 pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, Failure> {
     let namespace = job.policy.namespace().unwrap_or_default();
     let spec = &job.policy.spec;
@@ -134,30 +118,12 @@ pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, F
         bytes: taken.bytes,
         uploaded_bytes: taken.uploaded_bytes,
     };
-    let cluster_uid = read_back(&config, &taken.id, &figures).await.map_err(|error| in_repository(&error))?;
-    let policy = job.policy.name_any();
-    let zone = TimeZone::get(&spec.time_zone).unwrap_or(TimeZone::UTC);
-    let applied = tokio::time::timeout(
-        RETENTION_DEADLINE,
-        apply_retention(&config, (&cluster_uid, &policy), &spec.retention, &zone),
-    );
-    let stock = match applied.await {
-        // A restore, a verification or a rehearsal reads what could go.
-        Ok(Err(error @ RepositoryError::Busy { .. })) => {
-            tracing::info!(%error, policy, "retention waits for the next backup");
-            None
-        }
-        Ok(stock) => Some(stock.map_err(|error| error.to_string())),
-        Err(_) => Some(Err(format!(
-            "it was not done after {} s; the next backup goes on with it",
-            RETENTION_DEADLINE.as_secs()
-        ))),
-    };
-    Ok(Made { id: taken.id, figures, resources: gathered.kept, stock })
+    read_back(&config, &taken.id, &figures).await.map_err(|error| in_repository(&error))?;
+    Ok(Made { id: taken.id, figures, resources: gathered.kept })
 }
 
-/// Reads the manifest anew, as a restore would; answers whose it is.
-async fn read_back(config: &RepositoryConfig, id: &str, made: &Figures) -> Result<String, RepositoryError> {
+/// Reads the manifest anew, as a restore would.
+async fn read_back(config: &RepositoryConfig, id: &str, made: &Figures) -> Result<(), RepositoryError> {
     let name = |id: &str| -> Result<BackupId, RepositoryError> {
         id.parse().map_err(|_| RepositoryError::Missing { object: format!("backups/{id}") })
     };
@@ -167,56 +133,7 @@ async fn read_back(config: &RepositoryConfig, id: &str, made: &Figures) -> Resul
         let what = format!("it tells of {messages} messages, and {} were backed up", made.messages);
         return Err(RepositoryError::Damaged { object: format!("backups/{id}"), what });
     }
-    Ok(manifest.cluster.uid)
-}
-
-async fn apply_retention(
-    config: &RepositoryConfig,
-    (cluster_uid, policy): (&str, &str),
-    wanted: &Retention,
-    zone: &TimeZone,
-) -> Result<Stock, RepositoryError> {
-    let repository = Repository::open(config.clone()).await?;
-    let retention = retention::Retention {
-        last: wanted.last,
-        daily: wanted.daily,
-        weekly: wanted.weekly,
-        monthly: wanted.monthly,
-        yearly: wanted.yearly,
-    };
-    let applied = Timestamp::now();
-    let ours = |info: &quorumail_backup::BackupInfo| {
-        info.cluster.uid == cluster_uid && info.trigger == Trigger::Policy(policy.to_owned())
-    };
-    let pruned = repository.prune(ours, &retention, zone, PRUNE_GRACE, false).await?;
-    let listing = repository.list().await?;
-    let mut packs = BTreeMap::new();
-    let mut ids = Vec::new();
-    let mut window: Option<(Timestamp, Timestamp)> = None;
-    for info in listing.backups.iter().filter(|info| ours(info)) {
-        for group in &repository.manifest(&info.id).await?.groups {
-            packs.extend(group.packs.iter().map(|pack| (pack.pack, pack.bytes)));
-        }
-        ids.push(info.id.to_string());
-        let started = Timestamp::from_millisecond(info.started.0).unwrap_or_default();
-        let (earliest, latest) = window.get_or_insert((started, started));
-        *earliest = started.min(*earliest);
-        *latest = started.max(*latest);
-    }
-    let seconds = |at: Timestamp| Time(Timestamp::from_second(at.as_second()).unwrap_or(at));
-    let count = |many: usize| u32::try_from(many).unwrap_or(u32::MAX);
-    Ok(Stock {
-        retention: RetentionStatus {
-            applied: seconds(applied),
-            kept: count(ids.len()),
-            deleted: count(pruned.removed.len()),
-            freed_bytes: pruned.bytes,
-        },
-        ids: ids.into_iter().collect(),
-        removed: pruned.removed.iter().map(ToString::to_string).collect(),
-        window: window.map(|(from, to)| RecoveryWindow { earliest: seconds(from), latest: seconds(to) }),
-        stored_bytes: packs.values().sum(),
-    })
+    Ok(())
 }
 
 /// Brings mail back.

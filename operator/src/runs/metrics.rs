@@ -36,6 +36,7 @@ pub struct BackupMetrics {
     rehearsal_succeeded: GaugeVec,
     rehearsals: IntCounterVec,
     archive_lag: GaugeVec,
+    retention: GaugeVec,
 }
 
 const POLICY: [&str; 2] = ["namespace", "policy"];
@@ -75,7 +76,7 @@ impl BackupMetrics {
             )?,
             running: Gauge::new(
                 "quorumail_backup_running",
-                "Backups, restores and rehearsals that are under way.",
+                "Backups, restores, rehearsals and retention that are under way.",
             )?,
             restores: IntCounterVec::new(
                 Opts::new("quorumail_restore_runs_total", "Restores that ended, by result (ok, failed)."),
@@ -113,6 +114,10 @@ impl BackupMetrics {
                 "quorumail_recovery_point_age_seconds",
                 "Age of what is surely in the bucket: so much mail would be lost now with the MailCluster. Only with an archive.",
             )?,
+            retention: gauge(
+                "quorumail_backup_retention_timestamp_seconds",
+                "When retention was last applied, in Unix seconds.",
+            )?,
         };
         for collector in all.of_policies() {
             registry.register(Box::new(collector.clone()))?;
@@ -142,6 +147,7 @@ impl BackupMetrics {
             &self.rehearsal_seconds,
             &self.rehearsal_succeeded,
             &self.archive_lag,
+            &self.retention,
         ]
     }
 
@@ -156,6 +162,8 @@ impl BackupMetrics {
         instant(&self.last_success, &status.last_successful_time);
         instant(&self.last_schedule, &status.last_schedule_time);
         instant(&self.next, &status.next_schedule_time);
+        let applied = status.retention.as_ref().and_then(|retention| retention.applied.clone());
+        instant(&self.retention, &applied);
         if let Some(bytes) = status.stored_bytes {
             self.stored.with_label_values(&labels).set(i64::try_from(bytes).unwrap_or(i64::MAX));
         }

@@ -1,8 +1,10 @@
-//! Backups and restores: plans BackupPolicies, runs MailBackups, MailRestores and rehearsals, and tells how far they are.
+//! Backups and restores: plans BackupPolicies, runs MailBackups, MailRestores, rehearsals and retention, and tells how far
+//! they are.
 //!
 //! One pass looks at everything, which is little: it carries out what [`backuppolicy::plan`] and [`run::step`] decide. Runs
-//! are tasks of this process: at most one backup and one restore of a MailCluster at a time, and so many in all; one rehearsal. Whoever
-//! loses the Lease ends with its runs; whoever gets it finds them as interrupted and begins them again.
+//! are tasks of this process: at most one backup and one restore of a MailCluster at a time, and so many in all; one rehearsal;
+//! retention where nothing else is under way. Whoever loses the Lease ends with its runs; whoever gets it finds them as
+//! interrupted and begins them again.
 
 mod archives;
 pub mod jobs;
@@ -11,6 +13,7 @@ mod passes;
 mod rehearsals;
 mod rehearse;
 mod resources;
+mod retention;
 pub mod target;
 
 use std::{
@@ -25,6 +28,7 @@ use quorumail_crds::{
     BackupPolicy, BackupPolicyStatus, MailBackup, MailBackupStatus, MailRestore, MailRestoreStatus,
 };
 use tokio::{
+    sync::Notify,
     task::{AbortHandle, JoinError, JoinSet},
     time::Instant,
 };
@@ -47,6 +51,8 @@ const MAX_BACKUPS: usize = 4;
 const MAX_RESTORES: usize = 2;
 /// Likewise rehearsals, of which each needs a mailnode and a volume as well.
 const MAX_REHEARSALS: usize = 1;
+/// Likewise retention.
+const MAX_RETENTIONS: usize = 2;
 /// How long a restore may wait, and then how long it may take.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(24 * 3600);
 /// How often the progress of a run is written at most.
@@ -59,21 +65,29 @@ enum Ended {
     Backup(Result<jobs::Made, Failure>),
     Restore(Result<Outcome, Failure>),
     Rehearsal(rehearsal::Figures, Result<(), Failure>),
+    /// With the generation of the policy that it was applied for.
+    Retention(Option<i64>, Result<Stock, Failure>),
 }
 
 /// Sorts of runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Kind {
     Backup,
     Restore,
     Rehearsal,
+    Retention,
 }
+
+/// Which run: its sort, and the uid of the MailBackup, MailRestore or, for the others, BackupPolicy.
+type Run = (Kind, String);
 
 /// What a run tells while it is under way.
 enum Told {
     Backup(Progress<Figures>, Figures),
     Restore(Progress<Restoring>, Restoring),
     Rehearsal(Progress<rehearsal::Figures>, rehearsal::Figures),
+    /// It tells nothing, and can be told to stop.
+    Retention(Arc<Notify>),
 }
 
 impl Told {
@@ -82,6 +96,7 @@ impl Told {
             Self::Backup(..) => Kind::Backup,
             Self::Restore(..) => Kind::Restore,
             Self::Rehearsal(..) => Kind::Rehearsal,
+            Self::Retention(..) => Kind::Retention,
         }
     }
 }
@@ -92,8 +107,11 @@ struct Running {
     name: String,
     /// What it backs up or restores into.
     cluster: Key,
+    /// Where its backups lie.
+    place: String,
     abort: AbortHandle,
     told: Told,
+    /// When it last told something, or was begun.
     told_at: Instant,
 }
 
@@ -133,12 +151,11 @@ async fn concerns(changes: &mut tokio::sync::broadcast::Receiver<Changed>) {
 struct Supervisor {
     context: Arc<Context>,
     jobs: JoinSet<Ended>,
-    /// By uid of the MailBackup or MailRestore, or of the BackupPolicy that is rehearsed.
-    running: HashMap<String, Running>,
-    /// How runs ended whose status is not written yet, by uid.
-    ended: HashMap<String, Ended>,
+    running: HashMap<Run, Running>,
+    /// How runs ended whose status is not written yet.
+    ended: HashMap<Run, Ended>,
     /// What retention found, by uid of the BackupPolicy.
-    stocks: HashMap<String, Result<Stock, String>>,
+    stocks: HashMap<String, Stock>,
     /// What was written, until the watch brings it.
     policies: HashMap<String, BackupPolicyStatus>,
     backups: HashMap<String, MailBackupStatus>,
@@ -175,11 +192,12 @@ impl Supervisor {
             // Ended on purpose, or a broken invariant, which the object must not hang on.
             Err(error) => (error.id(), None),
         };
-        let Some(uid) = self.running.iter().find(|(_, run)| run.abort.id() == id).map(|(uid, _)| uid.clone())
+        let Some(which) =
+            self.running.iter().find(|(_, run)| run.abort.id() == id).map(|(which, _)| which.clone())
         else {
             return;
         };
-        let Some(run) = self.running.remove(&uid) else { return };
+        let Some(run) = self.running.remove(&which) else { return };
         let ended = ended.unwrap_or_else(|| {
             let failure = Failure::new(
                 quorumail_crds::condition::reason::FAILED,
@@ -189,9 +207,10 @@ impl Supervisor {
                 Told::Backup(..) => Ended::Backup(Err(failure)),
                 Told::Restore(..) => Ended::Restore(Err(failure)),
                 Told::Rehearsal(progress, _) => Ended::Rehearsal(progress.lock().clone(), Err(failure)),
+                Told::Retention(_) => Ended::Retention(None, Err(failure)),
             }
         });
-        self.ended.insert(uid, ended);
+        self.ended.insert(which, ended);
     }
 
     /// Ends runs whose object is gone.
@@ -205,16 +224,15 @@ impl Supervisor {
             uids_there(policies).chain(uids_there(backups)).chain(uids_there(restores)).collect();
         let rehearsed: BTreeSet<String> =
             uids_there(policies.iter().filter(|policy| policy.spec.rehearsal.is_some())).collect();
-        self.running.retain(|uid, run| {
-            let stays =
-                there.contains(uid) && (run.told.kind() != Kind::Rehearsal || rehearsed.contains(uid));
+        self.running.retain(|(kind, uid), run| {
+            let stays = there.contains(uid) && (*kind != Kind::Rehearsal || rehearsed.contains(uid));
             if !stays {
                 tracing::info!(run = run.name, "nobody wants it any more; ending it");
                 run.abort.abort();
             }
             stays
         });
-        self.ended.retain(|uid, _| there.contains(uid));
+        self.ended.retain(|(_, uid), _| there.contains(uid));
         self.unwritten.retain(|uid| there.contains(uid));
     }
 

@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::{
     Ended, Kind, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told, archives,
     jobs::{self, Source},
-    target::{Wanted, missing},
+    target::{Wanted, missing, place},
     until, with_written,
 };
 use crate::{
@@ -107,21 +107,25 @@ impl Supervisor {
         let now = Timestamp::now();
         let mine: Vec<_> = backups.iter().filter(|backup| is_of(backup, policy)).cloned().collect();
         let problem = self.policy_problem(policy);
-        let waits = problem.is_some();
+        let has_problem = problem.is_some();
         let old = policy.status.clone().unwrap_or_default();
         let last_backup = last_successful(&old, &mine).map(|time| time.0);
+        let active = mine.iter().any(|backup| backuppolicy::is_active(backup));
+        // First: it is short, and a rehearsal reads what it may not remove meanwhile.
+        let retention = self.retention(policy, last_backup, active, problem.as_ref());
         let rehearsal = self.rehearsal(policy, last_backup, problem.as_ref());
         let archive = self.archive(policy, last_backup.is_some(), problem.as_ref());
         let is_archived = archive.observed.is_some();
         let rehearses = rehearsal.record.as_ref().is_some_and(|record| record.result == Phase::Running);
         if is_paused(&**policy) {
-            self.show_policy(policy, backuppolicy::paused(policy, &rehearsal, now)).await?;
+            self.show_policy(policy, backuppolicy::paused(policy, &rehearsal, &retention, now)).await?;
             return Ok(until(None, now));
         }
         let seen = Seen {
             backups: &mine,
             problem: problem.as_ref().map(Failure::observed),
             stock: self.stocks.get(&policy.uid().unwrap_or_default()),
+            retention: &retention,
             rehearsal: &rehearsal,
             archive: &archive,
             now,
@@ -151,8 +155,8 @@ impl Supervisor {
         if let Some(error) = failed {
             return Err(error);
         }
-        let again = again.into_iter().chain(rehearsal.next).min();
-        Ok(match waits || create.is_some() {
+        let again = again.into_iter().chain(rehearsal.next).chain(retention.next).min();
+        Ok(match has_problem || retention.waits || retention.has_news || create.is_some() {
             true => WAITING,
             false if rehearses => TELL,
             // What is found is shown, and nothing else tells of it.
@@ -205,13 +209,14 @@ impl Supervisor {
         if backup.metadata.deletion_timestamp.is_some() {
             return None;
         }
-        if let Some(ended) = self.ended.remove(&uid) {
-            return self.backup_ended(backup, policy, ended, now);
+        let run = (Kind::Backup, uid);
+        if let Some(ended) = self.ended.remove(&run) {
+            return self.backup_ended(backup, ended, now);
         }
         if phase(backup).is_final() {
             return self.backup_pruned(backup, policy, now);
         }
-        if let Some(run) = self.running.get_mut(&uid) {
+        if let Some(run) = self.running.get_mut(&run) {
             let figures = run.figures()?;
             return Some(mailbackup::status(backup, &BackupTold::Progress(figures), now));
         }
@@ -266,6 +271,7 @@ impl Supervisor {
         let namespace = policy.namespace().unwrap_or_default();
         let cluster = self.ready_cluster(&namespace, policy.spec.cluster_ref.as_ref())?;
         self.has_room(Kind::Backup, MAX_BACKUPS, &cluster)?;
+        self.no_retention_for(&policy.spec.target.s3, policy.spec.deadline.duration())?;
         Ok((policy.clone(), cluster))
     }
 
@@ -290,6 +296,7 @@ impl Supervisor {
         left: Duration,
     ) {
         let progress = Arc::new(Mutex::new(mailbackup::Figures::default()));
+        let place = place(&policy.spec.target.s3);
         let job = jobs::Backup {
             client: self.context.client.clone(),
             clients: self.context.clients.clone(),
@@ -305,11 +312,12 @@ impl Supervisor {
         let run = Running {
             name: format!("MailBackup {}", backup.name_any()),
             cluster: key(&*cluster),
+            place,
             abort: task,
             told: Told::Backup(progress, mailbackup::Figures::default()),
             told_at: Instant::now(),
         };
-        self.running.insert(backup.uid().unwrap_or_default(), run);
+        self.running.insert((Kind::Backup, backup.uid().unwrap_or_default()), run);
     }
 
     /// What belongs to a MailCluster.
@@ -337,7 +345,6 @@ impl Supervisor {
     fn backup_ended(
         &mut self,
         backup: &MailBackup,
-        policy: Option<&Arc<BackupPolicy>>,
         ended: Ended,
         now: Timestamp,
     ) -> Option<MailBackupStatus> {
@@ -346,16 +353,6 @@ impl Supervisor {
         self.context.metrics.backups.backup_ended(&policy_key, result.is_ok());
         match result {
             Ok(made) => {
-                if let (Some(policy), Some(mut stock)) = (policy, made.stock) {
-                    if let Err(error) = &stock {
-                        tracing::warn!(error, policy = policy.name_any(), "retention could not be applied");
-                    }
-                    let uid = policy.uid().unwrap_or_default();
-                    if let (Ok(stock), Some(Ok(before))) = (&mut stock, self.stocks.get(&uid)) {
-                        stock.removed.extend(before.removed.iter().cloned());
-                    }
-                    self.stocks.insert(uid, stock);
-                }
                 let told =
                     BackupTold::Succeeded { id: &made.id, figures: made.figures, resources: &made.resources };
                 Some(mailbackup::status(backup, &told, now))
@@ -372,7 +369,7 @@ impl Supervisor {
         now: Timestamp,
     ) -> Option<MailBackupStatus> {
         let finished = backup.status.as_ref()?.finished.as_ref()?.0;
-        let stock = self.stocks.get(&policy?.uid().unwrap_or_default())?.as_ref().ok()?;
+        let stock = self.stocks.get(&policy?.uid().unwrap_or_default())?;
         let gone = phase(backup) == Phase::Succeeded && is_pruned(backup, finished, Some(stock));
         gone.then(|| mailbackup::status(backup, &BackupTold::Pruned, now))
     }
@@ -389,13 +386,14 @@ impl Supervisor {
         if restore.metadata.deletion_timestamp.is_some() {
             return None;
         }
-        if let Some(ended) = self.ended.remove(&uid) {
+        let run = (Kind::Restore, uid);
+        if let Some(ended) = self.ended.remove(&run) {
             return self.restore_ended(restore, ended, now);
         }
         if old.phase.is_final() {
             return None;
         }
-        if let Some(run) = self.running.get_mut(&uid) {
+        if let Some(run) = self.running.get_mut(&run) {
             let restored = run.restored()?;
             return Some(mailrestore::status(restore, &RestoreTold::Progress(restored), now));
         }
@@ -444,6 +442,7 @@ impl Supervisor {
         let named = restore.spec.target.cluster_ref.as_ref().or(of_policy.as_ref());
         let cluster = self.ready_cluster(&namespace, named)?;
         self.has_room(Kind::Restore, MAX_RESTORES, &cluster)?;
+        self.no_retention_for(&source.s3, RESTORE_DEADLINE)?;
         Ok((source, cluster))
     }
 
@@ -500,6 +499,7 @@ impl Supervisor {
         left: Duration,
     ) {
         let progress = Arc::new(Mutex::default());
+        let place = place(&source.s3);
         let job = jobs::Restore {
             client: self.context.client.clone(),
             clients: self.context.clients.clone(),
@@ -523,11 +523,12 @@ impl Supervisor {
         let run = Running {
             name: format!("MailRestore {}", restore.name_any()),
             cluster: key(&*cluster),
+            place,
             abort: task,
             told: Told::Restore(progress, Restoring::default()),
             told_at: Instant::now(),
         };
-        self.running.insert(restore.uid().unwrap_or_default(), run);
+        self.running.insert((Kind::Restore, restore.uid().unwrap_or_default()), run);
     }
 
     fn restore_ended(

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use quorumail_crds::{BackupPolicy, MailCluster, backup::is_rehearsal, condition::reason};
 use tokio::time::Instant;
 
-use super::{Ended, Kind, MAX_REHEARSALS, Running, Supervisor, TELL, Told, rehearse};
+use super::{Ended, Kind, MAX_REHEARSALS, Running, Supervisor, TELL, Told, rehearse, target::place};
 use crate::{
     rehearsal::{self, Figures, Plan, Seen, Turn, cluster_name},
     run::Failure,
@@ -27,11 +27,12 @@ impl Supervisor {
         problem: Option<&Failure>,
     ) -> Plan {
         let uid = policy.uid().unwrap_or_default();
-        let ended = self.ended.remove(&uid);
-        let figures = self.running.get_mut(&uid).and_then(Running::rehearsed);
+        let run = (Kind::Rehearsal, uid);
+        let ended = self.ended.remove(&run);
+        let figures = self.running.get_mut(&run).and_then(Running::rehearsed);
         let turn = match &ended {
             Some(Ended::Rehearsal(figures, result)) => Turn::Ended(figures, result),
-            _ if self.running.contains_key(&uid) => Turn::Here(figures.as_ref()),
+            _ if self.running.contains_key(&run) => Turn::Here(figures.as_ref()),
             _ => Turn::Away,
         };
         let possible = self.rehearsal_possible(policy, problem);
@@ -61,6 +62,7 @@ impl Supervisor {
                 "waiting for the rehearsal of another BackupPolicy to end",
             ));
         }
+        self.no_retention_at(&policy.spec.target.s3)?;
         self.ready_cluster(&policy.namespace().unwrap_or_default(), policy.spec.cluster_ref.as_ref())
     }
 
@@ -99,11 +101,12 @@ impl Supervisor {
         let run = Running {
             name: format!("the rehearsal of BackupPolicy {}", policy.name_any()),
             cluster,
+            place: place(&policy.spec.target.s3),
             abort: task,
             told: Told::Rehearsal(progress, Figures::default()),
             told_at: Instant::now(),
         };
-        self.running.insert(policy.uid().unwrap_or_default(), run);
+        self.running.insert((Kind::Rehearsal, policy.uid().unwrap_or_default()), run);
     }
 
     /// Deletes MailClusters of rehearsals that are not under way here: of those that have ended, and of those that an

@@ -34,6 +34,11 @@ impl<'a> Wanted<'a> {
     }
 }
 
+/// Where a bucket and prefix are, to tell whether two runs meet there.
+pub fn place(s3: &backup::S3) -> String {
+    format!("{}/{}/{}", s3.endpoint.trim_end_matches('/'), s3.bucket, s3.prefix.trim_end_matches('/'))
+}
+
 /// Reads the Secrets.
 pub async fn open(
     client: &Client,
