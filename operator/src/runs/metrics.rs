@@ -137,7 +137,7 @@ impl BackupMetrics {
     }
 
     /// Gauges with a value for each policy.
-    fn of_policies(&self) -> [&GaugeVec; 8] {
+    fn of_policies(&self) -> [&GaugeVec; 9] {
         [
             &self.last_success,
             &self.last_schedule,
