@@ -158,9 +158,10 @@ image-archive:
 	$(OUT)/cluster image --name $(IMAGE) --containerfile Containerfile --context $(OUT)/image --out $(OUT)/quorumail.tar
 
 .PHONY: manifests
-manifests: ## Writes the generated files: CRDs, reference pages, plain manifests
+manifests: ## Writes the generated files: CRDs, reference pages, plain manifests, dashboards
 	cargo run -q -p quorumail-crds --bin crdgen
 	HELM=$$($(OUT)/cluster bin)/helm tests/lint-chart.sh --write
+	$(PYTHON) tests/dashboards.py --write
 
 # ---- what this machine needs -----------------------------------------------------------------------------------
 
