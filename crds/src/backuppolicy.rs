@@ -10,7 +10,7 @@ use crate::{
     backup::{EncryptionKeyRef, Phase, RecoveryWindow, S3},
 };
 
-/// Backups of a MailCluster by schedule: encrypted, to a bucket, and so many of them kept.
+/// Backups of a MailCluster by schedule: encrypted, to a bucket or a volume, and so many of them kept.
 #[derive(CustomResource, Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "quorumail.io",
@@ -23,7 +23,7 @@ use crate::{
     category = "quorumail",
     status = "BackupPolicyStatus",
     derive = "PartialEq",
-    doc = "Backups of a MailCluster by schedule: encrypted, to a bucket, and so many of them kept.",
+    doc = "Backups of a MailCluster by schedule: encrypted, to a bucket or a volume, and so many of them kept.",
     validation = Rule::new(crate::backup::POLICY_NAME_RULE).message("the name of a BackupPolicy becomes a label: at most 63 lower-case letters, digits and hyphens"),
     printcolumn(name = "Schedule", type_ = "string", json_path = ".spec.schedule"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].status"),
@@ -166,11 +166,49 @@ pub struct Rehearsal {
     pub deadline: Span,
 }
 
-/// Where backups are kept.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Where backups are kept: exactly one of the fields.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("has(self.s3) != has(self.volume)").message("target needs exactly one of s3 and volume"),
+    validation = Rule::new("has(self.volume) == has(oldSelf.volume)").message("target cannot be changed from s3 to volume or back: make another BackupPolicy, and delete this one once the other has backups enough"),
+)]
 pub struct Target {
     /// A bucket of any S3 service.
-    pub s3: S3,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3>,
+
+    /// A volume of this Kubernetes cluster, which the operator runs a small S3 service on. It goes with the cluster when that is
+    /// lost: where there is a bucket elsewhere, use that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<Volume>,
+}
+
+/// A volume: one that is made, of a size, or the one of a PersistentVolumeClaim that is there. The claim is never deleted with
+/// the BackupPolicy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.size) != has(self.claimName)").message("volume needs exactly one of size and claimName"),
+    validation = Rule::new("!has(self.storageClassName) || has(self.size)").message("volume.storageClassName belongs to volume.size: a claim that is there has its class"),
+    validation = Rule::new("!has(self.size) || !has(oldSelf.size) || (has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName))").message("volume.storageClassName cannot be changed: Kubernetes does not move volumes between classes"),
+)]
+pub struct Volume {
+    /// Size of the claim that is made, named after the BackupPolicy with `-backup-volume` behind it; one that is there is taken
+    /// over. It can be raised where the storage class lets claims grow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("volume.size must be greater than zero, as in 50Gi"))]
+    pub size: Option<Size>,
+
+    /// StorageClass of the claim that is made; without it the cluster's default. Cannot be changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+
+    /// A PersistentVolumeClaim in the same namespace that one pod can mount and write to, and that nothing else uses. Backups
+    /// lie in its directory `backups`; those that are there already can be restored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub claim_name: Option<String>,
 }
 
 /// How many backups are kept, of each kind the newest ones: the last so many, and of so many days, weeks, months and years

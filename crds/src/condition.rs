@@ -107,6 +107,8 @@ pub mod reason {
     pub const BACKUP_NOT_FOUND: &str = "BackupNotFound";
     /// The MailCluster exists and does not serve mail yet.
     pub const CLUSTER_NOT_READY: &str = "ClusterNotReady";
+    /// What serves a volume with backups is not there yet, or not any more.
+    pub const VOLUME_NOT_READY: &str = "VolumeNotReady";
     /// A part of what was asked could not be restored.
     pub const INCOMPLETE: &str = "Incomplete";
     /// What is due by schedule could not be begun for too long.

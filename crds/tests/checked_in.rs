@@ -69,7 +69,7 @@ fn a_minimal_policy_keeps_a_year_of_backups_and_a_restore_names_what_is_wanted()
     assert_eq!((kept.last, kept.daily, kept.weekly, kept.monthly, kept.yearly), (3, 7, 5, 12, 0));
     assert_eq!((policy.spec.time_zone.as_str(), policy.spec.deadline.as_str()), ("UTC", "6h"));
     assert_eq!(policy.spec.encryption_key_secret_ref.key, "key");
-    assert!(policy.spec.target.s3.force_path_style && !policy.spec.suspend);
+    assert!(policy.spec.target.s3.unwrap().force_path_style && !policy.spec.suspend);
     let text = "{apiVersion: quorumail.io/v1alpha1, kind: MailRestore, metadata: {name: r}, spec: {source: {backupRef: {name: b}}, \
                 scope: {cluster: {}}}}";
     let restore: quorumail_crds::MailRestore = serde_yaml::from_str(text).unwrap();
@@ -88,6 +88,10 @@ fn every_promised_rule_is_there_in_its_words() {
         ("BackupPolicy", "clusterRef cannot be changed"),
         ("BackupPolicy", "rehearsal.deadline must be longer than nothing"),
         ("BackupPolicy", "s3.endpoint must be a URL"),
+        ("BackupPolicy", "target needs exactly one of s3 and volume"),
+        ("BackupPolicy", "target cannot be changed from s3 to volume"),
+        ("BackupPolicy", "volume needs exactly one of size and claimName"),
+        ("BackupPolicy", "volume.storageClassName cannot be changed"),
         ("MailBackup", "spec cannot be changed: make another MailBackup"),
         ("MailRestore", "spec cannot be changed: make another MailRestore"),
         ("MailRestore", "source needs exactly one of backupRef, policyRef and s3"),

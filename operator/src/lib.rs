@@ -1,7 +1,8 @@
 //! The operator and the command line: what turns resources into a running, truthful mail cluster.
 //!
 //! Pure rooms first: [`pki`] (certificates), [`mailnode_config`] (a mailnode's configuration file), [`directory`]
-//! (accounts: desired state against what the mailnodes hold), [`accounts::plan`] and [`mailcluster::objects`].
+//! (accounts: desired state against what the mailnodes hold), [`accounts::plan`], [`mailcluster::objects`] and
+//! [`volume`] (what serves a volume with backups).
 //! [`admin`] speaks to the mailnodes, [`probe`] to what people's programs speak to. `quorumail dev` uses these without Kubernetes. The rest is runtime: [`stores`]
 //! watches, [`backup`] drives backups and restores, [`mailcluster`], [`accounts`] and [`runs`] (what the resources of backups
 //! ask) reconcile, [`lease`] elects.
@@ -38,3 +39,4 @@ pub mod shape;
 pub mod status;
 pub mod stores;
 pub mod unreadable;
+pub mod volume;

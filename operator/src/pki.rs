@@ -95,7 +95,26 @@ pub fn issue(authority: &CertifiedPem, role: Role, now: Timestamp) -> Result<Cer
         }
         Role::Operator => (OPERATOR_NAME, &[ExtendedKeyUsagePurpose::ClientAuth]),
     };
-    let mut params = params(&[name.to_owned()], name, now, LEAF_LIFE)?;
+    sign(authority, &[name.to_owned()], usages, now)
+}
+
+/// Issues a certificate with a new key under `authority` for a server with these host names; the first is the subject.
+pub fn issue_server(
+    authority: &CertifiedPem,
+    names: &[String],
+    now: Timestamp,
+) -> Result<CertifiedPem, PkiError> {
+    sign(authority, names, &[ExtendedKeyUsagePurpose::ServerAuth], now)
+}
+
+fn sign(
+    authority: &CertifiedPem,
+    names: &[String],
+    usages: &[ExtendedKeyUsagePurpose],
+    now: Timestamp,
+) -> Result<CertifiedPem, PkiError> {
+    let subject = names.first().map_or("quorumail", String::as_str);
+    let mut params = params(names, subject, now, LEAF_LIFE)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = usages.to_vec();
     params.use_authority_key_identifier_extension = true;

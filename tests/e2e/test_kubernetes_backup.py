@@ -389,6 +389,73 @@ def test_point_in_time_restore_brings_back_what_was_deleted(service, s3):
     service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/always", "--timeout=30s")
 
 
+VOLUME_POD = "app.kubernetes.io/name=backup-volume,quorumail.io/backup-policy=on-volume"
+
+
+def volume_pods(service):
+    return [pod["metadata"]["name"] for pod in service.get("-n", NAMESPACE, "pods", "-l", VOLUME_POD)["items"]]
+
+
+def volume_policy(**target):
+    return resource("BackupPolicy", "on-volume", {"schedule": RARELY, "target": {"volume": target},
+                                                  "encryptionKeySecretRef": {"name": "backup-key"}})
+
+
+def exists(service, kind, name):
+    return bool(service.kubectl("-n", NAMESPACE, "get", kind, name, "--ignore-not-found", "-o", "name").strip())
+
+
+def test_a_volume_keeps_backups_through_the_loss_of_its_pod_and_of_its_policy(service):
+    tokens = send(service, 20, "on a volume")
+    mail.wait_for(lambda: tokens <= set(mail.tokens(imap(service))), what="the mail")
+    claim = "on-volume-backup-volume"
+    service.apply(volume_policy(size="1Gi"))
+    try:
+        mail.wait_for(lambda: status(service, "backuppolicy", "on-volume").get("lastSuccessfulTime"), within=180, every=0.5,
+                      what="the first backup on a volume")
+        [first] = backups(service, "on-volume")
+        assert first["status"]["phase"] == "Succeeded" and first["status"]["messages"] >= 20, first
+        assert service.condition("backuppolicy", "on-volume", namespace=NAMESPACE)["status"] == "True"
+
+        # A backup that finds the pod gone waits for the next one.
+        [pod] = volume_pods(service)
+        service.kubectl("-n", NAMESPACE, "delete", "pod", pod, "--grace-period=0", "--force")
+        service.apply(resource("MailBackup", "without-a-pod", {"policyRef": {"name": "on-volume"}}))
+        done = ended(service, "mailbackup", "without-a-pod", within=240)
+        assert done["phase"] == "Succeeded", done
+        assert volume_pods(service) != [pod]
+        # Likewise one that is killed in the middle of a restore.
+        restore = {"source": {"backupRef": {"name": "without-a-pod"}}, "scope": {"mailbox": "alice@example.org"}}
+        service.apply(resource("MailRestore", "from-volume", {**restore, "target": {"folderPrefix": "Volume"}}))
+        mail.wait_for(lambda: status(service, "mailrestore", "from-volume").get("phase") in ("Running", "Succeeded"), within=60,
+                      every=0.1, what="the begin of the restore")
+        [pod] = volume_pods(service)
+        service.kubectl("-n", NAMESPACE, "delete", "pod", pod, "--grace-period=0", "--force")
+        done = ended(service, "mailrestore", "from-volume", within=240)
+        assert done["phase"] == "Succeeded" and done["verified"], done
+        assert tokens <= set(mail.tokens(imap(service), "Volume/INBOX"))
+
+        # Deleting the policy deletes what serves the volume, and no backup.
+        service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/on-volume", "--timeout=30s")
+        mail.wait_for(lambda: not any(exists(service, kind, claim) for kind in ("deployment", "service", "secret"))
+                      and not volume_pods(service), within=120, every=1, what="the end of what served the volume")
+        assert exists(service, "persistentvolumeclaim", claim)
+        service.apply(volume_policy(claimName=claim))
+        service.apply(resource("MailRestore", "from-claim", {
+            "source": {"policyRef": {"name": "on-volume"}}, "scope": {"mailbox": "alice@example.org"},
+            "target": {"folderPrefix": "Claim"}}))
+        done = ended(service, "mailrestore", "from-claim", within=240)
+        assert done["phase"] == "Succeeded" and done["verified"], done
+        assert tokens <= set(mail.tokens(imap(service), "Claim/INBOX"))
+        service.apply(volume_policy(claimName="no-such-claim"))
+        mail.wait_for(lambda: service.condition("backuppolicy", "on-volume", namespace=NAMESPACE).get("reason") == "VolumeNotReady",
+                      within=60, what="VolumeNotReady")
+        assert "no-such-claim" in service.condition("backuppolicy", "on-volume", namespace=NAMESPACE)["message"]
+    finally:
+        service.kubectl("-n", NAMESPACE, "delete", "backuppolicy/on-volume", "--ignore-not-found", "--timeout=60s")
+        service.kubectl("-n", NAMESPACE, "delete", "persistentvolumeclaim", claim, "--ignore-not-found", "--wait=false")
+
+
 LOST, AGAIN = "mail-lost", "mail-again"
 NAMES = ["alice", "bob"]
 

@@ -90,7 +90,9 @@ impl Members {
         }
         let policies: Vec<_> = self.policies.iter().filter(|policy| stays(&***policy)).collect();
         for policy in &policies {
-            let (by, s3) = (format!("BackupPolicy {}", policy.name_any()), &policy.spec.target.s3);
+            // What the operator makes for a volume it makes anew.
+            let Some(s3) = &policy.spec.target.s3 else { continue };
+            let by = format!("BackupPolicy {}", policy.name_any());
             want(&s3.credentials_secret_ref.name, by.clone(), &[target::ACCESS_KEY, target::SECRET_KEY]);
             if let Some(ca) = &s3.ca_secret_ref {
                 want(&ca.name, by, &[target::CA]);

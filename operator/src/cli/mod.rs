@@ -1,6 +1,6 @@
 //! The command line `quorumail`, also installed as `kubectl-quorumail`.
 //!
-//! Every command but `dev` asks the admin services of the mailnodes ([`connect`] finds them) and prints a table, JSON
+//! Every command but `dev` and `volume` asks the admin services of the mailnodes ([`connect`] finds them) and prints a table, JSON
 //! or YAML ([`output`]). Exit status: 0 success, 1 failure, 2 wrong usage.
 
 mod archive;
@@ -19,6 +19,7 @@ mod queue;
 mod repository;
 mod restore;
 mod status;
+mod volume;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -94,6 +95,9 @@ enum Command {
     /// Acts on mailnodes.
     #[command(subcommand)]
     Node(node::NodeCommand),
+    /// Serves volumes that backups are kept on.
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
     /// Runs the whole mail service on this machine, without Kubernetes.
     Dev(DevArgs),
 }
@@ -168,6 +172,7 @@ impl Cli {
             Command::Backup(command) => backup::run(target, format, &command).await,
             Command::Restore(args) => restore::run(target, format, &args).await,
             Command::Node(command) => node::run(target, &command).await,
+            Command::Volume(command) => volume::run(command).await,
             Command::Dev(args) => Ok(dev::run(args.into()).await?),
         }
     }
@@ -229,6 +234,7 @@ mod tests {
             "quorumail restore --from file:///b --all --to-maildir dir",
             "quorumail restore --from file:///b --mailbox alice@example.org --folder Sent --to-mbox sent.mbox",
             "quorumail node drain 1 --timeout 20",
+            "quorumail volume serve --directory /data --listen 0.0.0.0:9000 --credentials c --tls t",
             "quorumail --admin 127.0.0.1:9443 --tls-dir t status",
         ] {
             if let Err(error) = Cli::try_parse_from(line.split(' ')) {
@@ -247,6 +253,7 @@ mod tests {
             "quorumail queue retry",
             "quorumail queue retry ID --all",
             "quorumail --admin 127.0.0.1:9443 status",
+            "quorumail volume serve --directory /data --credentials c",
             "quorumail backup now --to ftp://b",
             "quorumail backup now --to file:///b --deadline 0",
             "quorumail backup show 20261125T174800Z-abc123 --with-secrets --from file:///b",

@@ -195,7 +195,8 @@ impl Keeper {
         let spec = &self.policy.spec;
         let max_lag =
             spec.continuous.as_ref().map(|continuous| continuous.max_lag.duration()).unwrap_or_default();
-        let wanted = Wanted { s3: &spec.target.s3, key: &spec.encryption_key_secret_ref };
+        let s3 = target::bucket_of(&self.policy)?;
+        let wanted = Wanted { s3: &s3, key: &spec.encryption_key_secret_ref };
         let namespace = self.policy.namespace().unwrap_or_default();
         let config = target::open(&self.client, &namespace, wanted, Limits::default()).await?;
         let connection = connect(&self.clients, &self.cluster).await?;

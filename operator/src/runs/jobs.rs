@@ -88,7 +88,8 @@ pub struct Source {
 pub async fn back_up(job: Backup, progress: Progress<Figures>) -> Result<Made, Failure> {
     let namespace = job.policy.namespace().unwrap_or_default();
     let spec = &job.policy.spec;
-    let wanted = Wanted { s3: &spec.target.s3, key: &spec.encryption_key_secret_ref };
+    let s3 = target::bucket_of(&job.policy)?;
+    let wanted = Wanted { s3: &s3, key: &spec.encryption_key_secret_ref };
     let config = target::open(&job.client, &namespace, wanted, Limits::default()).await?;
     let connection = connect(&job.clients, &job.cluster).await?;
     let begun = Instant::now();

@@ -15,6 +15,7 @@ mod rehearse;
 mod resources;
 mod retention;
 pub mod target;
+mod volumes;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -164,6 +165,8 @@ struct Supervisor {
     unwritten: BTreeSet<String>,
     /// Archives that are kept going, by uid of the BackupPolicy.
     archives: HashMap<String, archives::Archive>,
+    /// How volumes are, by uid of the BackupPolicy.
+    volumes: HashMap<String, volumes::State>,
     /// Policies that are shown in metrics.
     shown: BTreeSet<Key>,
 }
@@ -181,6 +184,7 @@ impl Supervisor {
             restores: HashMap::new(),
             unwritten: BTreeSet::new(),
             archives: HashMap::new(),
+            volumes: HashMap::new(),
             shown: BTreeSet::new(),
         }
     }

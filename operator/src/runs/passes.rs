@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use super::{
     Ended, Kind, MAX_BACKUPS, MAX_RESTORES, RESTORE_DEADLINE, Running, Supervisor, TELL, Told, archives,
     jobs::{self, Source},
-    target::{Wanted, missing, place},
+    target::{Wanted, bucket_of, missing, place, place_of},
     until, with_written,
 };
 use crate::{
@@ -70,6 +70,7 @@ impl Supervisor {
         self.end_orphans(&policies, &backups, &restores);
         let something_left = self.clear_rehearsals().await;
         self.end_archives(&policies);
+        self.look_after_volumes(&policies).await;
         // The one that was made first is begun first.
         backups.sort_by_key(|backup| (backup.creation_timestamp(), backup.name_any()));
         restores.sort_by_key(|restore| (restore.creation_timestamp(), restore.name_any()));
@@ -168,7 +169,14 @@ impl Supervisor {
     /// What keeps backups from being made.
     fn policy_problem(&self, policy: &BackupPolicy) -> Option<Failure> {
         let namespace = policy.namespace().unwrap_or_default();
-        let wanted = Wanted { s3: &policy.spec.target.s3, key: &policy.spec.encryption_key_secret_ref };
+        if let Some(problem) = self.volume_problem(policy) {
+            return Some(problem);
+        }
+        let s3 = match bucket_of(policy) {
+            Ok(s3) => s3,
+            Err(failure) => return Some(failure),
+        };
+        let wanted = Wanted { s3: &s3, key: &policy.spec.encryption_key_secret_ref };
         let cluster = self.ready_cluster(&namespace, policy.spec.cluster_ref.as_ref());
         cluster.err().or_else(|| self.missing_secret(&namespace, wanted))
     }
@@ -271,7 +279,7 @@ impl Supervisor {
         let namespace = policy.namespace().unwrap_or_default();
         let cluster = self.ready_cluster(&namespace, policy.spec.cluster_ref.as_ref())?;
         self.has_room(Kind::Backup, MAX_BACKUPS, &cluster)?;
-        self.no_retention_for(&policy.spec.target.s3, policy.spec.deadline.duration())?;
+        self.no_retention_for(&bucket_of(policy)?, policy.spec.deadline.duration())?;
         Ok((policy.clone(), cluster))
     }
 
@@ -296,7 +304,7 @@ impl Supervisor {
         left: Duration,
     ) {
         let progress = Arc::new(Mutex::new(mailbackup::Figures::default()));
-        let place = place(&policy.spec.target.s3);
+        let place = place_of(&policy);
         let job = jobs::Backup {
             client: self.context.client.clone(),
             clients: self.context.clients.clone(),
@@ -487,7 +495,10 @@ impl Supervisor {
         let of_policy = policy.spec.cluster_ref.clone();
         let stores = &self.context.stores;
         let of = stores.cluster_of(&namespace.unwrap_or_default(), of_policy.as_ref()).ok();
-        let (s3, key) = (policy.spec.target.s3.clone(), policy.spec.encryption_key_secret_ref.clone());
+        if let Some(problem) = self.volume_problem(policy) {
+            return Err(problem);
+        }
+        let (s3, key) = (bucket_of(policy)?, policy.spec.encryption_key_secret_ref.clone());
         Ok((Source { s3, key, id, of }, of_policy))
     }
 

@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 use quorumail_crds::{BackupPolicy, MailCluster, backup::is_rehearsal, condition::reason};
 use tokio::time::Instant;
 
-use super::{Ended, Kind, MAX_REHEARSALS, Running, Supervisor, TELL, Told, rehearse, target::place};
+use super::{
+    Ended, Kind, MAX_REHEARSALS, Running, Supervisor, TELL, Told, rehearse,
+    target::{bucket_of, place_of},
+};
 use crate::{
     rehearsal::{self, Figures, Plan, Seen, Turn, cluster_name},
     run::Failure,
@@ -62,7 +65,7 @@ impl Supervisor {
                 "waiting for the rehearsal of another BackupPolicy to end",
             ));
         }
-        self.no_retention_at(&policy.spec.target.s3)?;
+        self.no_retention_at(&bucket_of(policy)?)?;
         self.ready_cluster(&policy.namespace().unwrap_or_default(), policy.spec.cluster_ref.as_ref())
     }
 
@@ -101,7 +104,7 @@ impl Supervisor {
         let run = Running {
             name: format!("the rehearsal of BackupPolicy {}", policy.name_any()),
             cluster,
-            place: place(&policy.spec.target.s3),
+            place: place_of(policy),
             abort: task,
             told: Told::Rehearsal(progress, Figures::default()),
             told_at: Instant::now(),

@@ -76,7 +76,8 @@ impl Rehearsal {
         let begun = Instant::now();
         let namespace = self.policy.namespace().unwrap_or_default();
         let spec = &self.policy.spec;
-        let wanted = Wanted { s3: &spec.target.s3, key: &spec.encryption_key_secret_ref };
+        let s3 = target::bucket_of(&self.policy)?;
+        let wanted = Wanted { s3: &s3, key: &spec.encryption_key_secret_ref };
         let config = target::open(&self.client, &namespace, wanted, Limits::default()).await?;
         let backup = self.newest(&config).await?;
         progress.lock().backup = backup.id.to_string();

@@ -19,7 +19,7 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     Ended, Kind, MAX_RETENTIONS, Running, Supervisor, Told,
     jobs::{connect, in_repository},
-    target::{self, Wanted, place},
+    target::{self, Wanted, place, place_of},
 };
 use crate::{
     accounts::clients::Clients,
@@ -100,7 +100,7 @@ impl Supervisor {
         if active {
             return waiting("waiting for a backup".to_owned());
         }
-        let here = place(&policy.spec.target.s3);
+        let here = place_of(policy);
         if let Some(other) = self.running.values().find(|run| run.place == here) {
             return waiting(format!("waiting for {}", other.name));
         }
@@ -126,7 +126,7 @@ impl Supervisor {
         let run = Running {
             name: format!("the retention of BackupPolicy {}", policy.name_any()),
             cluster: key(&*cluster),
-            place: place(&policy.spec.target.s3),
+            place: place_of(policy),
             abort: task,
             told: Told::Retention(stop),
             told_at: Instant::now(),
@@ -182,7 +182,8 @@ impl Retention {
 
     async fn apply(&self) -> Result<Stock, Failure> {
         let (namespace, spec) = (self.policy.namespace().unwrap_or_default(), &self.policy.spec);
-        let wanted = Wanted { s3: &spec.target.s3, key: &spec.encryption_key_secret_ref };
+        let s3 = target::bucket_of(&self.policy)?;
+        let wanted = Wanted { s3: &s3, key: &spec.encryption_key_secret_ref };
         let config = target::open(&self.client, &namespace, wanted, Limits::default()).await?;
         let connection = connect(&self.clients, &self.cluster).await?;
         let status = connection.admin.cluster_status().await;

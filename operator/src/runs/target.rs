@@ -1,14 +1,15 @@
-//! From a bucket in a spec, and the Secrets that it refers to, to what opens the repository in it.
+//! From a bucket in a spec, or a volume that is served as one, and the Secrets that it refers to, to what opens the repository in it.
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use quorumail_backup::{BackupKey, Limits, Location, RepositoryConfig, S3};
 use quorumail_crds::{
+    BackupPolicy,
     backup::{self, EncryptionKeyRef},
     condition::reason,
 };
 
-use crate::run::Failure;
+use crate::{run::Failure, volume};
 
 /// Key of the Secret with the credentials: who it is.
 pub const ACCESS_KEY: &str = "accessKeyId";
@@ -16,6 +17,15 @@ pub const ACCESS_KEY: &str = "accessKeyId";
 pub const SECRET_KEY: &str = "secretAccessKey";
 /// Key of the Secret with the authorities.
 pub const CA: &str = "ca.crt";
+
+/// The bucket of a policy: the one that it names, or what its volume is served as.
+pub fn bucket_of(policy: &BackupPolicy) -> Result<backup::S3, Failure> {
+    match (&policy.spec.target.s3, &policy.spec.target.volume) {
+        (Some(s3), None) => Ok(s3.clone()),
+        (None, Some(_)) => Ok(volume::bucket(policy)),
+        _ => Err(Failure::new(reason::INVALID_SPEC, "spec.target needs exactly one of s3 and volume")),
+    }
+}
 
 /// A bucket, and the key of what is in it.
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +47,11 @@ impl<'a> Wanted<'a> {
 /// Where a bucket and prefix are, to tell whether two runs meet there.
 pub fn place(s3: &backup::S3) -> String {
     format!("{}/{}/{}", s3.endpoint.trim_end_matches('/'), s3.bucket, s3.prefix.trim_end_matches('/'))
+}
+
+/// The same of a policy; empty where its target is neither, with which no run begins.
+pub fn place_of(policy: &BackupPolicy) -> String {
+    bucket_of(policy).map(|s3| place(&s3)).unwrap_or_default()
 }
 
 /// Reads the Secrets.

@@ -1,4 +1,4 @@
-//! A real S3 server, and a network that fails.
+//! Two real S3 servers, and a network that fails: one of others, and the one that serves a volume.
 
 use std::{
     net::{SocketAddr, TcpListener as StdListener},
@@ -12,6 +12,7 @@ use std::{
 };
 
 use quorumail_backup::*;
+use quorumail_volume::{ACCESS_KEY_FILE, CERT_FILE, KEY_FILE, SECRET_KEY_FILE};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -43,8 +44,18 @@ fn versitygw() -> PathBuf {
     newest.expect("versitygw is built by `make cluster`; run that first")
 }
 
-/// versitygw on a folder, with one bucket.
+/// Which server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Program {
+    /// One that others have made.
+    Versitygw,
+    /// What serves a volume.
+    Volume,
+}
+
+/// A server on a folder, with one bucket.
 struct Server {
+    kind: Kind,
     child: Child,
     address: SocketAddr,
     ca_pem: Option<Vec<u8>>,
@@ -59,8 +70,9 @@ impl Drop for Server {
 }
 
 /// How a server is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Kind {
+    program: Program,
     tls: bool,
     /// Its certificate was good for the year 2000.
     has_expired: bool,
@@ -68,9 +80,15 @@ struct Kind {
     room: Option<u32>,
 }
 
+impl From<Program> for Kind {
+    fn from(program: Program) -> Self {
+        Self { program, tls: false, has_expired: false, room: None }
+    }
+}
+
 impl Server {
-    async fn start(tls: bool) -> Self {
-        Self::start_as(Kind { tls, ..Kind::default() }).await
+    async fn start(program: Program, tls: bool) -> Self {
+        Self::start_as(Kind { tls, ..program.into() }).await
     }
 
     async fn start_as(kind: Kind) -> Self {
@@ -85,14 +103,14 @@ impl Server {
             let started = std::time::Instant::now();
             while started.elapsed() < START && child.try_wait().unwrap().is_none() {
                 if TcpStream::connect(address).await.is_ok() {
-                    return Self { child, address, ca_pem, dir };
+                    return Self { kind, child, address, ca_pem, dir };
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             let _ = child.kill();
             let _ = child.wait();
         }
-        panic!("versitygw does not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
+        panic!("{kind:?} does not start: {}", std::fs::read_to_string(dir.path().join("log")).unwrap());
     }
 
     fn s3(&self) -> S3 {
@@ -128,8 +146,12 @@ impl Server {
 
 fn start(dir: &Path, address: SocketAddr, kind: Kind) -> Child {
     let log = std::fs::File::create(dir.join("log")).unwrap();
+    let program = match kind.program {
+        Program::Versitygw => versitygw(),
+        Program::Volume => std::env::current_exe().unwrap(),
+    };
     let mut command = match kind.room {
-        None => Command::new(versitygw()),
+        None => Command::new(program),
         Some(mebibytes) => {
             // Seen by the server alone, and gone with it.
             let mut command = Command::new("unshare");
@@ -137,16 +159,64 @@ fn start(dir: &Path, address: SocketAddr, kind: Kind) -> Child {
                 r#"mount -t tmpfs -o "size=$1m" tmpfs "$2" && mkdir "$2/$3" && shift 3 && exec "$@""#;
             let room = mebibytes.to_string();
             command.args(["--mount", "sh", "-c", script, "sh", &room]).arg(dir.join("root")).arg(BUCKET);
-            command.arg(versitygw());
+            command.arg(program);
             command
         }
     };
-    command.args(["--access", ACCESS_KEY, "--secret", SECRET_KEY, "--port", &address.to_string()]);
-    if kind.tls {
-        command.arg("--cert").arg(dir.join("server.pem")).arg("--key").arg(dir.join("server.key"));
+    match kind.program {
+        Program::Versitygw => {
+            command.args(["--access", ACCESS_KEY, "--secret", SECRET_KEY, "--port", &address.to_string()]);
+            if kind.tls {
+                command.arg("--cert").arg(dir.join(CERT_FILE)).arg("--key").arg(dir.join(KEY_FILE));
+            }
+            command.arg("posix").arg("--sidecar").arg(dir.join("metadata")).arg(dir.join("root"));
+        }
+        Program::Volume => {
+            std::fs::write(dir.join(ACCESS_KEY_FILE), ACCESS_KEY).unwrap();
+            std::fs::write(dir.join(SECRET_KEY_FILE), SECRET_KEY).unwrap();
+            command.args(["--exact", "s3::serves_a_volume_in_a_process_of_its_own", "--ignored"]);
+            command.env("VOLUME", dir).env("VOLUME_ADDRESS", address.to_string());
+            command.env("VOLUME_TLS", if kind.tls { "yes" } else { "no" });
+        }
     }
-    command.arg("posix").arg("--sidecar").arg(dir.join("metadata")).arg(dir.join("root"));
     command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "not a test: what other tests start and kill"]
+async fn serves_a_volume_in_a_process_of_its_own() {
+    let Some(dir) = std::env::var_os("VOLUME").map(PathBuf::from) else { return };
+    let options = quorumail_volume::Options {
+        directory: dir.join("root"),
+        bucket: BUCKET.to_owned(),
+        credentials: dir.clone(),
+        tls: (std::env::var("VOLUME_TLS").unwrap() == "yes").then_some(dir),
+    };
+    let listener = TcpListener::bind(std::env::var("VOLUME_ADDRESS").unwrap()).await.unwrap();
+    quorumail_volume::Server::open(&options).unwrap().serve(listener, std::future::pending()).await;
+}
+
+/// Makes tests of promises, for each of the servers.
+macro_rules! with_each_server {
+    ($($promise:ident)*) => {
+        mod versitygw {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() { super::$promise(super::Program::Versitygw).await })*
+        }
+        mod volume {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $promise() { super::$promise(super::Program::Volume).await })*
+        }
+    };
+}
+
+with_each_server! {
+    backups_go_to_a_bucket_over_tls_with_a_ca_of_its_own
+    what_is_wrong_with_a_bucket_is_told
+    a_network_that_fails_slows_and_cuts_is_overcome
+    a_server_that_takes_nothing_more_fails_the_backup_and_none_is_listed
+    a_bucket_that_fills_fails_the_backup_and_once_it_has_room_the_next_one_is_whole
+    a_server_that_goes_away_during_a_backup_ends_it_and_the_next_one_succeeds
 }
 
 /// A CA of our own and a certificate by it; answers the CA.
@@ -161,8 +231,8 @@ fn write_certificates(dir: &Path, has_expired: bool) -> Vec<u8> {
             (rcgen::date_time_ymd(2000, 1, 1), rcgen::date_time_ymd(2000, 12, 31));
     }
     let server = server.signed_by(&key, &ca).unwrap();
-    std::fs::write(dir.join("server.pem"), server.pem()).unwrap();
-    std::fs::write(dir.join("server.key"), key.serialize_pem()).unwrap();
+    std::fs::write(dir.join(CERT_FILE), server.pem()).unwrap();
+    std::fs::write(dir.join(KEY_FILE), key.serialize_pem()).unwrap();
     ca.pem().into_bytes()
 }
 
@@ -182,9 +252,8 @@ fn impatient(s3: S3) -> RepositoryConfig {
     RepositoryConfig { limits, ..config(s3) }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn backups_go_to_a_bucket_over_tls_with_a_ca_of_its_own() {
-    let server = Server::start(true).await;
+async fn backups_go_to_a_bucket_over_tls_with_a_ca_of_its_own(program: Program) {
+    let server = Server::start(program, true).await;
     let mut node = Node::with_mail();
     for number in 0..18 {
         node.append("Large", &noise(number, 1 << 20));
@@ -214,7 +283,7 @@ async fn backups_go_to_a_bucket_over_tls_with_a_ca_of_its_own() {
     let error = Repository::open(impatient(S3 { ca_pem: None, ..server.s3() })).await.unwrap_err();
     assert_eq!(error.reason(), "Unreachable", "{error}");
 
-    let expired = Server::start_as(Kind { tls: true, has_expired: true, ..Kind::default() }).await;
+    let expired = Server::start_as(Kind { tls: true, has_expired: true, ..program.into() }).await;
     let error = Repository::open(impatient(expired.s3())).await.unwrap_err();
     let text = error.to_string();
     assert!(
@@ -223,9 +292,8 @@ async fn backups_go_to_a_bucket_over_tls_with_a_ca_of_its_own() {
     );
 }
 
-#[tokio::test]
-async fn what_is_wrong_with_a_bucket_is_told() {
-    let server = Server::start(false).await;
+async fn what_is_wrong_with_a_bucket_is_told(program: Program) {
+    let server = Server::start(program, false).await;
     let open = |s3: S3| async move { Repository::open(impatient(s3)).await.unwrap_err() };
     let make = |s3: S3| async move { Repository::create_or_open(impatient(s3)).await.unwrap_err() };
     let error = open(server.s3()).await;
@@ -367,9 +435,8 @@ async fn copy(from: &mut TcpStream, to: &mut TcpStream, bytes: u64, fate: Fate) 
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_network_that_fails_slows_and_cuts_is_overcome() {
-    let server = Server::start(false).await;
+async fn a_network_that_fails_slows_and_cuts_is_overcome(program: Program) {
+    let server = Server::start(program, false).await;
     let seed: u64 =
         std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or_else(rand::random);
     println!("SEED={seed}");
@@ -404,9 +471,8 @@ async fn a_network_that_fails_slows_and_cuts_is_overcome() {
     assert!(failed >= 5, "only {failed} requests failed");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_takes_nothing_more_fails_the_backup_and_none_is_listed() {
-    let server = Server::start(false).await;
+async fn a_server_that_takes_nothing_more_fails_the_backup_and_none_is_listed(program: Program) {
+    let server = Server::start(program, false).await;
     let full = Network::between(server.address, |_, method| {
         if matches!(method, "put" | "post") { Fate::Throttled } else { Fate::Passes }
     })
@@ -425,9 +491,8 @@ async fn a_server_that_takes_nothing_more_fails_the_backup_and_none_is_listed() 
     assert_loads(&behind, &first, &Snapshot::of(&node.store)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bucket_that_fills_fails_the_backup_and_once_it_has_room_the_next_one_is_whole() {
-    let server = Server::start_as(Kind { room: Some(24), ..Kind::default() }).await;
+async fn a_bucket_that_fills_fails_the_backup_and_once_it_has_room_the_next_one_is_whole(program: Program) {
+    let server = Server::start_as(Kind { room: Some(24), ..program.into() }).await;
     let mut node = Node::with_mail();
     let repository = Repository::create_or_open(impatient(server.s3())).await.unwrap();
     let (first, before) = (node.back_up(&repository, None).await, Snapshot::of(&node.store));
@@ -451,9 +516,8 @@ async fn a_bucket_that_fills_fails_the_backup_and_once_it_has_room_the_next_one_
     assert!(repository.verify(Which::All, Depth::Full, |_| {}).await.unwrap().is_good());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_goes_away_during_a_backup_ends_it_and_the_next_one_succeeds() {
-    let mut server = Server::start(false).await;
+async fn a_server_that_goes_away_during_a_backup_ends_it_and_the_next_one_succeeds(program: Program) {
+    let mut server = Server::start(program, false).await;
     let mut node = Node::with_mail();
     for number in 0..40 {
         node.append("Large", &noise(number, 1 << 20));
@@ -481,7 +545,7 @@ async fn a_server_that_goes_away_during_a_backup_ends_it_and_the_next_one_succee
     let error = taking.await.unwrap().unwrap_err();
     assert!(matches!(error.reason(), "Unreachable" | "StorageFailed"), "{error}");
 
-    server.child = start(server.dir.path(), server.address, Kind::default());
+    server.child = start(server.dir.path(), server.address, server.kind);
     while TcpStream::connect(server.address).await.is_err() {
         assert!(server.child.try_wait().unwrap().is_none(), "it does not start again");
         tokio::time::sleep(Duration::from_millis(20)).await;
