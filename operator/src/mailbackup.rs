@@ -1,15 +1,13 @@
 //! MailBackup: from what was observed of a run to its status. Pure.
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use quorumail_crds::{
     MailBackup, MailBackupStatus,
-    backup::Phase,
-    condition::{Observed, kind, merge, reason},
+    condition::{Observed, kind, reason},
     mailbackup::KeptResources,
 };
 
-use crate::run::Failure;
+use crate::run::{self, RunStatus as _, under_way};
 
 /// How far a backup is, or what it made.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,13 +29,9 @@ impl Figures {
     }
 }
 
-/// What is to be told of a run.
+/// What only backups tell.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Told<'a> {
-    /// It has not begun, and why.
-    Waiting(&'a Failure),
-    /// It is begun, for the first time or again.
-    Begun,
+pub enum Own<'a> {
     /// It is under way.
     Progress(Figures),
     /// Its manifest was read back from the bucket.
@@ -49,64 +43,38 @@ pub enum Told<'a> {
         /// The resources in it.
         resources: &'a KeptResources,
     },
-    /// It has ended without that.
-    Failed(&'a Failure),
     /// Retention deleted what it made.
     Pruned,
-    /// It is left alone.
-    Paused,
 }
+
+/// What is to be told of a backup.
+pub type Told<'a> = run::Told<'a, Own<'a>>;
 
 /// The status.
 pub fn status(backup: &MailBackup, told: &Told<'_>, now: Timestamp) -> MailBackupStatus {
-    let mut status = backup.status.clone().unwrap_or_default();
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let mut is_paused = Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the object is reconciled");
-    let ready = match told {
-        Told::Waiting(failure) => failure.observed(),
-        Told::Begun => {
-            status.phase = Phase::Running;
-            status.started.get_or_insert(Time(now));
-            status.attempts = status.attempts.saturating_add(1);
-            running()
+    run::status(backup.status.clone().unwrap_or_default(), backup.metadata.generation, told, now, tell)
+}
+
+fn tell(status: &mut MailBackupStatus, told: &Own<'_>, now: Timestamp) -> Observed {
+    match told {
+        Own::Progress(figures) => {
+            show(status, figures);
+            under_way()
         }
-        Told::Progress(figures) => {
-            show(&mut status, figures);
-            running()
-        }
-        Told::Succeeded { id, figures, resources } => {
-            end(&mut status, Phase::Succeeded, now);
-            show(&mut status, figures);
+        Own::Succeeded { id, figures, resources } => {
+            status.head().end(None, now);
+            show(status, figures);
             status.id = Some((*id).to_owned());
             status.resources = Some((*resources).clone());
-            status.error = None;
-            let text = format!("it is in the bucket and was read back{}", left_out(&status));
+            let text = format!("it is in the bucket and was read back{}", left_out(status));
             Observed::yes(kind::READY, reason::SUCCEEDED, text)
         }
-        Told::Failed(failure) => {
-            end(&mut status, Phase::Failed, now);
-            status.error = Some(failure.message.clone());
-            failure.observed()
-        }
-        Told::Pruned => Observed::no(
+        Own::Pruned => Observed::no(
             kind::READY,
             reason::PRUNED,
             "retention deleted the backup; it can no longer be restored",
         ),
-        Told::Paused => {
-            let text =
-                "reconciliation is stopped by the annotation quorumail.io/paused; take it away to go on";
-            is_paused = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
-            Observed::no(kind::READY, reason::BY_ANNOTATION, "it is not begun while it is paused")
-        }
-    };
-    status.observed_generation = backup.metadata.generation;
-    status.conditions = merge(&status.conditions, &[ready, is_paused], backup.metadata.generation, now);
-    status
-}
-
-fn running() -> Observed {
-    Observed::no(kind::READY, reason::RUNNING, "it is under way")
+    }
 }
 
 fn show(status: &mut MailBackupStatus, figures: &Figures) {
@@ -122,16 +90,16 @@ pub fn left_out(status: &MailBackupStatus) -> String {
     left_out.map(|what| format!("; of the resources it does not hold {what}")).unwrap_or_default()
 }
 
-fn end(status: &mut MailBackupStatus, phase: Phase, now: Timestamp) {
-    status.phase = phase;
-    status.finished = Some(Time(now));
-}
-
 #[cfg(test)]
 mod tests {
-    use quorumail_crds::{MailBackupSpec, backup::PolicyRef, condition::find};
+    use quorumail_crds::{
+        MailBackupSpec,
+        backup::{Phase, PolicyRef},
+        condition::find,
+    };
 
     use super::*;
+    use crate::run::Failure;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_millisecond(second * 1_000 + 250).unwrap()
@@ -158,14 +126,14 @@ mod tests {
         let found = told(&mut backup, &Told::Begun, 2);
         assert_eq!(found, expect(Phase::Running, "False", reason::RUNNING));
         let figures = Figures { groups: 4, messages: 10, bytes: 1_000, uploaded_bytes: 600 };
-        let found = told(&mut backup, &Told::Progress(figures), 3);
+        let found = told(&mut backup, &Told::Own(Own::Progress(figures)), 3);
         assert_eq!(found, expect(Phase::Running, "False", reason::RUNNING));
         // The operator was replaced.
         told(&mut backup, &Told::Begun, 4);
         let figures = Figures { groups: 17, ..figures };
         let resources = KeptResources { objects: 5, secrets: 1, left_out: Some("Secret people".to_owned()) };
-        let done = Told::Succeeded { id: "20261125T174800Z-abc123", figures, resources: &resources };
-        let found = told(&mut backup, &done, 9);
+        let done = Own::Succeeded { id: "20261125T174800Z-abc123", figures, resources: &resources };
+        let found = told(&mut backup, &Told::Own(done), 9);
         assert_eq!(found, expect(Phase::Succeeded, "True", reason::SUCCEEDED));
         let status = backup.status.clone().unwrap();
         assert_eq!((status.attempts, status.partitions, status.messages), (2, Some(16), Some(10)));
@@ -177,7 +145,7 @@ mod tests {
             "{}",
             ready.message
         );
-        let found = told(&mut backup, &Told::Pruned, 20);
+        let found = told(&mut backup, &Told::Own(Own::Pruned), 20);
         assert_eq!(found, expect(Phase::Succeeded, "False", reason::PRUNED));
     }
 

@@ -3,15 +3,13 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use quorumail_crds::{
     MailRestore, MailRestoreStatus,
-    backup::Phase,
-    condition::{Observed, kind, merge, reason},
+    condition::{Observed, kind, reason},
     mailrestore::Restored,
 };
 
-use crate::run::{Failure, in_words};
+use crate::run::{self, Failure, RunStatus as _, in_words, under_way};
 
 /// Problems that are spelled out in an error; more are counted.
 pub const MAX_PROBLEMS: usize = 5;
@@ -42,80 +40,45 @@ pub struct Restoring {
     pub restored: Restored,
 }
 
-/// What is to be told of a run.
+/// What only restores tell.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Told<'a> {
-    /// It has not begun, and why.
-    Waiting(&'a Failure),
-    /// It is begun, for the first time or again.
-    Begun,
+pub enum Own<'a> {
     /// It is under way.
     Progress(Restoring),
     /// It has come to its end.
     Done(&'a Outcome),
-    /// It could not.
-    Failed(&'a Failure),
-    /// It is left alone.
-    Paused,
 }
+
+/// What is to be told of a restore.
+pub type Told<'a> = run::Told<'a, Own<'a>>;
 
 /// The status.
 pub fn status(restore: &MailRestore, told: &Told<'_>, now: Timestamp) -> MailRestoreStatus {
-    let mut status = restore.status.clone().unwrap_or_default();
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
-    let mut is_paused = Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the object is reconciled");
-    let ready = match told {
-        Told::Waiting(failure) => failure.observed(),
-        Told::Begun => {
-            status.phase = Phase::Running;
-            status.started.get_or_insert(Time(now));
-            status.attempts = status.attempts.saturating_add(1);
-            running()
+    run::status(restore.status.clone().unwrap_or_default(), restore.metadata.generation, told, now, tell)
+}
+
+fn tell(status: &mut MailRestoreStatus, told: &Own<'_>, now: Timestamp) -> Observed {
+    match told {
+        Own::Progress(far) => {
+            if far.backup.is_some() {
+                status.backup.clone_from(&far.backup);
+            }
+            status.restored = Some(far.restored);
+            under_way()
         }
-        Told::Progress(now) => {
-            status.backup = now.backup.clone().or(status.backup);
-            status.restored = Some(now.restored);
-            running()
-        }
-        Told::Done(outcome) => {
+        Own::Done(outcome) => {
             status.backup = Some(outcome.backup.clone());
             status.restored = Some(outcome.restored);
             status.verified = Some(outcome.verified && outcome.problem_count == 0);
             status.duration = Some(in_words(outcome.took));
-            status.finished = Some(Time(now));
-            match incomplete(outcome) {
-                None => {
-                    status.phase = Phase::Succeeded;
-                    status.error = None;
-                    Observed::yes(kind::READY, reason::SUCCEEDED, "the mail is back")
-                }
-                Some(failure) => {
-                    status.phase = Phase::Failed;
-                    status.error = Some(failure.message.clone());
-                    failure.observed()
-                }
-            }
+            let incomplete = incomplete(outcome);
+            status.head().end(incomplete.as_ref(), now);
+            incomplete.map_or_else(
+                || Observed::yes(kind::READY, reason::SUCCEEDED, "the mail is back"),
+                |failure| failure.observed(),
+            )
         }
-        Told::Failed(failure) => {
-            status.phase = Phase::Failed;
-            status.finished = Some(Time(now));
-            status.error = Some(failure.message.clone());
-            failure.observed()
-        }
-        Told::Paused => {
-            let text =
-                "reconciliation is stopped by the annotation quorumail.io/paused; take it away to go on";
-            is_paused = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
-            Observed::no(kind::READY, reason::BY_ANNOTATION, "it is not begun while it is paused")
-        }
-    };
-    status.observed_generation = restore.metadata.generation;
-    status.conditions = merge(&status.conditions, &[ready, is_paused], restore.metadata.generation, now);
-    status
-}
-
-fn running() -> Observed {
-    Observed::no(kind::READY, reason::RUNNING, "it is under way")
+    }
 }
 
 /// Why a restore that came to its end did not do all that was asked.
@@ -142,7 +105,7 @@ pub fn problems(told: &[String], count: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use quorumail_crds::condition::find;
+    use quorumail_crds::{backup::Phase, condition::find};
 
     use super::*;
 
@@ -170,8 +133,8 @@ mod tests {
         let mut restore = restore();
         let at = |second| Timestamp::from_second(second).unwrap();
         restore.status = Some(status(&restore, &Told::Begun, at(1)));
-        restore.status = Some(status(&restore, &Told::Progress(Restoring::default()), at(2)));
-        let done = status(&restore, &Told::Done(&outcome(0)), at(63));
+        restore.status = Some(status(&restore, &Told::Own(Own::Progress(Restoring::default())), at(2)));
+        let done = status(&restore, &Told::Own(Own::Done(&outcome(0))), at(63));
         assert_eq!(
             (done.phase, done.verified, done.duration.as_deref()),
             (Phase::Succeeded, Some(true), Some("1m2s"))
@@ -182,7 +145,8 @@ mod tests {
 
     #[test]
     fn a_restore_that_left_something_out_says_what_and_shows_what_it_did() {
-        let done = status(&restore(), &Told::Done(&outcome(7)), Timestamp::from_second(63).unwrap());
+        let done =
+            status(&restore(), &Told::Own(Own::Done(&outcome(7))), Timestamp::from_second(63).unwrap());
         assert_eq!((done.phase, done.verified), (Phase::Failed, Some(false)));
         assert_eq!(done.restored.map(|r| r.messages), Some(7));
         let error = done.error.unwrap();

@@ -6,9 +6,11 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use quorumail_crds::{
+    MailBackupStatus, MailRestoreStatus,
     backup::Phase,
-    condition::{Observed, kind, reason},
+    condition::{Observed, kind, merge, reason},
 };
 
 /// How often a run is begun: an operator that is lost in the middle of each of them may be lost because of it.
@@ -98,6 +100,114 @@ pub fn left(course: &Course, now: Timestamp) -> Duration {
     course.deadline.saturating_sub(used)
 }
 
+/// What is to be told of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Told<'a, Own> {
+    /// It has not begun, and why.
+    Waiting(&'a Failure),
+    /// It is begun, for the first time or again.
+    Begun,
+    /// It has ended without having done what was asked.
+    Failed(&'a Failure),
+    /// It is left alone.
+    Paused,
+    /// What only runs of its kind tell.
+    Own(Own),
+}
+
+/// What the statuses of all runs have.
+pub struct Head<'s> {
+    /// How far it is.
+    pub phase: &'s mut Phase,
+    /// When it was first begun.
+    pub started: &'s mut Option<Time>,
+    /// When it ended.
+    pub finished: &'s mut Option<Time>,
+    /// How often it was begun.
+    pub attempts: &'s mut u32,
+    /// Why it failed.
+    pub error: &'s mut Option<String>,
+    observed_generation: &'s mut Option<i64>,
+    conditions: &'s mut Vec<Condition>,
+}
+
+impl Head<'_> {
+    /// It ends now, with a failure or without.
+    pub fn end(self, failure: Option<&Failure>, now: Timestamp) {
+        *self.phase = if failure.is_some() { Phase::Failed } else { Phase::Succeeded };
+        *self.finished = Some(Time(now));
+        *self.error = failure.map(|failure| failure.message.clone());
+    }
+}
+
+/// The status of a run.
+pub trait RunStatus {
+    /// What all of them have.
+    fn head(&mut self) -> Head<'_>;
+}
+
+/// The two have the same fields and no type in common.
+macro_rules! run_status {
+    ($($status:ty),*) => {$(
+        impl RunStatus for $status {
+            fn head(&mut self) -> Head<'_> {
+                Head {
+                    phase: &mut self.phase,
+                    started: &mut self.started,
+                    finished: &mut self.finished,
+                    attempts: &mut self.attempts,
+                    error: &mut self.error,
+                    observed_generation: &mut self.observed_generation,
+                    conditions: &mut self.conditions,
+                }
+            }
+        }
+    )*};
+}
+run_status!(MailBackupStatus, MailRestoreStatus);
+
+/// What a status becomes. `own` puts into it what only runs of its kind tell, and answers whether it is Ready.
+pub fn status<S: RunStatus, Own>(
+    mut status: S,
+    generation: Option<i64>,
+    told: &Told<'_, Own>,
+    now: Timestamp,
+    own: impl FnOnce(&mut S, &Own, Timestamp) -> Observed,
+) -> S {
+    let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
+    let mut is_paused = Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the object is reconciled");
+    let ready = match told {
+        Told::Waiting(failure) => failure.observed(),
+        Told::Begun => {
+            let head = status.head();
+            *head.phase = Phase::Running;
+            head.started.get_or_insert(Time(now));
+            *head.attempts = head.attempts.saturating_add(1);
+            under_way()
+        }
+        Told::Failed(failure) => {
+            status.head().end(Some(failure), now);
+            failure.observed()
+        }
+        Told::Paused => {
+            let text =
+                "reconciliation is stopped by the annotation quorumail.io/paused; take it away to go on";
+            is_paused = Observed::yes(kind::PAUSED, reason::BY_ANNOTATION, text);
+            Observed::no(kind::READY, reason::BY_ANNOTATION, "it is not begun while it is paused")
+        }
+        Told::Own(told) => own(&mut status, told, now),
+    };
+    let head = status.head();
+    *head.observed_generation = generation;
+    *head.conditions = merge(head.conditions, &[ready, is_paused], generation, now);
+    status
+}
+
+/// Of a run that is under way.
+pub fn under_way() -> Observed {
+    Observed::no(kind::READY, reason::RUNNING, "it is under way")
+}
+
 /// A length of time as people write it: `1h2m3s`, without what is zero.
 pub fn in_words(length: Duration) -> String {
     let seconds = length.as_secs();
@@ -108,6 +218,8 @@ pub fn in_words(length: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use quorumail_crds::condition::find;
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -155,6 +267,31 @@ mod tests {
     #[test]
     fn a_clock_that_goes_back_ends_nothing() {
         assert_eq!(step(&course(Phase::Running, 1), false, None, at(-5_000)), Step::Begin);
+    }
+
+    #[test]
+    fn all_runs_tell_alike_how_far_they_are() {
+        let failure = Failure::new(reason::CLUSTER_NOT_FOUND, "there is no MailCluster; make it");
+        let tell = |status: MailBackupStatus, told: &Told<'_, ()>, second| {
+            super::status(status, Some(7), told, at(second), |_, (), _| under_way())
+        };
+        let ready = |status: &MailBackupStatus| {
+            let ready = find(&status.conditions, kind::READY).unwrap();
+            (ready.status.clone(), ready.reason.clone())
+        };
+        let no = |reason: &str| ("False".to_owned(), reason.to_owned());
+        let paused = tell(MailBackupStatus::default(), &Told::Paused, 1);
+        assert_eq!((paused.phase, ready(&paused)), (Phase::Pending, no(reason::BY_ANNOTATION)));
+        assert_eq!(find(&paused.conditions, kind::PAUSED).unwrap().status, "True");
+        let waiting = tell(paused, &Told::Waiting(&failure), 2);
+        assert_eq!((waiting.phase, ready(&waiting)), (Phase::Pending, no(reason::CLUSTER_NOT_FOUND)));
+        assert_eq!(find(&waiting.conditions, kind::PAUSED).unwrap().status, "False");
+        let begun = tell(tell(waiting, &Told::Begun, 3), &Told::Begun, 4);
+        assert_eq!((begun.phase, begun.attempts, ready(&begun)), (Phase::Running, 2, no(reason::RUNNING)));
+        let failed = tell(begun, &Told::Failed(&failure), 5);
+        assert_eq!((failed.phase, failed.error.as_ref()), (Phase::Failed, Some(&failure.message)));
+        assert_eq!((failed.started, failed.finished), (Some(Time(at(3))), Some(Time(at(5)))));
+        assert_eq!(failed.observed_generation, Some(7));
     }
 
     #[test]

@@ -24,7 +24,11 @@ use super::{
     repository::{FromArgs, ToArgs, new_key, read_key},
 };
 use crate::backup::{
-    TakeError, TakeOptions, TakeProgress, Taken, plan::PER_NODE, resources, restore::of_one_cluster, take,
+    TakeError, TakeOptions, TakeProgress, Taken,
+    plan::PER_NODE,
+    resources::{self, Found},
+    restore::of_one_cluster,
+    take,
 };
 
 /// Backups, and the repositories that hold them.
@@ -409,18 +413,7 @@ async fn show(format: Format, args: &ShowArgs) -> Result<(), Failure> {
 
 async fn show_resources(target: &Target, format: Format, args: &ShowArgs) -> Result<(), Failure> {
     let repository = Repository::open(args.from.config()?).await?;
-    let id = &args.id;
-    let resources = repository.resources(&repository.manifest(id).await?).await?.ok_or_else(|| {
-        let text =
-            format!("backup {id} holds no resources: only those do that a BackupPolicy made in Kubernetes");
-        Failure::Failed(text)
-    })?;
-    let found =
-        resources::read(&resources, args.with_secrets, target.namespace.as_deref()).map_err(|why| {
-            Failure::Failed(format!(
-                "the resources in backup {id} cannot be read: {why}; take another backup"
-            ))
-        })?;
+    let found = found_in(&repository, &args.id, args.with_secrets, target.namespace.as_deref()).await?;
     match (found.secrets, args.with_secrets) {
         (0, true) => {
             eprintln!("there are no Secrets in it: spec.includeSecrets of its BackupPolicy asks for them")
@@ -430,6 +423,22 @@ async fn show_resources(target: &Target, format: Format, args: &ShowArgs) -> Res
     }
     output::print(if format == Format::Yaml { Format::Table } else { format }, &found.list(), |_| {
         manifest::documents(&found.objects)
+    })
+}
+
+async fn found_in(
+    repository: &Repository,
+    id: &BackupId,
+    with_secrets: bool,
+    namespace: Option<&str>,
+) -> Result<Found, Failure> {
+    let resources = repository.resources(&repository.manifest(id).await?).await?.ok_or_else(|| {
+        let text =
+            format!("backup {id} holds no resources: only those do that a BackupPolicy made in Kubernetes");
+        Failure::Failed(text)
+    })?;
+    resources::read(&resources, with_secrets, namespace).map_err(|why| {
+        Failure::Failed(format!("the resources in backup {id} cannot be read: {why}; take another backup"))
     })
 }
 
@@ -638,4 +647,58 @@ async fn add_key(from: &FromArgs, file: &Path) -> Result<(), Failure> {
     let key = read_key(file)?;
     let id = Repository::open(from.config()?).await?.add_key(&key).await?;
     output::line(&format!("key {id} opens the repository as well"))
+}
+
+#[cfg(test)]
+mod tests {
+    use quorumail_backup::{BackupKey, Cluster, Limits, Location, ManifestDraft, RepositoryConfig};
+    use serde_json::json;
+
+    use super::*;
+    use crate::backup::resources::List;
+
+    async fn backup(repository: &Repository, resources: Option<&[u8]>) -> BackupId {
+        let lease = repository.lease("a test").await.unwrap();
+        let resources = match resources {
+            Some(json) => Some(repository.store_resources(json).await.unwrap()),
+            None => None,
+        };
+        let draft = ManifestDraft {
+            cluster: Cluster { name: String::new(), namespace: String::new(), uid: "c".to_owned() },
+            started: quorumail_store::Timestamp(1_700_000_000_000),
+            parent: None,
+            trigger: Trigger::Policy("nightly".to_owned()),
+            groups: Vec::new(),
+            resources,
+            version: "0".to_owned(),
+        };
+        repository.finish(draft, &lease).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn resources_come_back_with_nothing_but_the_repository_and_secrets_only_when_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = RepositoryConfig {
+            location: Location::Directory(dir.path().to_owned()),
+            key: BackupKey::parse(b"correct horse battery staple").unwrap(),
+            limits: Limits::default(),
+        };
+        let repository = Repository::create_or_open(config).await.unwrap();
+        let object = |kind: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": "a", "namespace": "mail"}});
+        let mut list = List::new(1 << 20);
+        list.add(&object("Mailbox")).unwrap();
+        list.add(&object("Secret")).unwrap();
+        let id = backup(&repository, Some(&list.finish())).await;
+        let found = found_in(&repository, &id, false, None).await.unwrap();
+        assert_eq!((found.objects, found.secrets), (vec![object("Mailbox")], 1));
+        let found = found_in(&repository, &id, true, None).await.unwrap();
+        assert_eq!(found.objects, [object("Secret"), object("Mailbox")]);
+
+        let without = backup(&repository, None).await;
+        let error = found_in(&repository, &without, false, None).await.unwrap_err().to_string();
+        assert!(error.contains("holds no resources"), "{error}");
+        let unreadable = backup(&repository, Some(b"[]")).await;
+        let error = found_in(&repository, &unreadable, false, None).await.unwrap_err().to_string();
+        assert!(error.contains("they are no list"), "{error}");
+    }
 }

@@ -32,8 +32,8 @@ use super::{
 use crate::{
     backup::resources::Members,
     backuppolicy::{self, Plan, Seen, is_pruned, last_successful, phase},
-    mailbackup::{self, Told as BackupTold, left_out},
-    mailrestore::{self, Restoring, Told as RestoreTold},
+    mailbackup::{self, Own as OfBackup, Told as BackupTold, left_out},
+    mailrestore::{self, Own as OfRestore, Restoring, Told as RestoreTold},
     run::{Course, Failure, Step, left, step},
     settings::FIELD_MANAGER,
     status::{Ours, write},
@@ -226,7 +226,7 @@ impl Supervisor {
         }
         if let Some(run) = self.running.get_mut(&run) {
             let figures = run.figures()?;
-            return Some(mailbackup::status(backup, &BackupTold::Progress(figures), now));
+            return Some(mailbackup::status(backup, &BackupTold::Own(OfBackup::Progress(figures)), now));
         }
         if is_paused(&**backup) {
             let waits = phase(backup) == Phase::Pending;
@@ -362,8 +362,8 @@ impl Supervisor {
         match result {
             Ok(made) => {
                 let told =
-                    BackupTold::Succeeded { id: &made.id, figures: made.figures, resources: &made.resources };
-                Some(mailbackup::status(backup, &told, now))
+                    OfBackup::Succeeded { id: &made.id, figures: made.figures, resources: &made.resources };
+                Some(mailbackup::status(backup, &BackupTold::Own(told), now))
             }
             Err(failure) => Some(mailbackup::status(backup, &BackupTold::Failed(&failure), now)),
         }
@@ -379,7 +379,7 @@ impl Supervisor {
         let finished = backup.status.as_ref()?.finished.as_ref()?.0;
         let stock = self.stocks.get(&policy?.uid().unwrap_or_default())?;
         let gone = phase(backup) == Phase::Succeeded && is_pruned(backup, finished, Some(stock));
-        gone.then(|| mailbackup::status(backup, &BackupTold::Pruned, now))
+        gone.then(|| mailbackup::status(backup, &BackupTold::Own(OfBackup::Pruned), now))
     }
 
     /// What is to be told of a MailRestore now; begins it when it is time.
@@ -403,7 +403,7 @@ impl Supervisor {
         }
         if let Some(run) = self.running.get_mut(&run) {
             let restored = run.restored()?;
-            return Some(mailrestore::status(restore, &RestoreTold::Progress(restored), now));
+            return Some(mailrestore::status(restore, &RestoreTold::Own(OfRestore::Progress(restored)), now));
         }
         if is_paused(&**restore) {
             let waits = old.phase == Phase::Pending;
@@ -554,7 +554,7 @@ impl Supervisor {
             Ok(outcome) => {
                 metrics.restored(outcome.restored.messages, outcome.restored.bytes, outcome.took);
                 metrics.restore_ended(outcome.problem_count == 0);
-                Some(mailrestore::status(restore, &RestoreTold::Done(&outcome), now))
+                Some(mailrestore::status(restore, &RestoreTold::Own(OfRestore::Done(&outcome)), now))
             }
             Err(failure) => {
                 metrics.restore_ended(false);
