@@ -262,6 +262,22 @@ pub struct Smtp {
     /// How long and how often delivery is tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
+
+    /// What is done with mail from other systems that fails DMARC although the domain of its author asks for refusal
+    /// (`p=reject`). SPF, DKIM and DMARC are checked and told in Authentication-Results either way. A change restarts the
+    /// mailnodes one by one.
+    #[serde(default)]
+    pub dmarc: DmarcHandling,
+}
+
+/// What is done with mail that fails DMARC although the domain of its author asks for refusal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DmarcHandling {
+    /// It is refused (550 5.7.26).
+    #[default]
+    Enforce,
+    /// It is taken.
+    Monitor,
 }
 
 fn default_message_size() -> Size {
@@ -270,7 +286,12 @@ fn default_message_size() -> Size {
 
 impl Default for Smtp {
     fn default() -> Self {
-        Self { max_message_size: default_message_size(), relay: None, retry: None }
+        Self {
+            max_message_size: default_message_size(),
+            relay: None,
+            retry: None,
+            dmarc: DmarcHandling::default(),
+        }
     }
 }
 

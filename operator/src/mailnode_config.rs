@@ -161,6 +161,23 @@ pub struct SmtpConfig {
     /// `host:port` of name servers, instead of those of the machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dns_servers: Option<Vec<String>>,
+    /// Checks of mail from other systems; without it there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<AuthenticationConfig>,
+}
+
+/// Checks of mail from other systems: SPF, DKIM and DMARC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthenticationConfig {
+    /// Whether mail is refused where the domain of its author asks for it.
+    pub enforce_dmarc: bool,
+}
+
+impl From<quorumail_crds::mailcluster::DmarcHandling> for AuthenticationConfig {
+    fn from(handling: quorumail_crds::mailcluster::DmarcHandling) -> Self {
+        Self { enforce_dmarc: handling == quorumail_crds::mailcluster::DmarcHandling::Enforce }
+    }
 }
 
 /// A server that takes all mail for other systems.
@@ -248,6 +265,7 @@ mod tests {
                 retry: Some(RetryConfig { initial: Some("60s".into()), ..Default::default() }),
                 mx_port: None,
                 dns_servers: None,
+                authentication: Some(AuthenticationConfig { enforce_dmarc: true }),
             },
             deleted_mail: Some(DeletedMailConfig { keep: "7d".into() }),
         };

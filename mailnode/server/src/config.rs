@@ -19,6 +19,10 @@ const POD_NAME: &str = "POD_NAME";
 const MAX_MESSAGE_SIZE: usize = 64 * 1024 * 1024;
 /// More partitions than this would cost more in heartbeats than they bring.
 const MAX_PARTITIONS: u32 = 4096;
+/// Less is not enough for DNS.
+const MIN_CHECK: Duration = Duration::from_secs(1);
+/// The client waits meanwhile. RFC 5321 4.5.3.2.6: ten minutes at least, but there is the write to disk as well.
+const MAX_CHECK: Duration = Duration::from_secs(60);
 /// More slowly than this a replica of ordinary size would never be filled.
 const MIN_SNAPSHOT_RATE: u64 = 1024 * 1024;
 
@@ -272,6 +276,8 @@ pub struct Smtp {
     pub mx_port: u16,
     /// Asked instead of those of /etc/resolv.conf.
     pub dns_servers: Vec<SocketAddr>,
+    /// How mail from other systems is checked; absent: not at all.
+    pub authentication: Option<Authentication>,
 }
 
 impl Default for Smtp {
@@ -282,7 +288,25 @@ impl Default for Smtp {
             retry: Retry::default(),
             mx_port: 25,
             dns_servers: Vec::new(),
+            authentication: None,
         }
+    }
+}
+
+/// How mail from other systems is checked: SPF, DKIM and DMARC.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Authentication {
+    /// Refuses mail that fails DMARC where the author's domain asks for it (`p=reject`).
+    pub enforce_dmarc: bool,
+    /// For the check of one message; what is not known by then counts as a temporary error.
+    #[serde(deserialize_with = "duration")]
+    pub within: Duration,
+}
+
+impl Default for Authentication {
+    fn default() -> Self {
+        Self { enforce_dmarc: true, within: Duration::from_secs(5) }
     }
 }
 
@@ -511,6 +535,14 @@ impl Smtp {
             // RFC 5321 4.5.3.1.7: at least 64 KiB must be taken.
             return invalid("smtp.maxMessageSize", format!("must be 65536 to {MAX_MESSAGE_SIZE} bytes"));
         }
+        if let Some(authentication) = &self.authentication
+            && !(MIN_CHECK..=MAX_CHECK).contains(&authentication.within)
+        {
+            return invalid(
+                "smtp.authentication.within",
+                format!("must be {} to {} seconds", MIN_CHECK.as_secs(), MAX_CHECK.as_secs()),
+            );
+        }
         let retry = &self.retry;
         if retry.initial.is_zero() || retry.initial > retry.max || retry.max > retry.give_up_after {
             return invalid("smtp.retry", "must be 0 < initial <= max <= giveUpAfter".to_owned());
@@ -601,6 +633,7 @@ smtp:
             ("replicas: 3", "replicas: 3\nsnapshots: {bytesPerSecond: 1000}", "snapshots.bytesPerSecond"),
             ("replicas: 3", "replicas: 3\ndeletedMail: {keep: two weeks}", "deletedMail"),
             ("replicas: 3", "generation: 0", "generation"),
+            ("smtp:\n", "smtp:\n  authentication: {within: 0s}\n", "smtp.authentication.within"),
             ("replicas: 3", "generation: 2", "founders"),
         ] {
             let error = load(&GOOD.replacen(from, to, 1), None).unwrap_err().to_string();

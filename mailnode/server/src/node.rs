@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use quorumail_authentication::Checker;
 use quorumail_consensus::{Consensus, LEVELS, Topology, Writes, command_index, open_log};
 use quorumail_delivery::Worker;
 use quorumail_journal::{Journal, Options};
@@ -43,7 +44,7 @@ use crate::{
     metrics::{Metrics, sampled::Sources},
     repairer::Repairer,
     scrubber::Scrubbing,
-    smtp_backend::SmtpBackend,
+    smtp_backend::{Checks, SmtpBackend},
     tls::{self, InternalTls, PublicTls},
     topology,
     transport::{delivery_config, smtp_transport},
@@ -139,6 +140,7 @@ impl Node {
         let public_tls = PublicTls::load(&config.tls.public).context("failed to load tls.public")?;
         let delivery = delivery_config(&config)?;
         let dns = quorumail_delivery::Dns::new(&config.smtp.dns_servers).context("failed to set up DNS")?;
+        let checks = checks(&config)?;
         let data = DataDir::open(&config.data_dir, &config.cluster, config.node(), LEVELS);
         let data = Arc::new(data.context("this data directory cannot be used")?);
         let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
@@ -218,8 +220,17 @@ impl Node {
         spawn("admin", service.serve_with_incoming_shutdown(admins, rest.clone().cancelled_owned()));
 
         let mail_is_served = Arc::new(AtomicBool::new(false));
-        let parts =
-            Mail { config, groups: Arc::clone(&groups), auth, disk, metrics, public_tls, delivery, dns };
+        let parts = Mail {
+            config,
+            groups: Arc::clone(&groups),
+            auth,
+            disk,
+            metrics,
+            public_tls,
+            delivery,
+            dns,
+            checks,
+        };
         let clients = CancellationToken::new();
         let client_tasks = parts.start(mail, Arc::clone(&mail_is_served), &clients, &rest);
         Ok(Self { groups, ready, mail_is_served, clients, client_tasks, rest, _data: data })
@@ -327,6 +338,7 @@ struct Mail {
     public_tls: Arc<PublicTls>,
     delivery: quorumail_delivery::Config,
     dns: quorumail_delivery::Dns,
+    checks: Option<Checks>,
 }
 
 impl Mail {
@@ -352,6 +364,8 @@ impl Mail {
             groups: Arc::clone(&self.groups),
             hostname: self.config.hostname.clone(),
             disk: Arc::clone(&self.disk),
+            checks: self.checks,
+            metrics: Arc::clone(&self.metrics),
         };
         let imap =
             ImapBackend { auth: self.auth, groups: Arc::clone(&self.groups), watchers, disk: self.disk };
@@ -365,6 +379,14 @@ impl Mail {
         tasks.spawn(serve_mail(self.groups, listeners, sockets, served, stop.clone()));
         tasks
     }
+}
+
+/// How mail from other systems is checked.
+fn checks(config: &Config) -> anyhow::Result<Option<Checks>> {
+    let Some(authentication) = config.smtp.authentication else { return Ok(None) };
+    let checker = Checker::new(&config.smtp.dns_servers, config.hostname.as_str(), authentication.within)
+        .context("failed to set up checks of incoming mail")?;
+    Ok(Some(Checks { checker, enforce_dmarc: authentication.enforce_dmarc }))
 }
 
 /// Tells consensus when the log here may not grow any more, and when it may again.

@@ -5,10 +5,15 @@
 //! on disk. When that cannot be learned in time the answer is 451 4.3.0 although the message may have been kept: the
 //! client will send it again, and then, and only then, it can be there twice (RFC 5321 6.1 accepts this).
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use quorumail_authentication::{Checker, Incoming, results};
 use quorumail_message::{Address, Domain, Received, headers, return_path};
 use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
 use quorumail_store::{
@@ -20,6 +25,7 @@ use crate::{
     auth::{self, Authenticator, Purpose},
     disk::Disk,
     groups::{self, CommandFailure, Groups, INBOX},
+    metrics::Metrics,
 };
 
 /// For a majority to have a message on disk. RFC 5321 4.5.3.2.6: a client waits at least ten minutes for the answer.
@@ -35,6 +41,18 @@ pub struct SmtpBackend {
     pub hostname: Domain,
     /// Room for new mail.
     pub disk: Arc<Disk>,
+    /// Checks whose mail from other systems is; none: it is not checked.
+    pub checks: Option<Checks>,
+    /// Counts what the checks find.
+    pub metrics: Arc<Metrics>,
+}
+
+/// How mail from other systems is checked.
+pub struct Checks {
+    /// SPF, DKIM and DMARC.
+    pub checker: Checker,
+    /// Whether mail is refused where the owner of its author's domain asks for it.
+    pub enforce_dmarc: bool,
 }
 
 #[async_trait]
@@ -115,6 +133,9 @@ impl Backend for SmtpBackend {
             // RFC 5321 6.3.
             return Err(reject(554, "5.4.6", "the message runs in a circle"));
         }
+        // RFC 8601 5: what only we may write is taken out of all mail, of our own people as well.
+        let body = results::without_forged(&body, self.hostname.as_str());
+        let results = self.check(&envelope, &body).await?;
         let id = groups::random_queue_id();
         let directory = self.groups.directory();
         let mut mailboxes: Vec<Arc<MailboxRecord>> = Vec::new();
@@ -127,23 +148,51 @@ impl Backend for SmtpBackend {
             }
         }
         match mailboxes.as_slice() {
-            [mailbox] if all_here => self.deliver(id, &envelope, mailbox, &body).await,
-            _ => self.enqueue(id, &envelope, &directory, &body).await,
+            [mailbox] if all_here => self.deliver(id, &envelope, mailbox, &results, &body).await,
+            _ => self.enqueue(id, &envelope, &directory, &results, &body).await,
         }
     }
 }
 
 impl SmtpBackend {
+    /// Checks mail from another system; the Authentication-Results field to put before it, empty without a check.
+    async fn check(&self, envelope: &Envelope, body: &Bytes) -> Result<String, Reject> {
+        let Some(checks) = self.checks.as_ref().filter(|_| envelope.identity.is_none()) else {
+            return Ok(String::new());
+        };
+        let begun = Instant::now();
+        let incoming = Incoming {
+            remote: envelope.remote,
+            helo: envelope.helo.clone(),
+            mail_from: envelope.reverse_path.as_ref().map(Address::to_string),
+            message: body.clone(),
+        };
+        let verdict = checks.checker.check(incoming).await;
+        let refused = checks.enforce_dmarc && verdict.is_to_be_refused();
+        self.metrics.checked(&verdict, refused, begun.elapsed());
+        if refused {
+            // RFC 9989 8.4 with RFC 7372 3.3: multiple authentication checks failed.
+            let text = format!(
+                "{} asks that mail which is not shown to be its own be refused (DMARC)",
+                verdict.dmarc.domain
+            );
+            return Err(reject(550, "5.7.26", &text));
+        }
+        Ok(verdict.to_header(self.hostname.as_str()))
+    }
+
     /// Puts the message into its only recipient's mailbox.
     async fn deliver(
         &self,
         id: QueueId,
         envelope: &Envelope,
         mailbox: &MailboxRecord,
+        results: &str,
         body: &Bytes,
     ) -> Result<String, Reject> {
         let at = groups::now();
         let mut top = return_path(envelope.reverse_path.as_ref());
+        top.push_str(results);
         top.push_str(&self.trace(id, envelope, body, at));
         let body = headers::prepend(&top, body);
         let too_large = mailbox.quota.bytes != 0 && body.len() as u64 > mailbox.quota.bytes;
@@ -199,10 +248,12 @@ impl SmtpBackend {
         id: QueueId,
         envelope: &Envelope,
         directory: &Directory,
+        results: &str,
         body: &Bytes,
     ) -> Result<String, Reject> {
         let arrived = groups::now();
-        let body = headers::prepend(&self.trace(id, envelope, body, arrived), body);
+        let top = format!("{results}{}", self.trace(id, envelope, body, arrived));
+        let body = headers::prepend(&top, body);
         let recipients = envelope.recipients.iter().map(|address| QueueRecipient {
             address: address.clone(),
             class: match directory.resolve(address) {

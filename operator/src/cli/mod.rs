@@ -21,7 +21,7 @@ mod restore;
 mod status;
 mod volume;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -127,6 +127,10 @@ struct DevArgs {
     /// Shows the mailnodes' logs on standard error instead of keeping them in files.
     #[arg(long)]
     logs: bool,
+    /// Name server to ask instead of those of this machine; with one, mail that comes in is checked with SPF, DKIM and
+    /// DMARC. May be given again.
+    #[arg(long = "dns-server", value_name = "IP:PORT")]
+    dns_servers: Vec<SocketAddr>,
 }
 
 /// For locks in a backup repository to be given back at the end.
@@ -188,6 +192,7 @@ impl From<DevArgs> for dev::Options {
             restart: !args.no_restart,
             mailnode: args.mailnode,
             logs: args.logs,
+            dns_servers: args.dns_servers,
         }
     }
 }
@@ -207,7 +212,7 @@ mod tests {
     fn what_the_documentation_shows_is_understood() {
         for line in [
             "quorumail dev",
-            "quorumail dev --nodes 3 --data d -f a.yaml -f dir --base-port 100 --no-restart --mailnode /m",
+            "quorumail dev --nodes 3 --data d -f a.yaml -f dir --base-port 100 --no-restart --mailnode /m --dns-server 127.0.0.1:53",
             "quorumail --dev d status",
             "quorumail status -o json --dev d",
             "quorumail -n mail --cluster mail status --partitions",

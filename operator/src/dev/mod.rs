@@ -16,6 +16,7 @@ pub mod state;
 use std::{
     collections::BTreeSet,
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -77,6 +78,8 @@ pub struct Options {
     pub mailnode: Option<PathBuf>,
     /// Whether the nodes' logs go to standard error instead of files.
     pub logs: bool,
+    /// Asked instead of the name servers of the machine; with one, mail that comes in is checked.
+    pub dns_servers: Vec<SocketAddr>,
 }
 
 /// Why it ended.
@@ -346,7 +349,7 @@ fn prepare(
     resources: &Resources,
     program: &Path,
 ) -> Result<Vec<Node>, DevError> {
-    let smtp = smtp(state, spec, resources)?;
+    let smtp = smtp(state, spec, resources, &options.dns_servers)?;
     let file = |role: &str, name: &str| state.pki_dir(role).join(name).display().to_string();
     let peers: Vec<Peer> = places
         .iter()
@@ -398,7 +401,12 @@ fn prepare(
 }
 
 /// How mail is accepted and sent on, from the MailCluster.
-fn smtp(state: &State, cluster: Option<&MailCluster>, resources: &Resources) -> Result<SmtpConfig, DevError> {
+fn smtp(
+    state: &State,
+    cluster: Option<&MailCluster>,
+    resources: &Resources,
+    dns_servers: &[SocketAddr],
+) -> Result<SmtpConfig, DevError> {
     let default: MailClusterSpec =
         serde_json::from_str("{}").expect("every field of a MailCluster has a default");
     let spec = cluster.map_or(&default, |cluster| &cluster.spec);
@@ -434,7 +442,9 @@ fn smtp(state: &State, cluster: Option<&MailCluster>, resources: &Resources) -> 
         relay,
         retry: spec.smtp.retry.as_ref().map(Into::into),
         mx_port: None,
-        dns_servers: None,
+        dns_servers: (!dns_servers.is_empty()).then(|| dns_servers.iter().map(ToString::to_string).collect()),
+        // A machine for development seldom has a DNS that knows who sends test mail: only one that is named is asked.
+        authentication: (!dns_servers.is_empty()).then(|| spec.smtp.dmarc.into()),
     })
 }
 

@@ -259,6 +259,7 @@ pub fn config(
             retry: spec.smtp.retry.as_ref().map(Into::into),
             mx_port: None,
             dns_servers: None,
+            authentication: Some(spec.smtp.dmarc.into()),
         },
         deleted_mail: spec.deleted_mail.as_ref().map(Into::into),
     }

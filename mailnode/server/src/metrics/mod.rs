@@ -3,6 +3,7 @@
 //!
 //! No label has values without bound: no addresses, no message ids.
 
+mod authentication;
 mod delivery;
 mod imap;
 pub mod sampled;
@@ -23,6 +24,7 @@ pub struct Metrics {
     smtp: smtp::Smtp,
     imap: imap::Imap,
     delivery: delivery::Delivery,
+    authentication: authentication::Authentication,
     sources: OnceLock<Sources>,
 }
 
@@ -62,7 +64,8 @@ impl Default for Metrics {
         let registry = Registry::new();
         let (smtp, imap) = (smtp::Smtp::new(&registry), imap::Imap::new(&registry));
         let delivery = delivery::Delivery::new(&registry);
-        Self { registry, smtp, imap, delivery, sources: OnceLock::new() }
+        let authentication = authentication::Authentication::new(&registry);
+        Self { registry, smtp, imap, delivery, authentication, sources: OnceLock::new() }
     }
 }
 
