@@ -263,21 +263,23 @@ pub struct Smtp {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
 
-    /// What is done with mail from other systems that fails DMARC although the domain of its author asks for refusal
-    /// (`p=reject`). SPF, DKIM and DMARC are checked and told in Authentication-Results either way. A change restarts the
-    /// mailnodes one by one.
+    /// Whether mail from other systems is checked with SPF, DKIM and DMARC, which is told in Authentication-Results, and what is
+    /// done when it fails DMARC although the domain of its author asks for refusal (`p=reject`). Needs name servers that
+    /// answer. A change restarts the mailnodes one by one.
     #[serde(default)]
     pub dmarc: DmarcHandling,
 }
 
-/// What is done with mail that fails DMARC although the domain of its author asks for refusal.
+/// Whether mail is checked, and what is done when it fails DMARC although the domain of its author asks for refusal.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DmarcHandling {
-    /// It is refused (550 5.7.26).
+    /// It is not checked.
     #[default]
-    Enforce,
+    None,
     /// It is taken.
     Monitor,
+    /// It is refused (550 5.7.26).
+    Enforce,
 }
 
 fn default_message_size() -> Size {

@@ -1,5 +1,6 @@
 //! The configuration file of a mailnode, as the operator and `quorumail dev` write it.
 
+use quorumail_crds::mailcluster::DmarcHandling;
 use serde::{Deserialize, Serialize};
 
 /// Where the mailnode finds its data in a pod.
@@ -174,9 +175,14 @@ pub struct AuthenticationConfig {
     pub enforce_dmarc: bool,
 }
 
-impl From<quorumail_crds::mailcluster::DmarcHandling> for AuthenticationConfig {
-    fn from(handling: quorumail_crds::mailcluster::DmarcHandling) -> Self {
-        Self { enforce_dmarc: handling == quorumail_crds::mailcluster::DmarcHandling::Enforce }
+impl AuthenticationConfig {
+    /// As a MailCluster asks for it; none: mail is not checked.
+    pub fn of(handling: DmarcHandling) -> Option<Self> {
+        match handling {
+            DmarcHandling::None => None,
+            DmarcHandling::Monitor => Some(Self { enforce_dmarc: false }),
+            DmarcHandling::Enforce => Some(Self { enforce_dmarc: true }),
+        }
     }
 }
 

@@ -127,8 +127,7 @@ struct DevArgs {
     /// Shows the mailnodes' logs on standard error instead of keeping them in files.
     #[arg(long)]
     logs: bool,
-    /// Name server to ask instead of those of this machine; with one, mail that comes in is checked with SPF, DKIM and
-    /// DMARC. May be given again.
+    /// Name server to ask instead of those of this machine. May be given again.
     #[arg(long = "dns-server", value_name = "IP:PORT")]
     dns_servers: Vec<SocketAddr>,
 }

@@ -44,7 +44,8 @@ use crate::{
     directory::FingerprintKey,
     mailcluster::certificates::{CA_KEY, CERT_KEY, KEY_KEY, text},
     mailnode_config::{
-        InternalTls, Listen, MailnodeConfig, Peer, PublicTls, RelayConfig, SmtpConfig, TlsFiles,
+        AuthenticationConfig, InternalTls, Listen, MailnodeConfig, Peer, PublicTls, RelayConfig, SmtpConfig,
+        TlsFiles,
     },
 };
 
@@ -78,7 +79,7 @@ pub struct Options {
     pub mailnode: Option<PathBuf>,
     /// Whether the nodes' logs go to standard error instead of files.
     pub logs: bool,
-    /// Asked instead of the name servers of the machine; with one, mail that comes in is checked.
+    /// Asked instead of the name servers of the machine.
     pub dns_servers: Vec<SocketAddr>,
 }
 
@@ -443,8 +444,7 @@ fn smtp(
         retry: spec.smtp.retry.as_ref().map(Into::into),
         mx_port: None,
         dns_servers: (!dns_servers.is_empty()).then(|| dns_servers.iter().map(ToString::to_string).collect()),
-        // A machine for development seldom has a DNS that knows who sends test mail: only one that is named is asked.
-        authentication: (!dns_servers.is_empty()).then(|| spec.smtp.dmarc.into()),
+        authentication: AuthenticationConfig::of(spec.smtp.dmarc),
     })
 }
 

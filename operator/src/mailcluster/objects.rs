@@ -25,7 +25,8 @@ use super::{
 };
 use crate::{
     mailnode_config::{
-        InternalTls, Listen, MailnodeConfig, Peer, PublicTls, RelayConfig, SmtpConfig, TlsFiles, port,
+        AuthenticationConfig, InternalTls, Listen, MailnodeConfig, Peer, PublicTls, RelayConfig, SmtpConfig,
+        TlsFiles, port,
     },
     settings::FIELD_MANAGER,
     shape::Shape,
@@ -259,7 +260,7 @@ pub fn config(
             retry: spec.smtp.retry.as_ref().map(Into::into),
             mx_port: None,
             dns_servers: None,
-            authentication: Some(spec.smtp.dmarc.into()),
+            authentication: AuthenticationConfig::of(spec.smtp.dmarc),
         },
         deleted_mail: spec.deleted_mail.as_ref().map(Into::into),
     }
