@@ -216,7 +216,8 @@ async fn a_node_with_certificates_of_another_authority_is_refused_and_the_others
     assert_ne!(cluster.get(2, "/readyz").await.unwrap().0, 200);
     // It is told of, but not several times a second.
     let lines = cluster.log(0).lines().filter(|line| line.contains("refused")).count();
-    assert!(lines as u64 <= 4 * (1 + begun.elapsed().as_secs() / 10), "{lines} lines:\n{}", cluster.log(0));
+    // Four in ten seconds, by a window that may have begun at any time.
+    assert!(lines as u64 <= 4 * (2 + begun.elapsed().as_secs() / 10), "{lines} lines:\n{}", cluster.log(0));
 
     cluster.terminate(2).await;
     fs::write(cluster.config_path(2), config).unwrap();
