@@ -87,6 +87,8 @@ struct Place {
     lacking: bool,
     /// Its disk is full or fails just now.
     failing: bool,
+    /// Its disk was full or failed since it was started: a write that failed stays failed until the node has ended.
+    has_failed: bool,
 }
 
 impl Place {
@@ -287,6 +289,11 @@ impl World {
         })
     }
 
+    /// Whether what the node writes may answer errors: its disk may, or failed since the node was started.
+    pub(crate) fn may_fail_to_write(&self, id: NodeId) -> bool {
+        self.places.lock().get(&id).is_some_and(|place| place.has_failed) || self.may_fail(id)
+    }
+
     /// What the run came to until now.
     pub(crate) fn reached(&self) -> Reached {
         let mut reached = *self.reached.lock();
@@ -412,6 +419,7 @@ impl World {
     pub(crate) fn note_failing(&self, id: NodeId, failing: bool) {
         if let Some(place) = self.places.lock().get_mut(&id) {
             place.failing = failing;
+            place.has_failed |= failing;
         }
     }
 
@@ -425,6 +433,7 @@ impl World {
         // The disks are out of their place while the node starts: nothing else can start it meanwhile.
         let taken = self.places.lock().get_mut(&id).and_then(|place| {
             place.life += 1;
+            place.has_failed = place.failing;
             place.disks.take()
         });
         let Some(mut disks) = taken else { return Started::Up };
