@@ -1,7 +1,7 @@
 //! Compiles the contracts without `protoc`.
 
 /// Messages with credentials: what they print is written by hand (`src/secret.rs`).
-const SECRET: [&str; 2] = ["BackupRepository", "S3Location"];
+const SECRET: [&str; 3] = ["BackupRepository", "S3Location", "DkimKey"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = protox::compile(["proto/admin.proto", "proto/peer.proto"], ["proto"])?;

@@ -12,6 +12,7 @@ use std::{
 use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use parking_lot::Mutex;
+use quorumail_authentication as authentication;
 use quorumail_crds::{MailDomainSpec, MailboxSpec};
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
 
@@ -130,6 +131,37 @@ fn is_hash(text: &str) -> bool {
         || (starts(&["$2a$", "$2b$", "$2y$"]) && text.len() == 60)
 }
 
+/// A key that mail of a domain is signed with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DkimKey {
+    /// Names it under the domain.
+    pub selector: String,
+    /// How it signs.
+    pub algorithm: authentication::Algorithm,
+    /// PKCS #8, DER. Never printed.
+    pub private: Vec<u8>,
+}
+
+impl DkimKey {
+    fn to_proto(&self) -> admin::DkimKey {
+        let algorithm = match self.algorithm {
+            authentication::Algorithm::Rsa => admin::dkim_key::Algorithm::Rsa,
+            authentication::Algorithm::Ed25519 => admin::dkim_key::Algorithm::Ed25519,
+        };
+        admin::DkimKey {
+            selector: self.selector.clone(),
+            algorithm: algorithm.into(),
+            private_key: self.private.clone(),
+        }
+    }
+}
+
+impl fmt::Debug for DkimKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DkimKey").field("selector", &self.selector).finish_non_exhaustive()
+    }
+}
+
 /// A domain as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredDomain {
@@ -139,15 +171,18 @@ pub struct DesiredDomain {
     pub aliases: Vec<String>,
     /// Takes mail for unknown addresses.
     pub catch_all: Option<String>,
+    /// What its mail is signed with.
+    pub keys: Vec<DkimKey>,
 }
 
 impl DesiredDomain {
-    /// From a resource.
-    pub fn new(spec: &MailDomainSpec) -> Self {
+    /// From a resource and the keys that sign now.
+    pub fn new(spec: &MailDomainSpec, keys: Vec<DkimKey>) -> Self {
         Self {
             domain: spec.domain.to_lowercase(),
             aliases: sorted(&spec.aliases),
             catch_all: spec.catch_all.as_ref().map(|a| a.to_lowercase()),
+            keys,
         }
     }
 }
@@ -227,6 +262,10 @@ impl FingerprintKey {
         hash.text(&domain.domain);
         hash.list(&domain.aliases);
         hash.text(domain.catch_all.as_deref().unwrap_or_default());
+        for key in &domain.keys {
+            hash.text(&key.selector);
+            hash.bytes(&key.private);
+        }
         hash.finish()
     }
 
@@ -263,8 +302,12 @@ impl Fields {
     }
 
     fn text(&mut self, text: &str) {
-        self.number(text.len() as u64);
-        self.0.update(text.as_bytes());
+        self.bytes(text.as_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
     }
 
     fn list(&mut self, list: &[String]) {
@@ -342,6 +385,7 @@ impl Step {
                 aliases: domain.aliases.clone(),
                 catch_all: domain.catch_all.clone().unwrap_or_default(),
                 revision: key.domain(domain),
+                dkim_keys: domain.keys.iter().map(DkimKey::to_proto).collect(),
             }),
             Self::PutMailbox(mailbox) => Change::PutMailbox(admin::Mailbox {
                 address: mailbox.address.clone(),

@@ -5,7 +5,7 @@ fn key() -> FingerprintKey {
 }
 
 fn domain(name: &str) -> DesiredDomain {
-    DesiredDomain { domain: name.into(), aliases: vec![], catch_all: None }
+    DesiredDomain { domain: name.into(), aliases: vec![], catch_all: None, keys: vec![] }
 }
 
 fn mailbox(address: &str, password: &str) -> DesiredMailbox {

@@ -8,8 +8,10 @@ pub mod canonical;
 pub mod check;
 pub mod dns;
 pub mod results;
+pub mod sign;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
 pub use check::{Checker, Incoming};
 pub use results::{Dkim, Dmarc, Outcome, Policy, Spf, Verdict};
+pub use sign::{Algorithm, KeyError, SigningKey, author, sign};

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::admin::{BackupRepository, S3Location, backup_repository::Location};
+use crate::admin::{BackupRepository, DkimKey, S3Location, backup_repository::Location};
 
 impl fmt::Debug for BackupRepository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -24,6 +24,12 @@ impl fmt::Debug for S3Location {
             .field("prefix", &self.prefix)
             .field("region", &self.region)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for DkimKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DkimKey").field("selector", &self.selector).finish_non_exhaustive()
     }
 }
 
@@ -49,5 +55,10 @@ mod tests {
         assert!(text.contains("mail") && !text.contains("marker"), "{text}");
         let key = format!("{:?}", b"key-marker");
         assert!(!text.contains(key.trim_matches(['[', ']'])), "{text}");
+        let dkim =
+            DkimKey { selector: "s1".to_owned(), private_key: b"key-marker".to_vec(), ..DkimKey::default() };
+        let domain = crate::admin::Domain { dkim_keys: vec![dkim], ..Default::default() };
+        let text = format!("{domain:?}");
+        assert!(text.contains("s1") && !text.contains(key.trim_matches(['[', ']'])), "{text}");
     }
 }

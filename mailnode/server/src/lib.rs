@@ -26,6 +26,7 @@ pub mod node;
 pub mod refusals;
 pub mod repairer;
 pub mod scrubber;
+pub mod signer;
 pub mod smtp_backend;
 pub mod throttle;
 pub mod tls;

@@ -365,6 +365,7 @@ impl Mail {
             hostname: self.config.hostname.clone(),
             disk: Arc::clone(&self.disk),
             checks: self.checks,
+            signer: Arc::default(),
             metrics: Arc::clone(&self.metrics),
         };
         let imap =

@@ -26,6 +26,7 @@ use crate::{
     disk::Disk,
     groups::{self, CommandFailure, Groups, INBOX},
     metrics::Metrics,
+    signer::Signer,
 };
 
 /// For a majority to have a message on disk. RFC 5321 4.5.3.2.6: a client waits at least ten minutes for the answer.
@@ -43,6 +44,8 @@ pub struct SmtpBackend {
     pub disk: Arc<Disk>,
     /// Checks whose mail from other systems is; none: it is not checked.
     pub checks: Option<Checks>,
+    /// Signs mail of our own people.
+    pub signer: Arc<Signer>,
     /// Counts what the checks find.
     pub metrics: Arc<Metrics>,
 }
@@ -181,6 +184,19 @@ impl SmtpBackend {
         Ok(verdict.to_header(self.hostname.as_str()))
     }
 
+    /// DKIM signatures on mail that was submitted by one of our own people: what is queued is signed, so that every attempt
+    /// sends the same. `message`: with all that it was given here.
+    async fn signatures(&self, envelope: &Envelope, message: &Bytes, at: Timestamp) -> String {
+        let directory = self.groups.directory();
+        let Some(account) = envelope.identity.as_ref().and_then(|who| directory.login(&who.address)) else {
+            return String::new();
+        };
+        let owned = |author: &Address| owns(&directory, &account, author);
+        let signed = self.signer.sign(&directory, message, owned, at.0.div_euclid(1000)).await;
+        self.metrics.signed(!signed.is_empty());
+        signed
+    }
+
     /// Puts the message into its only recipient's mailbox.
     async fn deliver(
         &self,
@@ -193,8 +209,9 @@ impl SmtpBackend {
         let at = groups::now();
         let mut top = return_path(envelope.reverse_path.as_ref());
         top.push_str(results);
-        top.push_str(&self.trace(id, envelope, body, at));
-        let body = headers::prepend(&top, body);
+        let body = headers::prepend(&self.trace(id, envelope, body, at), body);
+        top.push_str(&self.signatures(envelope, &body, at).await);
+        let body = headers::prepend(&top, &body);
         let too_large = mailbox.quota.bytes != 0 && body.len() as u64 > mailbox.quota.bytes;
         let op = Op::Append {
             mailbox: mailbox.id,
@@ -252,8 +269,9 @@ impl SmtpBackend {
         body: &Bytes,
     ) -> Result<String, Reject> {
         let arrived = groups::now();
-        let top = format!("{results}{}", self.trace(id, envelope, body, arrived));
-        let body = headers::prepend(&top, body);
+        let body = headers::prepend(&self.trace(id, envelope, body, arrived), body);
+        let signatures = self.signatures(envelope, &body, arrived).await;
+        let body = headers::prepend(&format!("{results}{signatures}"), &body);
         let recipients = envelope.recipients.iter().map(|address| QueueRecipient {
             address: address.clone(),
             class: match directory.resolve(address) {

@@ -8,7 +8,12 @@ use kit::{
     Cluster, PASSWORD,
     clients::{Imap, Smtp},
 };
-use quorumail_authentication::testkit::Dns;
+use std::time::Duration;
+
+use quorumail_authentication::{Algorithm, Checker, Incoming, Outcome, SigningKey, testkit::Dns};
+use quorumail_proto::admin::{
+    DirectoryChange, DkimKey, Domain, directory_change::Change, dkim_key::Algorithm as Named,
+};
 use quorumail_server::config::Port;
 
 /// A node that checks, and the DNS that it asks.
@@ -95,4 +100,89 @@ async fn a_cluster_that_only_watches_takes_mail_that_its_domain_disowns() {
     assert!(reply.starts_with("250"), "{reply}");
     let message = last_message(&cluster, "alice@example.org").await;
     assert!(message.contains("dmarc=fail (p=reject) header.from=strict.test"), "{message}");
+}
+
+const RSA: &[u8] = include_bytes!("../../authentication/tests/keys/rsa-2048.pk8");
+
+fn domain_with_keys(domain: &str, revision: &str, keys: Vec<DkimKey>) -> DirectoryChange {
+    let domain = Domain {
+        domain: domain.to_owned(),
+        aliases: vec![format!("alias.{domain}")],
+        revision: revision.to_owned(),
+        dkim_keys: keys,
+        ..Domain::default()
+    };
+    DirectoryChange { change: Some(Change::PutDomain(domain)) }
+}
+
+fn rsa_key() -> DkimKey {
+    DkimKey { selector: "s1".to_owned(), algorithm: Named::Rsa.into(), private_key: RSA.to_vec() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submitted_mail_is_signed_on_every_node_and_only_in_the_name_of_its_author() {
+    let cluster = Cluster::start(3, 2).await;
+    cluster.accounts(0, &["alice", "bob"]).await;
+    let key = SigningKey::from_pkcs8("s1", Algorithm::Rsa, RSA).unwrap();
+    let changes = vec![
+        domain_with_keys("example.org", "2", vec![rsa_key()]),
+        domain_with_keys("other.test", "1", vec![rsa_key()]),
+    ];
+    assert!(cluster.apply(0, changes).await.iter().all(|result| result.code == 1));
+    let dns = Dns::start().await;
+    for domain in ["example.org", "alias.example.org", "other.test"] {
+        dns.txt(&format!("s1._domainkey.{domain}"), &key.record());
+    }
+    let checker = Checker::new(&[dns.address], "mail.test", Duration::from_secs(10)).unwrap();
+
+    // A key that was just put is there on every node, also after all of them were killed.
+    for round in 0..2 {
+        for node in 0..3 {
+            let address = cluster.address(node, Port::Submission);
+            let mut smtp = Smtp::connect(address).await.unwrap();
+            smtp.login("alice@example.org", PASSWORD).await.unwrap();
+            for (from, domain) in [
+                ("alice@example.org", Some("example.org")),
+                ("Alice <ALICE@alias.example.org>", Some("alias.example.org")),
+                ("bob@example.org", None),
+                ("alice@other.test", None),
+                ("alice@example.org, bob@example.org", None),
+            ] {
+                let text = format!("From: {from}\r\nSubject: hi\r\n\r\n \r\nText \r\n\r\n");
+                let reply = smtp.send("alice@example.org", &["bob@example.org"], &text).await.unwrap();
+                assert!(reply.starts_with("250"), "{reply}");
+                let fetched = last_message(&cluster, "bob@example.org").await;
+                let message = fetched.split_once("Return-Path").unwrap().1;
+                let message = format!("Return-Path{}", message.rsplit_once(")\r\n").unwrap().0);
+                let incoming = Incoming {
+                    remote: "192.0.2.1".parse().unwrap(),
+                    helo: "h".to_owned(),
+                    mail_from: None,
+                    message: message.clone().into(),
+                };
+                let found = checker.check(incoming).await;
+                let good = found.dkim.iter().find(|dkim| dkim.outcome == Outcome::Pass);
+                assert_eq!(good.map(|dkim| dkim.domain.as_str()), domain, "{from}: {found:?} of {message}");
+                assert_eq!(found.dkim.len(), usize::from(domain.is_some()), "{message}");
+            }
+        }
+        if round == 0 {
+            (0..3).for_each(|node| cluster.kill(node));
+            (0..3).for_each(|node| cluster.spawn(node));
+            for node in 0..3 {
+                cluster.wait_ready(node).await;
+            }
+        }
+    }
+    let log: String = (0..3).map(|node| cluster.log(node)).collect();
+    assert!(!log.contains("private"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_sign_is_refused_and_not_shown() {
+    let cluster = Cluster::start(1, 1).await;
+    let bad = DkimKey { private_key: b"secret-marker".to_vec(), ..rsa_key() };
+    let results = cluster.apply(0, vec![domain_with_keys("example.org", "1", vec![bad])]).await;
+    assert!(results[0].code == 2 && results[0].message.contains("s1"), "{results:?}");
+    assert!(!format!("{results:?}{}", cluster.log(0)).contains("marker"));
 }

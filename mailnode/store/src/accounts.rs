@@ -12,8 +12,8 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Address, Applied, Domain, DomainRecord, MailboxId, MailboxRecord, PartitionId, Refusal, StoreError,
-    Timestamp,
+    Address, Applied, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, PartitionId, Refusal,
+    StoreError, Timestamp,
     directory::{DirectoryChange, address_keys},
     error::Stop,
     keys,
@@ -26,8 +26,28 @@ use crate::{
 pub(crate) const MAX_PARTITIONS: u32 = 4096;
 /// Most aliases of one mailbox or domain.
 pub(crate) const MAX_ALIASES: usize = 1000;
+/// Most keys that one domain signs with: two algorithms, each while it is rotated, twice over.
+pub const MAX_DKIM_KEYS: usize = 8;
+/// Longest private key, in bytes: RSA with 4096 bits takes 2.4 KiB.
+const MAX_KEY_BYTES: usize = 4096;
+/// Longest selector, in bytes.
+const MAX_SELECTOR: usize = 128;
 
-pub(crate) fn put_domain(txn: &mut Txn<'_>, record: DomainRecord) -> Result<Applied, Stop> {
+/// Without `keys` those that are there stay.
+pub(crate) fn put_domain(
+    txn: &mut Txn<'_>,
+    record: DomainRecord,
+    keys: Option<Vec<DkimKey>>,
+) -> Result<Applied, Stop> {
+    let fits = |key: &DkimKey| key.private.len() <= MAX_KEY_BYTES && key.selector.len() <= MAX_SELECTOR;
+    if let Some(keys) = &keys
+        && (keys.len() > MAX_DKIM_KEYS || !keys.iter().all(fits))
+    {
+        let text = format!(
+            "a domain may have at most {MAX_DKIM_KEYS} DKIM keys of at most {MAX_KEY_BYTES} bytes each"
+        );
+        return Err(Refusal::Invalid(text).into());
+    }
     if record.aliases.len() > MAX_ALIASES {
         return Err(Refusal::Invalid(format!("a domain may have at most {MAX_ALIASES} aliases")).into());
     }
@@ -54,6 +74,9 @@ pub(crate) fn put_domain(txn: &mut Txn<'_>, record: DomainRecord) -> Result<Appl
         write(txn, name_key(name), &record.domain);
     }
     write(txn, key, &record);
+    if let Some(keys) = keys {
+        put_keys(txn, &record.domain, keys);
+    }
     let change = DirectoryChange::Domain(record.domain.clone(), Some(Arc::new(record)));
     tell(txn, change);
     Ok(Applied::Done)
@@ -72,8 +95,19 @@ pub(crate) fn delete_domain(txn: &mut Txn<'_>, domain: &Domain) -> Result<Applie
         txn.remove(name_key(&name));
     }
     txn.remove(key);
+    put_keys(txn, domain, Vec::new());
     tell(txn, DirectoryChange::Domain(domain.clone(), None));
     Ok(Applied::Done)
+}
+
+fn put_keys(txn: &mut Txn<'_>, domain: &Domain, keys: Vec<DkimKey>) {
+    let key = keys::text(keys::DKIM_KEYS, domain.as_str());
+    if keys.is_empty() {
+        txn.remove(key);
+    } else {
+        write(txn, key, &keys);
+    }
+    tell(txn, DirectoryChange::Keys(domain.clone(), keys.into()));
 }
 
 pub(crate) fn put_mailbox(
@@ -162,6 +196,13 @@ pub(crate) fn everything<V: View>(view: &V) -> Result<Vec<DirectoryChange>, Stor
     view.scan(&[keys::DOMAIN], &[keys::DOMAIN], &mut |_, value| {
         let record: DomainRecord = records::decode(value)?;
         all.push(DirectoryChange::Domain(record.domain.clone(), Some(Arc::new(record))));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    view.scan(&[keys::DKIM_KEYS], &[keys::DKIM_KEYS], &mut |key, value| {
+        let domain = std::str::from_utf8(&key[1..]).ok().and_then(|text| text.parse::<Domain>().ok());
+        let domain = domain.ok_or(StoreError::Damaged("DKIM keys are of no domain"))?;
+        let keys: Vec<DkimKey> = records::decode(value)?;
+        all.push(DirectoryChange::Keys(domain, keys.into()));
         Ok(ControlFlow::Continue(()))
     })?;
     view.scan(&[keys::MAILBOX], &[keys::MAILBOX], &mut |_, value| {

@@ -114,6 +114,7 @@ fn execute(
     let is_directory = matches!(
         op,
         Op::PutDomain(_)
+            | Op::PutSigningDomain { .. }
             | Op::DeleteDomain(_)
             | Op::PutMailbox { .. }
             | Op::DeleteMailbox { .. }
@@ -132,7 +133,8 @@ fn execute(
         }
         Op::Chunk { upload, number } => chunks::add(txn, upload, number, at, &arrived),
         Op::DropChunks(before) => chunks::drop_before(txn, before),
-        Op::PutDomain(record) => accounts::put_domain(txn, record),
+        Op::PutDomain(record) => accounts::put_domain(txn, record, None),
+        Op::PutSigningDomain { record, keys } => accounts::put_domain(txn, record, Some(keys)),
         Op::DeleteDomain(domain) => accounts::delete_domain(txn, &domain),
         Op::PutMailbox { record, partitions } => accounts::put_mailbox(txn, record, partitions, at),
         Op::DeleteMailbox { address, purge_at } => accounts::delete_mailbox(txn, &address, purge_at),

@@ -5,16 +5,16 @@ use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CommandId, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, MessageError, ModSeq, PartitionId,
-    QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid, UidValidity,
-    UploadId, query,
+    CommandId, DkimKey, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, MessageError, ModSeq,
+    PartitionId, QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid,
+    UidValidity, UploadId, query,
 };
 
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command. Whatever changes what the
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
-pub const COMMAND_FORMAT: u8 = 4;
-/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 and 4 have more
+pub const COMMAND_FORMAT: u8 = 5;
+/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 to 5 have more
 /// kinds.
 const OLDEST_COMMAND: u8 = 2;
 /// From this version on, commands that delete mail keep it for a time. What an older archive holds is applied as it was
@@ -242,6 +242,16 @@ pub enum Op {
         mailbox: MailboxId,
         /// Deleted messages from this instant on are kept.
         before: Timestamp,
+    },
+
+    // ---- directory, with keys ----
+    /// As [`Op::PutDomain`], and the domain's mail is signed with these keys from now on; the older kind leaves the keys as
+    /// they are.
+    PutSigningDomain {
+        /// What it should be.
+        record: DomainRecord,
+        /// At most [`MAX_DKIM_KEYS`](crate::MAX_DKIM_KEYS); none: its mail is not signed.
+        keys: Vec<DkimKey>,
     },
 }
 

@@ -10,7 +10,9 @@ use std::{
 
 use parking_lot::RwLock;
 
-use crate::{Address, Domain, DomainRecord, MailboxId, MailboxRecord, Timestamp, records::MailboxEntry};
+use crate::{
+    Address, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, Timestamp, records::MailboxEntry,
+};
 
 /// Reads the directory. Cheap to clone.
 #[derive(Debug, Clone, Default)]
@@ -40,6 +42,8 @@ pub struct DeletedMailbox {
 #[derive(Debug, Clone)]
 pub(crate) enum DirectoryChange {
     Domain(Domain, Option<Arc<DomainRecord>>),
+    /// Empty: there are none.
+    Keys(Domain, Arc<[DkimKey]>),
     Mailbox(MailboxId, Option<MailboxEntry>),
 }
 
@@ -48,6 +52,8 @@ struct Maps {
     domains: HashMap<Domain, Arc<DomainRecord>>,
     /// Every name of a domain: the domain.
     names: HashMap<Domain, Domain>,
+    /// Only of domains that have some.
+    keys: HashMap<Domain, Arc<[DkimKey]>>,
     mailboxes: HashMap<MailboxId, Arc<MailboxRecord>>,
     deleted: HashMap<MailboxId, DeletedMailbox>,
     /// [`Address::key`] of addresses and aliases.
@@ -84,6 +90,13 @@ impl Directory {
     pub fn domain(&self, name: &Domain) -> Option<Arc<DomainRecord>> {
         let maps = self.0.read();
         maps.domains.get(maps.names.get(name)?).cloned()
+    }
+
+    /// What mail of a domain, by its own name or an alias, is signed with; none: it is not signed. The same allocation as long
+    /// as nothing changes.
+    pub fn dkim_keys(&self, name: &Domain) -> Option<Arc<[DkimKey]>> {
+        let maps = self.0.read();
+        maps.keys.get(maps.names.get(name)?).cloned()
     }
 
     /// All domains, by name.
@@ -137,6 +150,8 @@ impl Maps {
     fn apply(&mut self, change: DirectoryChange) {
         match change {
             DirectoryChange::Domain(domain, record) => self.set_domain(domain, record),
+            DirectoryChange::Keys(domain, keys) if keys.is_empty() => drop(self.keys.remove(&domain)),
+            DirectoryChange::Keys(domain, keys) => drop(self.keys.insert(domain, keys)),
             DirectoryChange::Mailbox(id, entry) => self.set_mailbox(id, entry),
         }
     }

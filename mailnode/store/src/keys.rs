@@ -34,6 +34,8 @@ pub(crate) const ADDRESS: u8 = 15;
 pub(crate) const DELETED: u8 = 16;
 /// Partition: number of mailboxes that live in it.
 pub(crate) const PARTITION: u8 = 17;
+/// Domain: the keys that its mail is signed with; none when there are none.
+pub(crate) const DKIM_KEYS: u8 = 18;
 
 pub(crate) const HEAD: u8 = 30;
 pub(crate) const FOLDER: u8 = 31;

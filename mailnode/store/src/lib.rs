@@ -47,6 +47,7 @@ mod vault;
 // Named by the types of this crate; imported once for all modules.
 use quorumail_message::{Address, Domain};
 
+pub use accounts::MAX_DKIM_KEYS;
 pub use apply::REMEMBERED_COMMANDS;
 pub use backup::{BackupReader, PairKind, StateLoader, StatePair, StoredBody};
 pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
@@ -69,8 +70,8 @@ pub use live::RECORD_OVERHEAD;
 #[cfg(feature = "simulation")]
 pub use memory::MemoryIndex;
 pub use model::{
-    DeletedMessage, DomainRecord, Flag, Flags, FolderInfo, MailboxRecord, MessageMeta, Permissions,
-    QueueClass, QueueEntry, QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
+    DeletedMessage, DkimAlgorithm, DkimKey, DomainRecord, Flag, Flags, FolderInfo, MailboxRecord,
+    MessageMeta, Permissions, QueueClass, QueueEntry, QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
 };
 pub use query::{
     FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,

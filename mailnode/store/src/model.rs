@@ -21,6 +21,35 @@ pub struct DomainRecord {
     pub revision: String,
 }
 
+/// A key that mail of a domain is signed with. RFC 6376 3.1, RFC 8463.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DkimKey {
+    /// Names it under the domain: the first labels before `_domainkey`.
+    pub selector: String,
+    /// How it signs.
+    pub algorithm: DkimAlgorithm,
+    /// PKCS #8, DER. Secret: never printed.
+    pub private: Bytes,
+}
+
+impl std::fmt::Debug for DkimKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DkimKey")
+            .field("selector", &self.selector)
+            .field("algorithm", &self.algorithm)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How a DKIM key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DkimAlgorithm {
+    /// `rsa-sha256`, RFC 6376 3.3.1.
+    Rsa,
+    /// `ed25519-sha256`, RFC 8463.
+    Ed25519,
+}
+
 /// An account: an address, its credentials and limits. Lives in the directory; its mail lives in `partition`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MailboxRecord {

@@ -92,7 +92,7 @@ fn conflict(kind_name: &str, name: &str, holder: &str) -> Observed {
 fn claim_domains(plan: &mut Plan, domains: &[&MailDomain]) {
     let mut claims = Claims::new();
     for domain in domains.iter().filter(|d| !is_leaving(**d)) {
-        let wanted = DesiredDomain::new(&domain.spec);
+        let wanted = DesiredDomain::new(&domain.spec, Vec::new());
         let names: Vec<_> = std::iter::once(&wanted.domain).chain(&wanted.aliases).cloned().collect();
         let claimed = claim(&mut claims, &format!("MailDomain {}", domain.name_any()), &names);
         let verdict = if is_paused(*domain) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use quorumail_authentication::{Algorithm, SigningKey};
 use quorumail_consensus::GroupId;
 use quorumail_message::{Address, AddressError, Domain};
 use quorumail_proto::admin::{
@@ -11,8 +12,8 @@ use quorumail_proto::admin::{
     directory_change::Change, directory_entry::Entry, directory_result::Code,
 };
 use quorumail_store::{
-    Applied, Directory, DomainRecord, MailboxId, MailboxRecord, Op, PartitionId, Permissions, Query, Quota,
-    Refusal, Reply,
+    Applied, Directory, DkimAlgorithm, DkimKey, DomainRecord, MailboxId, MailboxRecord, Op, PartitionId,
+    Permissions, Query, Quota, Refusal, Reply,
 };
 use tonic::Status;
 
@@ -124,9 +125,10 @@ fn plan(
                 },
                 revision: put.revision,
             };
+            let keys = put.dkim_keys.into_iter().map(dkim_key).collect::<Result<Vec<_>, _>>()?;
             let names = std::iter::once(&record.domain).chain(&record.aliases);
             let touches = names.map(|name| name.as_str().to_owned()).collect();
-            Ok(Planned { op: Op::PutDomain(record), touches, domains: true })
+            Ok(Planned { op: Op::PutSigningDomain { record, keys }, touches, domains: true })
         }
         Change::DeleteDomain(delete) => {
             let domain = domain(&delete.domain)?;
@@ -165,6 +167,19 @@ fn mailbox(put: admin::Mailbox) -> Result<MailboxRecord, String> {
         permissions: Permissions { send: put.may_send, receive: put.may_receive, login: put.may_login },
         revision: put.revision,
     })
+}
+
+/// A key is tried before it is kept: one that cannot sign would be found out with the first message only.
+fn dkim_key(key: admin::DkimKey) -> Result<DkimKey, String> {
+    let (algorithm, signs) = match key.algorithm() {
+        admin::dkim_key::Algorithm::Rsa => (DkimAlgorithm::Rsa, Algorithm::Rsa),
+        admin::dkim_key::Algorithm::Ed25519 => (DkimAlgorithm::Ed25519, Algorithm::Ed25519),
+        admin::dkim_key::Algorithm::Unspecified => {
+            return Err(format!("the DKIM key of selector {:?} has no algorithm", key.selector));
+        }
+    };
+    SigningKey::from_pkcs8(&key.selector, signs, &key.private_key).map_err(|error| error.to_string())?;
+    Ok(DkimKey { selector: key.selector, algorithm, private: key.private_key.into() })
 }
 
 fn address(text: &str) -> Result<Address, String> {

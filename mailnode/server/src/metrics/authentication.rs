@@ -15,6 +15,7 @@ pub(super) struct Authentication {
     checks: IntCounterVec,
     refused: IntCounter,
     seconds: Histogram,
+    signed: IntCounterVec,
 }
 
 impl Authentication {
@@ -28,6 +29,11 @@ impl Authentication {
                 "Messages from other systems, by method and result.",
                 &["method", "result"],
             ),
+            signed: make.counter(
+                "submissions_total",
+                "Messages of our own people, by whether they were signed.",
+                &["signed"],
+            ),
             refused: refused.with_label_values::<&str>(&[]),
             seconds: seconds.with_label_values::<&str>(&[]),
         }
@@ -35,6 +41,11 @@ impl Authentication {
 }
 
 impl Metrics {
+    /// A message of our own people was signed, or its author's domain has no keys.
+    pub fn signed(&self, signed: bool) {
+        self.authentication.signed.with_label_values(&[if signed { "yes" } else { "no" }]).inc();
+    }
+
     /// A message was checked.
     pub fn checked(&self, verdict: &Verdict, refused: bool, took: Duration) {
         let results =

@@ -135,6 +135,15 @@ fn directory_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (domains(), vec(domains(), 0..2), prop::option::of(addresses()))
             .prop_map(|(name, aliases, catch_all)| domain(name, &aliases, catch_all)),
+        2 => (domains(), vec("[a-c]", 0..3)).prop_map(|(name, selectors)| {
+            let Op::PutDomain(record) = domain(name, &[], None) else { unreachable!("it puts a domain") };
+            let key = |selector| DkimKey {
+                selector,
+                algorithm: DkimAlgorithm::Rsa,
+                private: bytes::Bytes::from_static(b"key"),
+            };
+            Op::PutSigningDomain { record, keys: selectors.into_iter().map(key).collect() }
+        }),
         1 => domains().prop_map(|name| Op::DeleteDomain(name.parse().unwrap())),
         6 => (addresses(), vec(addresses(), 0..2)).prop_map(|(text, aliases)| mailbox(text, &aliases)),
         2 => (addresses(), 0..100i64)
@@ -208,7 +217,8 @@ fn directory(store: &Store) -> impl PartialEq + std::fmt::Debug + use<> {
     let directory = store.directory();
     let addresses =
         ADDRESSES.map(|text| (directory.resolve(&address(text)), directory.login(&address(text))));
-    (directory.domains(), directory.mailboxes(), directory.deleted(), addresses)
+    let keys = DOMAINS.map(|name| directory.dkim_keys(&name.parse().unwrap()));
+    (directory.domains(), keys, directory.mailboxes(), directory.deleted(), addresses)
 }
 
 fn check(group: u32, log: &[(u64, Command)], sizes: &[usize], cut: prop::sample::Index, again: usize) {

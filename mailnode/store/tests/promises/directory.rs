@@ -174,3 +174,37 @@ fn the_directory_is_the_same_after_a_restart_and_a_snapshot() {
     assert_eq!(seen(&node.store), before);
     assert_eq!(resolved(&node, "m5@a.org"), Some(1), "the catch-all");
 }
+
+#[test]
+fn the_keys_of_a_domain_come_with_it_go_with_it_and_are_never_printed() {
+    let (dir, mut node) = node();
+    let name: quorumail_message::Domain = "example.org".parse().unwrap();
+    let record = |revision: &str| DomainRecord {
+        domain: name.clone(),
+        aliases: vec!["example.net".parse().unwrap()],
+        catch_all: None,
+        revision: revision.to_owned(),
+    };
+    let key = DkimKey {
+        selector: "s1".to_owned(),
+        algorithm: DkimAlgorithm::Ed25519,
+        private: bytes::Bytes::from_static(b"secret-marker"),
+    };
+    let signing = Op::PutSigningDomain { record: record("1"), keys: vec![key.clone()] };
+    let text = format!("{signing:?}");
+    assert!(text.contains("s1") && !text.contains("marker"), "{text}");
+    put(&mut node, signing).unwrap();
+    let directory = node.store.directory();
+    let alias: quorumail_message::Domain = "example.net".parse().unwrap();
+    assert_eq!(directory.dkim_keys(&alias).as_deref(), Some([key.clone()].as_slice()));
+    // The older kind, as archives hold it, says nothing of keys.
+    put(&mut node, Op::PutDomain(record("2"))).unwrap();
+    let bodies = node.bodies.clone();
+    drop(node);
+    let mut node = Node::open_with(&dir.path().join("index"), bodies);
+    assert_eq!(node.store.directory().dkim_keys(&name).as_deref(), Some([key.clone()].as_slice()));
+    let many = Op::PutSigningDomain { record: record("3"), keys: vec![key; MAX_DKIM_KEYS + 1] };
+    assert!(matches!(put(&mut node, many), Err(Refusal::Invalid(_))));
+    put(&mut node, Op::PutSigningDomain { record: record("4"), keys: Vec::new() }).unwrap();
+    assert_eq!(node.store.directory().dkim_keys(&name), None);
+}

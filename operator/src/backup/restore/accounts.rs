@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change, directory_result::Code};
-use quorumail_store::{DomainRecord, MailboxRecord};
+use quorumail_store::{DkimAlgorithm, DkimKey, DomainRecord, MailboxRecord};
 
 use super::{RestoreError, RestoreRequest, Tally, scope::Parts};
 use crate::{admin::AdminClient, directory::BATCH};
@@ -52,7 +52,8 @@ pub(super) async fn restore(
         return Ok(());
     }
     let domains = parts.domains.iter().filter(|record| !listing.domains.contains_key(record.domain.as_str()));
-    let domains: Vec<DirectoryChange> = domains.map(|record| put_domain(record)).collect();
+    let domains: Vec<DirectoryChange> =
+        domains.map(|record| put_domain(record, parts.keys_of(&record.domain))).collect();
     let made = put(admin, domains, tally).await?;
     tally.add(|restored| restored.domains += made);
     let made =
@@ -109,14 +110,27 @@ fn subject(change: &DirectoryChange) -> String {
     }
 }
 
-fn put_domain(record: &DomainRecord) -> DirectoryChange {
+fn put_domain(record: &DomainRecord, keys: &[DkimKey]) -> DirectoryChange {
     let domain = admin::Domain {
         domain: record.domain.to_string(),
         aliases: record.aliases.iter().map(ToString::to_string).collect(),
         catch_all: record.catch_all.as_ref().map(ToString::to_string).unwrap_or_default(),
         revision: REVISION.to_owned(),
+        dkim_keys: keys.iter().map(dkim_key).collect(),
     };
     DirectoryChange { change: Some(Change::PutDomain(domain)) }
+}
+
+fn dkim_key(key: &DkimKey) -> admin::DkimKey {
+    let algorithm = match key.algorithm {
+        DkimAlgorithm::Rsa => admin::dkim_key::Algorithm::Rsa,
+        DkimAlgorithm::Ed25519 => admin::dkim_key::Algorithm::Ed25519,
+    };
+    admin::DkimKey {
+        selector: key.selector.clone(),
+        algorithm: algorithm.into(),
+        private_key: key.private.to_vec(),
+    }
 }
 
 fn put_mailbox(record: &MailboxRecord, locked: bool) -> DirectoryChange {

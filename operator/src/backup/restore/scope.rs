@@ -1,9 +1,14 @@
 //! What of a backup is restored, and under which names. Pure.
 
-use std::{borrow::Cow, collections::BTreeSet, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use quorumail_backup::{BackupId, Manifest};
-use quorumail_store::{DomainRecord, MailboxRecord, Store};
+use quorumail_message::Domain;
+use quorumail_store::{DkimKey, DomainRecord, MailboxRecord, Store};
 
 use super::{RestoreError, RestoreRequest};
 
@@ -81,11 +86,18 @@ pub(super) struct Part {
 pub(super) struct Parts {
     /// Domains that the mailboxes need.
     pub(super) domains: Vec<Arc<DomainRecord>>,
+    /// What mail of these is signed with.
+    pub(super) keys: BTreeMap<Domain, Arc<[DkimKey]>>,
     /// Mailboxes.
     pub(super) mailboxes: Vec<Part>,
 }
 
 impl Parts {
+    /// What mail of a domain is signed with.
+    pub(super) fn keys_of(&self, domain: &Domain) -> &[DkimKey] {
+        self.keys.get(domain).map_or(&[], AsRef::as_ref)
+    }
+
     /// The groups that hold it; all of a manifest when its queue is wanted as well.
     pub(super) fn groups(&self, all: Option<&Manifest>) -> Vec<u32> {
         let of_mailboxes = self.mailboxes.iter().map(|part| part.record.partition.0);
@@ -142,7 +154,10 @@ pub(super) fn parts(
         let to = request.into.clone().unwrap_or_else(|| record.address.to_string());
         Part { record, to }
     };
-    Ok(Parts { domains, mailboxes: mailboxes.into_iter().map(part).collect() })
+    let keys = domains
+        .iter()
+        .filter_map(|record| Some((record.domain.clone(), directory.dkim_keys(&record.domain)?)));
+    Ok(Parts { keys: keys.collect(), domains, mailboxes: mailboxes.into_iter().map(part).collect() })
 }
 
 /// The name that a folder gets.
