@@ -15,6 +15,10 @@ pub mod kind {
     pub const DEGRADED: &str = "Degraded";
     /// Reconciliation is stopped by annotation.
     pub const PAUSED: &str = "Paused";
+    /// Mail of a domain is signed, and the records of the keys that sign are seen in DNS.
+    pub const DKIM_READY: &str = "DkimReady";
+    /// All DNS records of a domain are seen as they should be.
+    pub const DNS_VERIFIED: &str = "DnsVerified";
     /// A mailbox uses more than nine tenths of its quota.
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
@@ -117,6 +121,16 @@ pub mod reason {
     pub const ARCHIVING: &str = "Archiving";
     /// The archive is later than is asked.
     pub const LAGGING: &str = "Lagging";
+    /// All DNS records are there.
+    pub const RECORDS_PRESENT: &str = "RecordsPresent";
+    /// DNS records are missing or differ.
+    pub const RECORDS_WRONG: &str = "RecordsMissing";
+    /// DNS was not asked yet, or did not answer.
+    pub const DNS_UNKNOWN: &str = "DnsUnknown";
+    /// Mail is signed.
+    pub const SIGNING: &str = "Signing";
+    /// The spec asks for no signatures.
+    pub const NOT_SIGNED: &str = "NotSigned";
     /// What was restored does not serve mail.
     pub const PROBE_FAILED: &str = "ProbeFailed";
 }

@@ -1,11 +1,11 @@
 //! MailDomain: a domain that a MailCluster receives mail for.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ClusterRef, DeletionPolicy};
+use crate::{ClusterRef, DeletionPolicy, Span};
 
 /// A domain that a MailCluster receives mail for.
 #[derive(CustomResource, Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -30,6 +30,11 @@ use crate::{ClusterRef, DeletionPolicy};
         name = "Reason",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].reason"
+    ),
+    printcolumn(
+        name = "DNS",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='DnsVerified')].status"
     ),
     printcolumn(name = "Mailboxes", type_ = "integer", json_path = ".status.mailboxes"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
@@ -72,10 +77,199 @@ pub struct MailDomainSpec {
     #[x_kube(validation = Rule::new(crate::address_rule("self")).message("catchAll must be an address in lower case, as in alice@example.org"))]
     pub catch_all: Option<String>,
 
+    /// Keys that the domain's mail is signed with. The operator makes them, keeps them in Secret `<name>-dkim`, and gives them
+    /// to the mailnodes.
+    #[serde(default)]
+    pub dkim: Dkim,
+
+    /// The SPF record: which hosts send mail of the domain. Those of its MX always do.
+    #[serde(default)]
+    pub spf: Spf,
+
+    /// The DMARC record: what others do with mail that is not shown to be the domain's own.
+    #[serde(default)]
+    pub dmarc: DmarcRecord,
+
+    /// The MTA-STS record (RFC 8461): others send mail for the domain only under TLS with a certificate that is checked.
+    /// Without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mta_sts: Option<MtaSts>,
+
+    /// The TLS-RPT record (RFC 8460): where others report TLS that failed. Without it there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_rpt: Option<TlsRpt>,
+
     /// What happens when this MailDomain is deleted while mailboxes use the domain. Retain: it is served until its last
     /// mailbox is gone. Delete: its mailboxes are removed with it, each under its own deletionPolicy.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
+}
+
+/// Keys that the domain's mail is signed with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Dkim {
+    /// Every message is signed with a key of each. Empty: mail is not signed.
+    #[serde(default = "default_algorithms")]
+    #[schemars(length(max = 2))]
+    #[x_kube(validation = Rule::new("self.all(a, self.exists_one(b, a == b))").message("dkim.algorithms must name each algorithm once"))]
+    pub algorithms: Vec<DkimAlgorithm>,
+
+    /// A key is replaced when it is so old, as in 180d; 0s: never. The new key signs once its DNS record is seen.
+    #[serde(default = "default_rotation")]
+    pub rotation: Span,
+
+    /// The record of a replaced key stays for so long, for mail that is under way.
+    #[serde(default = "default_overlap")]
+    pub overlap: Span,
+}
+
+fn default_algorithms() -> Vec<DkimAlgorithm> {
+    vec![DkimAlgorithm::Rsa2048, DkimAlgorithm::Ed25519]
+}
+
+fn default_rotation() -> Span {
+    "180d".parse().expect("the default rotation is a duration")
+}
+
+fn default_overlap() -> Span {
+    "7d".parse().expect("the default overlap is a duration")
+}
+
+impl Default for Dkim {
+    fn default() -> Self {
+        Self { algorithms: default_algorithms(), rotation: default_rotation(), overlap: default_overlap() }
+    }
+}
+
+/// How a DKIM key signs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DkimAlgorithm {
+    /// RSA with 2048 bits and SHA-256: understood everywhere.
+    Rsa2048,
+    /// Ed25519 (RFC 8463): short records; not understood everywhere.
+    Ed25519,
+}
+
+/// The SPF record. RFC 7208.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Spf {
+    /// Domains whose SPF records name further hosts that send for the domain, as a relay's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
+    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::host_name_rule("a"))).message("spf.include must be host names in lower case, as in _spf.example.com"))]
+    pub include: Vec<String>,
+
+    /// What is said of all other hosts.
+    #[serde(default)]
+    pub others: SpfOthers,
+}
+
+/// What an SPF record says of hosts that it does not name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SpfOthers {
+    /// `~all`: probably not the domain's own.
+    #[default]
+    SoftFail,
+    /// `-all`: not the domain's own. Breaks forwarding where no DKIM is checked.
+    Fail,
+    /// `?all`: nothing is said.
+    Neutral,
+}
+
+/// The DMARC record. RFC 9989.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DmarcRecord {
+    /// What is asked of others.
+    #[serde(default)]
+    pub policy: DmarcPolicy,
+
+    /// Address for reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 318))]
+    #[x_kube(validation = Rule::new(crate::address_rule("self")).message("dmarc.rua must be an address in lower case, as in reports@example.org"))]
+    pub rua: Option<String>,
+}
+
+/// What others are asked to do with mail that fails DMARC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DmarcPolicy {
+    /// Nothing; reports only.
+    #[default]
+    None,
+    /// To treat it as suspicious.
+    Quarantine,
+    /// To refuse it.
+    Reject,
+}
+
+/// The MTA-STS record. RFC 8461.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MtaSts {
+    /// What others do when TLS fails. The policy itself, `status.mtaStsPolicy`, has to be served as
+    /// `https://mta-sts.<domain>/.well-known/mta-sts.txt`.
+    #[serde(default)]
+    pub mode: MtaStsMode,
+}
+
+/// RFC 8461 5.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum MtaStsMode {
+    /// They send all the same, and report.
+    #[default]
+    Testing,
+    /// They do not send.
+    Enforce,
+}
+
+/// The TLS-RPT record. RFC 8460.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TlsRpt {
+    /// Address for reports.
+    #[schemars(length(min = 3, max = 318))]
+    #[x_kube(validation = Rule::new(crate::address_rule("self")).message("tlsRpt.rua must be an address in lower case, as in reports@example.org"))]
+    pub rua: String,
+}
+
+/// A DNS record that the domain needs, and what was found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsRecord {
+    /// Fully qualified, without the final dot.
+    pub name: String,
+    /// MX, TXT or SRV.
+    #[serde(rename = "type")]
+    pub type_: String,
+    /// As it is written in a zone file; a TXT record as one text without quotes.
+    pub value: String,
+    /// What was found.
+    #[serde(default)]
+    pub state: DnsState,
+    /// What stands there instead of it, or why nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<String>,
+    /// When it was last looked up; told hourly as long as nothing changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::time")]
+    pub checked_at: Option<Time>,
+}
+
+/// What was found of a DNS record.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DnsState {
+    /// It is there.
+    Present,
+    /// There is none of its kind.
+    Missing,
+    /// There is another one.
+    Mismatch,
+    /// It was not looked up yet, or DNS did not answer.
+    #[default]
+    Unknown,
 }
 
 /// What was observed of a MailDomain.
@@ -86,7 +280,8 @@ pub struct MailDomainStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// Ready: the mailnodes confirmed that they serve the domain. Paused: by annotation.
+    /// Ready: the mailnodes confirmed that they serve the domain. DkimReady: its mail is signed, and the records of the keys
+    /// that sign are seen. DnsVerified: all records are seen as they should be. Paused: by annotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -94,4 +289,12 @@ pub struct MailDomainStatus {
     /// Number of mailboxes in the domain, as told by the mailnodes.
     #[serde(default)]
     pub mailboxes: u32,
+
+    /// The DNS records that the domain and its aliases need, and what was found of each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_records: Vec<DnsRecord>,
+
+    /// The policy to be served where `spec.mtaSts` is set. RFC 8461 3.2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mta_sts_policy: Option<String>,
 }

@@ -35,6 +35,10 @@ pub struct Settings {
     #[arg(long, env = "POD_NAME")]
     pub identity: Option<String>,
 
+    /// Name servers, IP:PORT, that are asked for the records of domains; those of the machine when there are none.
+    #[arg(long = "dns-server", env = "DNS_SERVERS", value_delimiter = ',')]
+    pub dns_servers: Vec<SocketAddr>,
+
     /// Runs without asking for the Lease; for development.
     #[arg(long, env = "NO_LEADER_ELECTION")]
     pub no_leader_election: bool,

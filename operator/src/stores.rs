@@ -118,6 +118,12 @@ impl Stores {
         stores
     }
 
+    /// Wakes those who listen.
+    pub fn tell(&self, change: Changed) {
+        // Fails only while nobody listens, and whoever begins to looks at everything.
+        let _ = self.changes.send(change);
+    }
+
     /// Waits until every store holds what the API server holds.
     pub async fn wait_until_ready(&self) {
         let watched = (

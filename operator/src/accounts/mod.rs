@@ -4,6 +4,7 @@
 //! answers for resources that belong to no MailCluster: they get a condition that says so, and their finalizers go.
 
 pub mod clients;
+pub mod dkim_secrets;
 pub mod plan;
 pub mod secrets;
 pub mod worker;
@@ -145,7 +146,7 @@ impl Supervisor {
             let Some(observed) = self.lacks_cluster(&*domain, domain.spec.cluster_ref.as_ref()) else {
                 return;
             };
-            let status = maildomain::status(&domain, &observed, None, now);
+            let status = maildomain::status(&domain, &observed, maildomain::Facts::default(), now);
             let old = domain.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
             if leave(context, &*domain).await && domain.status.as_ref() != Some(&status) {
                 context.events.transition(&*domain, old, &status.conditions).await;

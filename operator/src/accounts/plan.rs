@@ -12,7 +12,7 @@ use quorumail_crds::{
     is_paused,
 };
 
-use crate::directory::{Credential, Desired, DesiredDomain, DesiredMailbox, Listing, domain_of};
+use crate::directory::{Credential, Desired, DesiredDomain, DesiredMailbox, DkimKey, Listing, domain_of};
 
 /// What is to happen with a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,14 +38,18 @@ pub struct Plan {
     pub verdicts: BTreeMap<String, Verdict>,
 }
 
+/// The keys that mail of each domain is signed with, by uid; none where they cannot be told.
+pub type DomainKeys = BTreeMap<String, Option<Vec<DkimKey>>>;
+
 /// Who holds a name: kind and name of the resource.
 type Claims = BTreeMap<String, String>;
 
-/// Decides. `credentials` has an entry, by uid, for every mailbox that is neither paused nor being deleted.
+/// Decides. `keys` has an entry, by uid, for every domain that is neither paused nor being deleted, and `credentials` has an entry, by uid, for every mailbox that is neither paused nor being deleted.
 pub fn plan(
     domains: &[impl AsRef<MailDomain>],
     mailboxes: &[impl AsRef<Mailbox>],
     credentials: &BTreeMap<String, Result<Credential, Observed>>,
+    keys: &DomainKeys,
     listing: &Listing,
 ) -> Plan {
     let mut plan = Plan::default();
@@ -54,7 +58,7 @@ pub fn plan(
     let mut mailboxes: Vec<&Mailbox> = mailboxes.iter().map(AsRef::as_ref).collect();
     mailboxes.sort_by_key(|m| age(*m));
 
-    claim_domains(&mut plan, &domains);
+    claim_domains(&mut plan, &domains, keys, listing);
     let dropped = drop_domains(&mut plan, &domains, &mailboxes, listing);
     claim_mailboxes(&mut plan, &mailboxes, credentials, listing, &dropped);
     plan
@@ -89,10 +93,11 @@ fn conflict(kind_name: &str, name: &str, holder: &str) -> Observed {
     Observed::no(kind::READY, reason::CONFLICT, message)
 }
 
-fn claim_domains(plan: &mut Plan, domains: &[&MailDomain]) {
+fn claim_domains(plan: &mut Plan, domains: &[&MailDomain], keys: &DomainKeys, listing: &Listing) {
     let mut claims = Claims::new();
     for domain in domains.iter().filter(|d| !is_leaving(**d)) {
-        let wanted = DesiredDomain::new(&domain.spec, Vec::new());
+        let signing = keys.get(&uid(*domain)).and_then(Option::as_ref);
+        let wanted = DesiredDomain::new(&domain.spec, signing.cloned().unwrap_or_default());
         let names: Vec<_> = std::iter::once(&wanted.domain).chain(&wanted.aliases).cloned().collect();
         let claimed = claim(&mut claims, &format!("MailDomain {}", domain.name_any()), &names);
         let verdict = if is_paused(*domain) {
@@ -101,6 +106,10 @@ fn claim_domains(plan: &mut Plan, domains: &[&MailDomain]) {
         } else if let Err((name, holder)) = claimed {
             plan.desired.leave_domains.insert(wanted.domain);
             Verdict::Blocked(conflict("domain", &name, &holder))
+        } else if signing.is_none() && listing.domains.contains_key(&wanted.domain) {
+            // Its keys cannot be told for now: it goes on with those that the mailnodes have.
+            plan.desired.leave_domains.insert(wanted.domain);
+            Verdict::Wanted
         } else {
             plan.desired.domains.insert(wanted.domain.clone(), wanted);
             Verdict::Wanted

@@ -32,7 +32,8 @@ fn mbx(name: &str, created: i64, address: &str) -> Arc<Mailbox> {
 
 fn run(domains: &[Arc<MailDomain>], mailboxes: &[Arc<Mailbox>], listing: &Listing) -> Plan {
     let credential = |m: &Arc<Mailbox>| (m.name_any(), Ok(Credential::from_secret(b"secret").unwrap()));
-    plan(domains, mailboxes, &mailboxes.iter().map(credential).collect(), listing)
+    let keys = domains.iter().map(|domain| (domain.name_any(), Some(Vec::new()))).collect();
+    plan(domains, mailboxes, &mailboxes.iter().map(credential).collect(), &keys, listing)
 }
 
 fn listed(domains: &[&str], mailboxes: &[&str]) -> Listing {
@@ -138,7 +139,28 @@ fn a_missing_secret_blocks_only_its_mailbox() {
     let boxes = [mbx("a", 1, "a@x.org"), mbx("b", 1, "b@x.org")];
     let credentials =
         [("a".to_owned(), Err(missing)), ("b".to_owned(), Ok(Credential::from_secret(b"x").unwrap()))].into();
-    let plan = plan(&[md("x", "{domain: x.org}")], &boxes, &credentials, &Listing::default());
+    let plan =
+        plan(&[md("x", "{domain: x.org}")], &boxes, &credentials, &DomainKeys::new(), &Listing::default());
     assert_eq!(reason_of(&plan, "a"), reason::SECRET_NOT_FOUND);
     assert_eq!(plan.verdicts["b"], Verdict::Wanted);
+}
+
+#[test]
+fn a_domain_whose_keys_cannot_be_told_goes_on_with_those_that_the_mailnodes_have() {
+    let domains = [md("x", "{domain: x.org}"), md("y", "{domain: y.org}")];
+    let none = BTreeMap::new();
+    let key = crate::directory::DkimKey {
+        selector: "s1".to_owned(),
+        algorithm: quorumail_authentication::Algorithm::Ed25519,
+        private: b"key".to_vec(),
+    };
+    let keys = [("x".to_owned(), None), ("y".to_owned(), Some(vec![key.clone()]))].into();
+    let boxes: [Arc<Mailbox>; 0] = [];
+    let listed_already = plan(&domains, &boxes, &none, &keys, &listed(&["x.org", "y.org"], &[]));
+    assert_eq!(listed_already.verdicts["x"], Verdict::Wanted);
+    assert!(listed_already.desired.leave_domains.contains("x.org"));
+    assert_eq!(listed_already.desired.domains["y.org"].keys, [key]);
+    // One that is new is served all the same.
+    let new = plan(&domains, &boxes, &none, &keys, &listed(&[], &[]));
+    assert!(new.desired.domains["x.org"].keys.is_empty());
 }

@@ -29,21 +29,21 @@ const MAX_CACHED: usize = 64 << 10;
 /// Label with who made an object.
 const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 
-type Data = Arc<BTreeMap<String, ByteString>>;
+pub(super) type Data = Arc<BTreeMap<String, ByteString>>;
 
 /// What was read, with its version and, where there is one, the uid of its owner.
 #[derive(Clone)]
-struct Read {
-    version: String,
+pub(super) struct Read {
+    pub(super) version: String,
     owner: Option<String>,
     /// Whether the operator made it, here or where a backup comes from.
     is_ours: bool,
-    data: Data,
+    pub(super) data: Data,
 }
 
 /// Reads Secrets, each version once.
 pub struct Secrets {
-    client: Client,
+    pub(super) client: Client,
     stores: Arc<Stores>,
     cache: Mutex<HashMap<Key, Read>>,
 }
@@ -142,7 +142,7 @@ impl Secrets {
         }
     }
 
-    async fn read(&self, key: &Key) -> Result<Option<Read>, kube::Error> {
+    pub(super) async fn read(&self, key: &Key) -> Result<Option<Read>, kube::Error> {
         let Some(version) = self.stores.secret_version(key) else {
             self.cache.lock().remove(key);
             return Ok(None);
@@ -156,7 +156,7 @@ impl Secrets {
         Ok(api.get_opt(&key.1).await?.map(|secret| self.remember(key, &secret)))
     }
 
-    fn remember(&self, key: &Key, secret: &Secret) -> Read {
+    pub(super) fn remember(&self, key: &Key, secret: &Secret) -> Read {
         let read = Read {
             version: secret.resource_version().unwrap_or_default(),
             owner: secret.owner_references().first().map(|o| o.uid.clone()),

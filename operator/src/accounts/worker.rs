@@ -31,8 +31,10 @@ use super::{
 use crate::{
     admin::{AdminError, Listing},
     directory::{BATCH, Credential, Orphans, Step, diff, domain_of},
+    dkim::{self, StoredKey},
+    dns,
     mailbox::{self, Facts},
-    mailcluster::Context,
+    mailcluster::{Context, objects::hostname},
     maildomain,
     status::{Ours, has_finalizer, set_finalizer, write},
     stores::Key,
@@ -87,6 +89,10 @@ pub struct Worker {
     /// What the mailnodes refused since the last full listing, by name: the revision, and why.
     refused: HashMap<String, (String, Observed)>,
     usage: HashMap<String, Usage>,
+    /// DKIM keys by the uid of the domain, or why there are none.
+    domain_keys: BTreeMap<String, Result<Vec<StoredKey>, Observed>>,
+    /// Of the MailCluster.
+    hostname: String,
     /// Statuses written since the last full listing, by uid: the watch may not have brought them back yet.
     written_domains: HashMap<String, MailDomainStatus>,
     written_mailboxes: HashMap<String, MailboxStatus>,
@@ -103,6 +109,8 @@ impl Worker {
             listing: None,
             refused: HashMap::new(),
             usage: HashMap::new(),
+            domain_keys: BTreeMap::new(),
+            hostname: String::new(),
             written_domains: HashMap::new(),
             written_mailboxes: HashMap::new(),
             usage_writes: 0,
@@ -143,6 +151,7 @@ impl Worker {
         let members = Members { domains, mailboxes };
         self.finalizers(&members).await?;
         let credentials = self.credentials(&members.mailboxes).await?;
+        self.domain_keys = self.keys(&members.domains).await?;
         let (connection, listing) = match self.listing(&cluster, &members).await {
             Ok(known) => known,
             Err(error) => {
@@ -150,7 +159,13 @@ impl Worker {
                 return Err(error);
             }
         };
-        let plan = plan(&members.domains, &members.mailboxes, &credentials, &listing);
+        let signing = self
+            .domain_keys
+            .iter()
+            .map(|(uid, keys)| (uid.clone(), keys.as_ref().ok().map(|keys| dkim::signing(keys))));
+        let signing = signing.collect();
+        self.hostname = hostname(&cluster);
+        let plan = plan(&members.domains, &members.mailboxes, &credentials, &signing, &listing);
         let steps = diff(&plan.desired, &listing, &connection.fingerprints, Orphans::RemoveEmptyDomains);
         let steps: Vec<Step> =
             steps.into_iter().filter(|step| !self.was_refused(step, &connection)).collect();
@@ -196,6 +211,47 @@ impl Worker {
         };
         let read = futures::stream::iter(all).map(read).buffer_unordered(CONCURRENCY);
         read.try_collect().await.map_err(api("read Secrets"))
+    }
+
+    /// The DKIM keys of domains that are neither paused nor being deleted.
+    async fn keys(
+        &self,
+        domains: &[Arc<MailDomain>],
+    ) -> Result<BTreeMap<String, Result<Vec<StoredKey>, Observed>>, SyncError> {
+        let alive = |d: &&Arc<MailDomain>| d.metadata.deletion_timestamp.is_none() && !is_paused(&***d);
+        let all: Vec<_> = domains.iter().filter(alive).cloned().collect();
+        let now = Timestamp::now();
+        let read = async |domain: Arc<MailDomain>| {
+            let keys = self.secrets.dkim_keys(&domain, now).await?;
+            Ok((domain.uid().unwrap_or_default(), keys))
+        };
+        let read = futures::stream::iter(all).map(read).buffer_unordered(CONCURRENCY);
+        read.try_collect().await.map_err(api("read and write Secrets with DKIM keys"))
+    }
+
+    /// What is to be said of a domain's keys and records, besides that it is served.
+    fn domain_facts(&self, domain: &MailDomain, observed: &mut Vec<Observed>) -> maildomain::Facts {
+        let uid = domain.metadata.uid.as_deref().unwrap_or_default();
+        let old = domain.status.as_ref().map_or(&[][..], |status| &status.dns_records);
+        match self.domain_keys.get(uid) {
+            None => maildomain::Facts::default(),
+            Some(Err(why)) => {
+                observed.push(why.clone());
+                observed.push(dns::verified(old));
+                maildomain::Facts::default()
+            }
+            Some(Ok(keys)) => {
+                let wanted = dns::records(&domain.spec, &self.hostname, keys);
+                let records = self.context.dns.with_states(uid, wanted, old);
+                observed.push(dns::dkim_ready(keys, &records));
+                observed.push(dns::verified(&records));
+                maildomain::Facts {
+                    records: Some(records),
+                    mta_sts_policy: dns::sts_policy(&domain.spec, &self.hostname),
+                    mailboxes: None,
+                }
+            }
+        }
     }
 
     /// What the mailnodes hold: asked for when it was not for [`RESYNC`], or after an error.
@@ -321,9 +377,11 @@ impl Worker {
             let mailboxes = counts.get(name.as_str()).copied().unwrap_or(0);
             match self.outcome(plan, domain.metadata.uid.as_deref(), &name, held.is_some()) {
                 Outcome::Release => work.push(Work::ReleaseDomain(domain.clone())),
-                Outcome::Show(observed) => {
+                Outcome::Show(mut observed) => {
                     let base = with_written(domain, &self.written_domains);
-                    let status = maildomain::status(&base, &observed, held.map(|_| mailboxes), now);
+                    let facts = self.domain_facts(&base, &mut observed);
+                    let facts = maildomain::Facts { mailboxes: held.map(|_| mailboxes), ..facts };
+                    let status = maildomain::status(&base, &observed, facts, now);
                     if base.status.as_ref() != Some(&status) {
                         self.written_domains.insert(domain.uid().unwrap_or_default(), status.clone());
                         work.push(Work::Domain(base, status));
@@ -430,7 +488,8 @@ impl Worker {
             let confirmed =
                 known.is_some_and(|(g, c)| g == domain.metadata.generation && find(c, kind::READY).is_some());
             if !confirmed {
-                work.push(Work::Domain(domain.clone(), maildomain::status(domain, &observed, None, now)));
+                let facts = maildomain::Facts::default();
+                work.push(Work::Domain(domain.clone(), maildomain::status(domain, &observed, facts, now)));
             }
         }
         for mailbox in members.mailboxes.iter().filter(|m| !is_paused(&***m)) {

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use quorumail_operator::{
     accounts::{self, clients::Clients},
+    dns_watch::{self, Lookups},
     events::Events,
     http::{self, Probes},
     lease::Election,
@@ -61,6 +62,7 @@ async fn main() -> anyhow::Result<()> {
     let elected = !settings.no_leader_election;
     let context = Arc::new(Context {
         clients: Clients::new(client.clone(), stores.clone()),
+        dns: Lookups::new(&settings.dns_servers),
         events: Events::new(client.clone(), &identity),
         client,
         settings,
@@ -92,6 +94,7 @@ async fn work(
         // Ends once it is told to stop and what it was doing is done.
         () = controller => false,
         () = accounts::run(context.clone()) => false,
+        () = dns_watch::run(context.clone()) => false,
         () = runs::run(context) => false,
         () = lost => true,
     };

@@ -7,6 +7,7 @@ mod archive;
 mod backup;
 pub mod connect;
 mod deleted;
+mod domain;
 mod export;
 mod health;
 mod import;
@@ -87,6 +88,9 @@ enum Command {
     /// Looks at mailboxes and changes them.
     #[command(subcommand)]
     Mailbox(mailbox::MailboxCommand),
+    /// Looks at domains.
+    #[command(subcommand)]
+    Domain(domain::DomainCommand),
     /// Makes backups, shows and checks them, and removes old ones.
     #[command(subcommand)]
     Backup(backup::BackupCommand),
@@ -172,6 +176,7 @@ impl Cli {
             Command::Status(args) => status::run(target, format, &args).await,
             Command::Queue(command) => queue::run(target, format, &command).await,
             Command::Mailbox(command) => mailbox::run(target, format, &command).await,
+            Command::Domain(command) => domain::run(target, format, &command).await,
             Command::Backup(command) => backup::run(target, format, &command).await,
             Command::Restore(args) => restore::run(target, format, &args).await,
             Command::Node(command) => node::run(target, &command).await,
@@ -211,6 +216,8 @@ mod tests {
     fn what_the_documentation_shows_is_understood() {
         for line in [
             "quorumail dev",
+            "quorumail domain dns",
+            "quorumail --dev d domain dns example.org --zone --wrong",
             "quorumail dev --nodes 3 --data d -f a.yaml -f dir --base-port 100 --no-restart --mailnode /m --dns-server 127.0.0.1:53",
             "quorumail --dev d status",
             "quorumail status -o json --dev d",

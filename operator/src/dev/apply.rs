@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use jiff::Timestamp;
 use kube::ResourceExt as _;
 use quorumail_crds::{
     DeletionPolicy, Mailbox,
@@ -21,9 +22,11 @@ use super::{
     state::{self, StateError},
 };
 use crate::{
-    accounts::plan::{Verdict, plan},
+    accounts::plan::{DomainKeys, Verdict, plan},
     admin::{AdminClient, AdminError},
     directory::{self, BATCH, Credential, FingerprintKey, Listing, Orphans, Step, diff, domain_of},
+    dkim::{self, KeysError},
+    dns,
 };
 
 /// How long the mail of a mailbox is kept whose resource is gone and was never seen: the default of `gracePeriod`.
@@ -44,6 +47,9 @@ pub enum ApplyError {
     /// A password could not be hashed.
     #[error("failed to hash a password: {0}")]
     Hash(String),
+    /// A DKIM key could not be made, or not be read.
+    #[error("DKIM keys: {0}")]
+    Keys(#[from] KeysError),
 }
 
 /// What came of it.
@@ -65,12 +71,15 @@ pub struct Applier {
     dir: PathBuf,
     /// For how long the mail of each mailbox is kept once its resource is gone.
     keep: BTreeMap<String, u64>,
+    /// In DNS records.
+    hostname: String,
 }
 
 impl Applier {
     /// `key` must be the same for all runs with the same mailnodes.
-    pub fn new(client: AdminClient, key: FingerprintKey, dir: &Path) -> Self {
-        Self { client, key, dir: dir.to_owned(), keep: BTreeMap::new() }
+    /// `hostname`: what DNS records name.
+    pub fn new(client: AdminClient, key: FingerprintKey, dir: &Path, hostname: String) -> Self {
+        Self { client, key, dir: dir.to_owned(), keep: BTreeMap::new(), hostname }
     }
 
     /// The connection to the mailnodes.
@@ -88,8 +97,9 @@ impl Applier {
         let told = resources.problems.iter().chain(&resources.ignored).cloned().collect();
         let mut outcome = Outcome { problems: told, ..Outcome::default() };
         let credentials = self.credentials(resources, &mut outcome)?;
+        let keys = self.keys(resources)?;
         let listing = self.client.list_directory().await?;
-        let steps = self.steps(resources, &credentials, &listing, &mut outcome.problems);
+        let steps = self.steps(resources, &credentials, &keys, &listing, &mut outcome.problems);
         for mailbox in &resources.mailboxes {
             self.keep.insert(mailbox.spec.address.to_lowercase(), keep_seconds(mailbox));
         }
@@ -103,8 +113,9 @@ impl Applier {
     /// Whether `client` sees all that the resources ask: nothing would have to be said.
     pub async fn is_seen_by(&self, client: &AdminClient, resources: &Resources) -> Result<bool, ApplyError> {
         let credentials = self.credentials(resources, &mut Outcome::default())?;
+        let keys = self.keys(resources)?;
         let listing = client.list_directory().await?;
-        let desired = plan(&resources.domains, &resources.mailboxes, &credentials, &listing).desired;
+        let desired = plan(&resources.domains, &resources.mailboxes, &credentials, &keys, &listing).desired;
         let domains = desired.domains.iter().all(|(name, domain)| {
             listing.domains.get(name).is_some_and(|entry| entry.revision == self.key.domain(domain))
         });
@@ -118,10 +129,11 @@ impl Applier {
         &self,
         resources: &Resources,
         credentials: &BTreeMap<String, Result<Credential, Observed>>,
+        keys: &DomainKeys,
         listing: &Listing,
         problems: &mut Vec<String>,
     ) -> Vec<Step> {
-        let mut plan = plan(&resources.domains, &resources.mailboxes, credentials, listing);
+        let mut plan = plan(&resources.domains, &resources.mailboxes, credentials, keys, listing);
         let origins = resources.domains.iter().map(|d| (d.uid(), resources.origin(&**d)));
         for (uid, origin) in
             origins.chain(resources.mailboxes.iter().map(|m| (m.uid(), resources.origin(&**m))))
@@ -137,6 +149,40 @@ impl Applier {
             diff(&plan.desired, listing, &self.key, Orphans::RemoveAll { keep_seconds: KEEP_SECONDS });
         keep_what_is_written(&mut steps, resources, listing);
         steps
+    }
+
+    /// DKIM keys of all domains, by uid. Made where they are missing, and replaced when it is time: nobody publishes records for a
+    /// machine like this, so none is waited for.
+    fn keys(&self, resources: &Resources) -> Result<DomainKeys, ApplyError> {
+        let now = Timestamp::now();
+        let mut kept = state::dkim_keys(&self.dir)?;
+        let mut all = DomainKeys::new();
+        let mut changed = false;
+        for domain in &resources.domains {
+            let name = domain.spec.domain.to_lowercase();
+            let keys = kept.get(&name).cloned().unwrap_or_default();
+            let plan = dkim::plan(&keys, &domain.spec.dkim, |_| true, now);
+            if plan.keys != keys || !plan.make.is_empty() {
+                kept.insert(name.clone(), dkim::carry_out(plan, now)?);
+                changed = true;
+            }
+            let signing = kept.get(&name).map(|keys| dkim::signing(keys)).unwrap_or_default();
+            all.insert(domain.uid().unwrap_or_default(), Some(signing));
+        }
+        if changed {
+            state::save_dkim_keys(&self.dir, &kept)?;
+        }
+        let records = resources.domains.iter().map(|domain| {
+            let name = domain.spec.domain.to_lowercase();
+            let keys = kept.get(&name).map_or(&[][..], Vec::as_slice);
+            let records = dns::records(&domain.spec, &self.hostname, keys);
+            (name, records)
+        });
+        let records = records.collect();
+        if state::dns_records(&self.dir)? != records {
+            state::save_dns_records(&self.dir, &records)?;
+        }
+        Ok(all)
     }
 
     /// Passwords of all mailboxes, by uid.

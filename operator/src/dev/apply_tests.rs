@@ -26,6 +26,7 @@ fn applier(dir: &Path) -> Applier {
             .unwrap(),
         FingerprintKey::derive("k"),
         dir,
+        "localhost".to_owned(),
     )
 }
 
@@ -57,7 +58,13 @@ fn listed(applier: &Applier, steps: &[Step]) -> Listing {
 fn steps(applier: &Applier, resources: &Resources, listing: &Listing) -> (Vec<Step>, Vec<String>) {
     let mut outcome = Outcome { problems: resources.problems.clone(), ..Outcome::default() };
     let credentials = applier.credentials(resources, &mut outcome).unwrap();
-    let steps = applier.steps(resources, &credentials, listing, &mut outcome.problems);
+    let steps = applier.steps(
+        resources,
+        &credentials,
+        &applier.keys(resources).unwrap(),
+        listing,
+        &mut outcome.problems,
+    );
     (steps, outcome.problems)
 }
 

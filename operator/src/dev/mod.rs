@@ -135,7 +135,7 @@ pub async fn run(options: Options) -> Result<(), DevError> {
         AdminClient::new(addresses, &certificates.authority.cert, &certificates.operator)
     };
     let key = FingerprintKey::derive(&certificates.authority.key);
-    let applier = Applier::new(client(&cluster.admin)?, key, state.path());
+    let applier = Applier::new(client(&cluster.admin)?, key, state.path(), hostname(spec));
     let every_node = cluster
         .admin
         .iter()

@@ -6,6 +6,8 @@
 //! lock               held while a `quorumail dev` runs here
 //! cluster.json       which nodes there are; what `quorumail --dev DIR` reads
 //! credentials.json   passwords made for mailboxes without passwordSecretRef, by address
+//! dkim.json          DKIM keys, by domain; mode 0600
+//! dns.json           the DNS records that the domains need, by domain
 //! pki/*/             ca.crt, tls.crt, tls.key of authority, node, operator and public
 //! relay-password     of the relay's Secret, where there is one
 //! node-N/            mailnode.yaml, mailnode.log, and data/
@@ -23,6 +25,9 @@ use jiff::Timestamp;
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 
+use quorumail_crds::maildomain::DnsRecord;
+
+use crate::dkim::StoredKey;
 use crate::{
     mailcluster::certificates::{CA_KEY, CERT_KEY, KEY_KEY},
     pki::{self, CertifiedPem, PkiError, Role},
@@ -258,6 +263,33 @@ pub fn credentials(dir: &Path) -> Result<BTreeMap<String, String>, StateError> {
 pub fn save_credentials(dir: &Path, credentials: &BTreeMap<String, String>) -> Result<(), StateError> {
     let text = serde_json::to_string_pretty(credentials).expect("texts are what JSON can say");
     write(&dir.join(CREDENTIALS), text.as_bytes())
+}
+
+/// DKIM keys by domain. Mode 0600 from its beginning.
+const DKIM: &str = "dkim.json";
+/// DNS records by domain.
+const DNS: &str = "dns.json";
+
+/// DKIM keys, by domain.
+pub fn dkim_keys(dir: &Path) -> Result<BTreeMap<String, Vec<StoredKey>>, StateError> {
+    Ok(read_json(&dir.join(DKIM))?.unwrap_or_default())
+}
+
+/// Keeps them.
+pub fn save_dkim_keys(dir: &Path, keys: &BTreeMap<String, Vec<StoredKey>>) -> Result<(), StateError> {
+    let text = serde_json::to_string_pretty(keys).expect("keys are what JSON can say");
+    write(&dir.join(DKIM), text.as_bytes())
+}
+
+/// The DNS records that domains need, by domain.
+pub fn dns_records(dir: &Path) -> Result<BTreeMap<String, Vec<DnsRecord>>, StateError> {
+    Ok(read_json(&dir.join(DNS))?.unwrap_or_default())
+}
+
+/// Keeps them.
+pub fn save_dns_records(dir: &Path, records: &BTreeMap<String, Vec<DnsRecord>>) -> Result<(), StateError> {
+    let text = serde_json::to_string_pretty(records).expect("records are what JSON can say");
+    write(&dir.join(DNS), text.as_bytes())
 }
 
 /// A password that nobody knows yet.

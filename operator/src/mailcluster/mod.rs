@@ -39,6 +39,7 @@ use self::{
     objects::{CLUSTER_LABEL, CONFIG_FILE, Names, Objects, Surroundings},
     status::Observation,
 };
+use crate::dns_watch::Lookups;
 use crate::{
     accounts::clients::{Clients, Connection},
     events::Events,
@@ -70,6 +71,8 @@ pub struct Context {
     pub stores: Arc<Stores>,
     /// Connections to mailnodes.
     pub clients: Clients,
+    /// What is known of the records of domains.
+    pub dns: Lookups,
     /// For people.
     pub events: Events,
     /// For Prometheus.
