@@ -57,7 +57,12 @@ impl Secrets {
         now: Timestamp,
     ) -> Result<Result<Vec<StoredKey>, Observed>, kube::Error> {
         let key = (domain.namespace().unwrap_or_default(), dkim_secret_name(domain));
-        let (version, keys) = match self.read(&key).await? {
+        let read = match self.read(&key).await? {
+            // The watch may not have told yet of one that was made a moment ago: keys are not made on its word.
+            None => self.api(&key).get_opt(&key.1).await?.map(|secret| self.remember(&key, &secret)),
+            read => read,
+        };
+        let (version, keys) = match read {
             None => (None, Vec::new()),
             Some(read) => match keys_of(&read.data, &key) {
                 Ok(keys) => (Some(read.version), keys),
@@ -86,6 +91,10 @@ impl Secrets {
         Ok(Ok(keys))
     }
 
+    fn api(&self, key: &Key) -> Api<Secret> {
+        Api::namespaced(self.client.clone(), &key.0)
+    }
+
     /// Writes the keys; refused when somebody wrote since they were read, and then tried again with what stands there.
     async fn write_keys(
         &self,
@@ -94,7 +103,7 @@ impl Secrets {
         version: Option<String>,
         keys: &[StoredKey],
     ) -> Result<(), kube::Error> {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &key.0);
+        let api = self.api(key);
         let text = dkim::write(keys);
         let written = match version {
             None => {
