@@ -7,12 +7,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 use quorumail_crds::{
-    DeletionPolicy, Mailbox,
+    DeletionPolicy, MailDomain, Mailbox,
     condition::{Observed, kind, reason},
 };
 use quorumail_proto::admin::{DirectoryResult, directory_result::Code};
@@ -97,7 +98,7 @@ impl Applier {
         let told = resources.problems.iter().chain(&resources.ignored).cloned().collect();
         let mut outcome = Outcome { problems: told, ..Outcome::default() };
         let credentials = self.credentials(resources, &mut outcome)?;
-        let keys = self.keys(resources)?;
+        let keys = self.keys(resources).await?;
         let listing = self.client.list_directory().await?;
         let steps = self.steps(resources, &credentials, &keys, &listing, &mut outcome.problems);
         for mailbox in &resources.mailboxes {
@@ -113,7 +114,7 @@ impl Applier {
     /// Whether `client` sees all that the resources ask: nothing would have to be said.
     pub async fn is_seen_by(&self, client: &AdminClient, resources: &Resources) -> Result<bool, ApplyError> {
         let credentials = self.credentials(resources, &mut Outcome::default())?;
-        let keys = self.keys(resources)?;
+        let keys = self.keys(resources).await?;
         let listing = client.list_directory().await?;
         let desired = plan(&resources.domains, &resources.mailboxes, &credentials, &keys, &listing).desired;
         let domains = desired.domains.iter().all(|(name, domain)| {
@@ -151,38 +152,12 @@ impl Applier {
         steps
     }
 
-    /// DKIM keys of all domains, by uid. Made where they are missing, and replaced when it is time: nobody publishes records for a
-    /// machine like this, so none is waited for.
-    fn keys(&self, resources: &Resources) -> Result<DomainKeys, ApplyError> {
-        let now = Timestamp::now();
-        let mut kept = state::dkim_keys(&self.dir)?;
-        let mut all = DomainKeys::new();
-        let mut changed = false;
-        for domain in &resources.domains {
-            let name = domain.spec.domain.to_lowercase();
-            let keys = kept.get(&name).cloned().unwrap_or_default();
-            let plan = dkim::plan(&keys, &domain.spec.dkim, |_| true, now);
-            if plan.keys != keys || !plan.make.is_empty() {
-                kept.insert(name.clone(), dkim::carry_out(plan, now)?);
-                changed = true;
-            }
-            let signing = kept.get(&name).map(|keys| dkim::signing(keys)).unwrap_or_default();
-            all.insert(domain.uid().unwrap_or_default(), Some(signing));
-        }
-        if changed {
-            state::save_dkim_keys(&self.dir, &kept)?;
-        }
-        let records = resources.domains.iter().map(|domain| {
-            let name = domain.spec.domain.to_lowercase();
-            let keys = kept.get(&name).map_or(&[][..], Vec::as_slice);
-            let records = dns::records(&domain.spec, &self.hostname, keys);
-            (name, records)
-        });
-        let records = records.collect();
-        if state::dns_records(&self.dir)? != records {
-            state::save_dns_records(&self.dir, &records)?;
-        }
-        Ok(all)
+    /// As [`keys_of`], off the async threads: a new RSA key takes up to seconds.
+    async fn keys(&self, resources: &Resources) -> Result<DomainKeys, ApplyError> {
+        let (dir, hostname) = (self.dir.clone(), self.hostname.clone());
+        let domains = resources.domains.clone();
+        let made = tokio::task::spawn_blocking(move || keys_of(&dir, &hostname, &domains));
+        made.await.map_err(|_| KeysError::NotMade)?
     }
 
     /// Passwords of all mailboxes, by uid.
@@ -255,6 +230,40 @@ impl Applier {
             (count, last) => Err(ApplyError::Unavailable(count, last)),
         }
     }
+}
+
+/// DKIM keys of all domains, by uid. Made where they are missing, and replaced when it is time: nobody publishes records for a
+/// machine like this, so none is waited for.
+fn keys_of(dir: &Path, hostname: &str, domains: &[Arc<MailDomain>]) -> Result<DomainKeys, ApplyError> {
+    let now = Timestamp::now();
+    let mut kept = state::dkim_keys(dir)?;
+    let mut all = DomainKeys::new();
+    let mut changed = false;
+    for domain in domains {
+        let name = domain.spec.domain.to_lowercase();
+        let keys = kept.get(&name).cloned().unwrap_or_default();
+        let plan = dkim::plan(&keys, &domain.spec.dkim, |_| true, now);
+        if plan.keys != keys || !plan.make.is_empty() {
+            kept.insert(name.clone(), dkim::carry_out(plan, now)?);
+            changed = true;
+        }
+        let signing = kept.get(&name).map(|keys| dkim::signing(keys)).unwrap_or_default();
+        all.insert(domain.uid().unwrap_or_default(), Some(signing));
+    }
+    if changed {
+        state::save_dkim_keys(dir, &kept)?;
+    }
+    let records = domains.iter().map(|domain| {
+        let name = domain.spec.domain.to_lowercase();
+        let keys = kept.get(&name).map_or(&[][..], Vec::as_slice);
+        let records = dns::records(&domain.spec, hostname, keys);
+        (name, records)
+    });
+    let records = records.collect();
+    if state::dns_records(dir)? != records {
+        state::save_dns_records(dir, &records)?;
+    }
+    Ok(all)
 }
 
 /// Takes removals out of `steps`: all of them when a file could not be read, otherwise those of names that are still

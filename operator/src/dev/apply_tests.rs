@@ -61,7 +61,7 @@ fn steps(applier: &Applier, resources: &Resources, listing: &Listing) -> (Vec<St
     let steps = applier.steps(
         resources,
         &credentials,
-        &applier.keys(resources).unwrap(),
+        &keys_of(&applier.dir, &applier.hostname, &resources.domains).unwrap(),
         listing,
         &mut outcome.problems,
     );
