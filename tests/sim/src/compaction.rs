@@ -45,6 +45,8 @@ pub(crate) async fn compact(
     let mut random = Random::of(world.seed, 200 + id).of_life(world.life(id));
     let policy = CompactionPolicy { dead_share: dead_percent as f64 / 100.0 };
     let mut compactor = Compactor::new(store, Arc::new(bodies), policy);
+    // A write that failed stays failed until the node has ended, which may be after the fault.
+    let mut failed = false;
     while !down.is_cancelled() {
         let pause = Duration::from_millis(random.within(1..longest.as_millis() as u64));
         sleep(pause).await;
@@ -54,7 +56,8 @@ pub(crate) async fn compact(
         match compactor.step(journal.stats().appended_bytes, random.chance(100), &mut pace) {
             Ok(step) => add(&mut done.lock(), step),
             // As in production it is tried again; a disk that fails ends the node.
-            Err(error) if world.may_fail_to_write(id) || down.is_cancelled() => {
+            Err(error) if failed || world.may_fail_to_write(id) || down.is_cancelled() => {
+                failed = true;
                 world.trace.event(format!("node {id} cannot compact: {error}"));
             }
             Err(error) => {
