@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Manifest, Repository, RepositoryError,
+    background::background,
     seal::{Kind, MAX_PLAIN},
 };
 
@@ -350,12 +351,14 @@ fn join(mut windows: Vec<Window>) -> Vec<Window> {
 
 impl Repository {
     /// Ships a run; it is in the archive on return. Shipped again after an error, it is there twice, which does no harm.
-    pub async fn ship(&self, run: &Run) -> Result<RunInfo, RepositoryError> {
-        let name = run.info.object();
-        let sealed = Bytes::from(self.0.keys.seal_object(&name, Kind::Archive, &run.plain));
+    pub async fn ship(&self, run: Run) -> Result<RunInfo, RepositoryError> {
+        let Run { info, plain } = run;
+        let (repository, name) = (self.clone(), info.object());
+        let sealing = name.clone();
+        let sealed = background(move || repository.0.keys.seal_object(&sealing, Kind::Archive, &plain)).await;
         let bytes = sealed.len() as u64;
-        self.0.objects.put(&name, sealed).await?;
-        Ok(RunInfo { bytes, ..run.info.clone() })
+        self.0.objects.put(&name, sealed.into()).await?;
+        Ok(RunInfo { bytes, ..info })
     }
 
     /// The runs of a group, ascending by first log index.

@@ -6,6 +6,7 @@
 //! protocol.
 
 pub mod archive;
+mod background;
 mod blocks;
 mod chunks;
 mod config;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     BackupId, BackupInfo, BackupKey, BlobRef, Lease, Manifest, ManifestDraft, PackId, PackUse,
     RepositoryConfig, RepositoryError, Resources,
+    background::background,
     format::{self, FORMAT, decode, encode, instant},
     keys::Slot,
     objects::{Listed, Objects},
@@ -106,7 +107,7 @@ impl Repository {
     /// one writes the head and the others take its key.
     async fn create(config: RepositoryConfig, objects: Objects) -> Result<Self, RepositoryError> {
         let master: [u8; 32] = rand::random();
-        let (key_id, slot) = blocking({
+        let (key_id, slot) = background({
             let key = config.key.clone();
             move || Slot::new(&key, &master)
         })
@@ -203,7 +204,7 @@ impl Repository {
     /// old one.
     pub async fn add_key(&self, key: &BackupKey) -> Result<String, RepositoryError> {
         let (key, master) = (key.clone(), self.0.master);
-        let (id, slot) = blocking(move || Slot::new(&key, &master)).await;
+        let (id, slot) = background(move || Slot::new(&key, &master)).await;
         let name = format!("keys/{id}");
         if !self.0.objects.put_new(&name, slot.encode().into()).await? {
             // A slot of the same key, sealed with another nonce: nothing to add, once it is known to open.
@@ -440,20 +441,12 @@ async fn unlock_slot(
         slot => Slot::decode(name, &slot?)?,
     };
     let (id, key) = (name.trim_start_matches("keys/").to_owned(), key.clone());
-    Ok(blocking(move || slot.open(&id, &key)).await)
+    Ok(background(move || slot.open(&id, &key)).await)
 }
 
 fn check(master: &[u8; 32]) -> String {
     let hash = blake3::derive_key("quorumail backup 1: check of the master key", master);
     hash[..16].iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Runs what keeps a processor busy for longer.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }
 
 #[cfg(test)]

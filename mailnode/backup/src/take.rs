@@ -14,7 +14,9 @@ use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Counts, GroupManifest, PackId, PackUse, Repository, RepositoryError, chunks,
+    Counts, GroupManifest, PackId, PackUse, Repository, RepositoryError,
+    background::background,
+    chunks,
     format::{
         self, BlobRef, BodyRun, ChunkEntry, GroupRoot, Hash, PackBytes, Place, RUN_BODIES, RunBody, RunEntry,
         encode,
@@ -114,7 +116,7 @@ async fn take<P: Fn(Progress) + Send + Sync + 'static>(
         let (repository, shared) = (repository.clone(), Arc::clone(&shared));
         let (store, group, cluster_uid) = (source.store.clone(), source.group, source.cluster_uid.to_owned());
         let (parent, log_index, runtime) = (parent.cloned(), source.log_index, Handle::current());
-        tokio::task::spawn_blocking(move || {
+        background(move || {
             let reader = store.backup(group)?;
             let applied_at = format::now();
             let position = reader.position().to_vec();
@@ -153,10 +155,7 @@ async fn take<P: Fn(Progress) + Send + Sync + 'static>(
         shared.uploaded_bytes.fetch_add(len, Ordering::Relaxed);
         shared.tell();
     }
-    let mut manifest = match work.await {
-        Ok(taken) => taken?,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    };
+    let mut manifest = work.await?;
     manifest.uploaded_bytes = shared.uploaded_bytes.load(Ordering::Relaxed);
     Ok(manifest)
 }

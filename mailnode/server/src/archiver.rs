@@ -357,7 +357,7 @@ impl Rounds<'_> {
                 return Ok(());
             }
             let bytes = run.bytes() as u64;
-            let info = repository.ship(&run.finish(Timestamp(0))).await?;
+            let info = repository.ship(run.finish(Timestamp(0))).await?;
             inner.totals.bytes.fetch_add(bytes, Relaxed);
             inner.totals.runs.fetch_add(1, Relaxed);
             inner.note(group, |standing| standing.through = standing.through.max(Some(info.last_at)));

@@ -28,6 +28,10 @@ pub(crate) struct SmtpLoad {
     /// How long is sent, in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Messages a second of all connections together; 0: as many as are taken. How long a message took is then counted
+    /// from when it was due, whether or not a connection was free.
+    #[arg(long, default_value_t = 0.0)]
+    rate: f64,
     /// Size of a message in bytes.
     #[arg(long, default_value_t = 8192)]
     size: usize,
@@ -108,8 +112,13 @@ async fn sender(
     lines.reply('2').await?;
     let mut times = Vec::new();
     while start.elapsed().as_secs_f64() < load.seconds {
-        let recipient = &load.recipients[next.fetch_add(1, Ordering::Relaxed) % load.recipients.len()];
-        let begun = Instant::now();
+        let turn = next.fetch_add(1, Ordering::Relaxed);
+        let recipient = &load.recipients[turn % load.recipients.len()];
+        let mut begun = Instant::now();
+        if load.rate > 0.0 {
+            begun = start + Duration::from_secs_f64(turn as f64 / load.rate);
+            tokio::time::sleep_until(begun.into()).await;
+        }
         lines
             .send(
                 format!("MAIL FROM:<bench@elsewhere.example>\r\nRCPT TO:<{recipient}>\r\nDATA\r\n")

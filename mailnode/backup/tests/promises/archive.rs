@@ -19,7 +19,7 @@ async fn ship(repository: &Repository, node: &Node, group: u32, after: u64, at_o
             through = *at;
         }
         first = builder.next_index();
-        shipped.push(repository.ship(&builder.finish(through)).await.unwrap());
+        shipped.push(repository.ship(builder.finish(through)).await.unwrap());
     }
     shipped
 }
@@ -99,7 +99,7 @@ async fn a_gap_ends_the_window_and_a_run_without_commands_moves_it_on() {
     let idle = Timestamp(node.clock + 60_000);
     for group in [0, GROUP] {
         let run = RunBuilder::new(UID, group, node.index + 1).unwrap().finish(idle);
-        repository.ship(&run).await.unwrap();
+        repository.ship(run).await.unwrap();
     }
     assert_eq!(repository.window(UID).await.unwrap()[0].latest, idle);
     let lost = &runs[1][1];

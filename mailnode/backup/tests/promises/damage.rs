@@ -25,7 +25,7 @@ async fn a_flipped_bit_in_any_object_is_found_and_named_and_the_rest_is_there() 
     for (group, index, at, command) in &node.log {
         builder.push(*index, (*group == GROUP).then_some((*at, &command[..]))).unwrap();
     }
-    repository.ship(&builder.finish(now())).await.unwrap();
+    repository.ship(builder.finish(now())).await.unwrap();
     let good = repository.verify(Which::All, Depth::Full, |_| {}).await.unwrap();
     assert!(good.is_good() && good.backups == 2 && good.read_objects == good.packs + 1, "{good:?}");
     let expected = messages(&node.store);

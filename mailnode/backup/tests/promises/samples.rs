@@ -91,6 +91,6 @@ async fn make_the_sample() {
             builder.push(*index, (*of == group).then_some((*at, &command[..]))).unwrap();
         }
         let at = node.log.last().unwrap().2;
-        repository.ship(&builder.finish(at)).await.unwrap();
+        repository.ship(builder.finish(at)).await.unwrap();
     }
 }
