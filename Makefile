@@ -165,7 +165,7 @@ manifests: ## Writes the generated files: CRDs, reference pages, plain manifests
 
 # ---- what this machine needs -----------------------------------------------------------------------------------
 
-PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd python3-dkim swaks libnet-ssleay-perl isync postfix dovecot-imapd prometheus binutils \
+PACKAGES := python3 python3-pytest python3-yaml python3-aiosmtpd python3-dkim swaks libnet-ssleay-perl isync postfix dovecot-imapd prometheus lua5.1 binutils \
             iproute2 iptables e2fsprogs util-linux gcc libc6-dev
 .PHONY: packages
 packages:

@@ -265,7 +265,7 @@ pub struct Smtp {
 
     /// Whether mail from other systems is checked with SPF, DKIM and DMARC, which is told in Authentication-Results, and what is
     /// done when it fails DMARC although the domain of its author asks for refusal (`p=reject`). Needs name servers that
-    /// answer. A change restarts the mailnodes one by one.
+    /// answer; while they do not, mail is taken. A change restarts the mailnodes one by one.
     #[serde(default)]
     pub dmarc: DmarcHandling,
 }
@@ -274,9 +274,9 @@ pub struct Smtp {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum DmarcHandling {
     /// It is not checked.
-    #[default]
     None,
     /// It is taken.
+    #[default]
     Monitor,
     /// It is refused (550 5.7.26).
     Enforce,

@@ -209,7 +209,7 @@ pub enum DmarcPolicy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MtaSts {
-    /// What others do when TLS fails. The policy itself, `status.mtaStsPolicy`, has to be served as
+    /// What others do when TLS fails. The policy itself, `status.mtaStsPolicy`, is served by the mailnodes as
     /// `https://mta-sts.<domain>/.well-known/mta-sts.txt`.
     #[serde(default)]
     pub mode: MtaStsMode,

@@ -13,7 +13,7 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use parking_lot::Mutex;
 use quorumail_authentication as authentication;
-use quorumail_crds::{MailDomainSpec, MailboxSpec};
+use quorumail_crds::{MailDomainSpec, MailboxSpec, maildomain::MtaStsMode};
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
 
 pub use crate::admin::Listing;
@@ -173,6 +173,8 @@ pub struct DesiredDomain {
     pub catch_all: Option<String>,
     /// What its mail is signed with.
     pub keys: Vec<DkimKey>,
+    /// Whether it has an MTA-STS policy, and which.
+    pub sts: Option<MtaStsMode>,
 }
 
 impl DesiredDomain {
@@ -183,6 +185,7 @@ impl DesiredDomain {
             aliases: sorted(&spec.aliases),
             catch_all: spec.catch_all.as_ref().map(|a| a.to_lowercase()),
             keys,
+            sts: spec.mta_sts.as_ref().map(|policy| policy.mode),
         }
     }
 }
@@ -266,6 +269,11 @@ impl FingerprintKey {
             hash.text(&key.selector);
             hash.bytes(&key.private);
         }
+        hash.text(match domain.sts {
+            None => "",
+            Some(MtaStsMode::Testing) => "testing",
+            Some(MtaStsMode::Enforce) => "enforce",
+        });
         hash.finish()
     }
 
@@ -386,6 +394,12 @@ impl Step {
                 catch_all: domain.catch_all.clone().unwrap_or_default(),
                 revision: key.domain(domain),
                 dkim_keys: domain.keys.iter().map(DkimKey::to_proto).collect(),
+                sts_mode: match domain.sts {
+                    None => admin::StsMode::None,
+                    Some(MtaStsMode::Testing) => admin::StsMode::Testing,
+                    Some(MtaStsMode::Enforce) => admin::StsMode::Enforce,
+                }
+                .into(),
             }),
             Self::PutMailbox(mailbox) => Change::PutMailbox(admin::Mailbox {
                 address: mailbox.address.clone(),

@@ -5,7 +5,7 @@ fn key() -> FingerprintKey {
 }
 
 fn domain(name: &str) -> DesiredDomain {
-    DesiredDomain { domain: name.into(), aliases: vec![], catch_all: None, keys: vec![] }
+    DesiredDomain { domain: name.into(), aliases: vec![], catch_all: None, keys: vec![], sts: None }
 }
 
 fn mailbox(address: &str, password: &str) -> DesiredMailbox {

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use quorumail_authentication::dns::{Answer, Kind};
+use quorumail_authentication::{
+    dns::{Answer, Kind},
+    sts,
+};
 use quorumail_crds::{
     MailDomainSpec,
     condition::{Observed, kind, reason},
@@ -13,8 +16,6 @@ use crate::dkim::StoredKey;
 
 /// A character-string of a TXT record is no longer. RFC 1035 3.3.
 const MAX_STRING: usize = 255;
-/// For how long others may keep an MTA-STS policy, in seconds. RFC 8461 3.2 recommends weeks.
-const STS_MAX_AGE: u32 = 1_209_600;
 /// Seconds for which resolvers keep a record.
 pub const TTL: u32 = 3600;
 /// Longest text of what was found, in characters.
@@ -50,6 +51,8 @@ pub fn records(spec: &MailDomainSpec, hostname: &str, keys: &[StoredKey]) -> Vec
             // RFC 8461 3.1: the id changes with the policy.
             let id = blake3::hash(policy.as_bytes()).to_hex();
             add(format!("_mta-sts.{domain}"), "TXT", format!("v=STSv1; id={}", &id[..20]));
+            // RFC 8461 3.3: the host that is asked for the policy.
+            add(format!("mta-sts.{domain}"), "CNAME", host.clone());
         }
         if let Some(report) = &spec.tls_rpt {
             let text = format!("v=TLSRPTv1; rua=mailto:{}", report.rua.to_lowercase());
@@ -61,6 +64,8 @@ pub fn records(spec: &MailDomainSpec, hostname: &str, keys: &[StoredKey]) -> Vec
         {
             add(format!("{service}._tcp.{domain}"), "SRV", format!("{priority} 1 {port} {host}"));
         }
+        // Thunderbird and others ask this host for settings over HTTP.
+        add(format!("autoconfig.{domain}"), "CNAME", host.clone());
     }
     all
 }
@@ -96,11 +101,10 @@ fn dmarc(spec: &MailDomainSpec) -> String {
 /// The policy that is to be served over HTTPS, where one is asked for. RFC 8461 3.2.
 pub fn sts_policy(spec: &MailDomainSpec, hostname: &str) -> Option<String> {
     let mode = match spec.mta_sts.as_ref()?.mode {
-        MtaStsMode::Testing => "testing",
-        MtaStsMode::Enforce => "enforce",
+        MtaStsMode::Testing => sts::Mode::Testing,
+        MtaStsMode::Enforce => sts::Mode::Enforce,
     };
-    let host = hostname.trim_end_matches('.').to_lowercase();
-    Some(format!("version: STSv1\r\nmode: {mode}\r\nmx: {host}\r\nmax_age: {STS_MAX_AGE}\r\n"))
+    Some(sts::policy(mode, hostname))
 }
 
 /// What a record is looked up as.
@@ -108,6 +112,8 @@ pub fn kind_of(record: &DnsRecord) -> Kind {
     match record.type_.as_str() {
         "MX" => Kind::Mx,
         "SRV" => Kind::Srv,
+        // What others come to counts, not how: it may be an address as well, or somebody else's name.
+        "CNAME" => Kind::Address,
         _ => Kind::Txt,
     }
 }
@@ -153,6 +159,7 @@ pub fn judge(wanted: &DnsRecord, answer: &Answer) -> (DnsState, Option<String>) 
     let found = || Some(shown(&records.join(" | ")));
     let there = match wanted.type_.as_str() {
         "MX" => records.iter().any(|record| last_word(record) == last_word(&wanted.value)),
+        "CNAME" => true,
         "SRV" => {
             // Priority and weight are a matter of taste.
             let place = |text: &str| text.split(' ').skip(2).map(str::to_lowercase).collect::<Vec<_>>();

@@ -28,7 +28,8 @@ fn the_least_domain_has_these_records() {
          _submissions._tcp.example.org. 3600 IN SRV 0 1 465 mail.example.org.\n\
          _submission._tcp.example.org. 3600 IN SRV 10 1 587 mail.example.org.\n\
          _imaps._tcp.example.org. 3600 IN SRV 0 1 993 mail.example.org.\n\
-         _imap._tcp.example.org. 3600 IN SRV 10 1 143 mail.example.org.\n"
+         _imap._tcp.example.org. 3600 IN SRV 10 1 143 mail.example.org.\n\
+         autoconfig.example.org. 3600 IN CNAME mail.example.org.\n"
     );
 }
 
@@ -43,6 +44,7 @@ fn all_that_can_be_asked_for_is_in_the_records_of_aliases_as_well() {
         for line in [
             format!("{domain}. 3600 IN TXT \"v=spf1 mx include:_spf.relay.test -all\""),
             format!("_dmarc.{domain}. 3600 IN TXT \"v=DMARC1; p=reject; rua=mailto:d@example.org\""),
+            format!("mta-sts.{domain}. 3600 IN CNAME mail.example.org."),
             format!("_smtp._tls.{domain}. 3600 IN TXT \"v=TLSRPTv1; rua=mailto:t@example.org\""),
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in {text}");

@@ -208,7 +208,7 @@ mod tests {
         server.srv("_imaps._tcp.example.org", 0, 1, 993, "Mail.example.org");
         use DnsState::{Mismatch, Missing, Present};
         let second = look_up(&resolver, first, at(2000)).await;
-        let expected = [Present, Present, Present, Mismatch, Missing, Missing, Present, Missing];
+        let expected = [Present, Present, Present, Mismatch, Missing, Missing, Present, Missing, Missing];
         assert_eq!(states(&second), expected, "{second:?}");
         assert_eq!(second[3].found.as_deref(), Some("v=TLSRPTv1; rua=x"));
     }

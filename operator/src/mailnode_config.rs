@@ -20,6 +20,8 @@ pub mod port {
     pub const IMAPS: u16 = 2993;
     /// /livez, /readyz, /metrics.
     pub const HTTP: u16 = 8080;
+    /// HTTPS of the public parts.
+    pub const HTTPS: u16 = 8443;
     /// gRPC of the operator and the CLI, mutual TLS.
     pub const ADMIN: u16 = 9443;
     /// gRPC between mailnodes, mutual TLS.

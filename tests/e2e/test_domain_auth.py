@@ -1,13 +1,16 @@
 """Whose mail is: signatures verified by dkimpy, checks against a DNS server of this test."""
 
 import email
+import http.client
 import json
 import smtplib
 import socket
+import ssl
 import struct
 import subprocess
 import threading
 from email.message import EmailMessage
+from xml.etree import ElementTree
 
 import dkim
 import pytest
@@ -144,7 +147,9 @@ def deliver(dev, domain, extra=""):
 
 
 def test_incoming_mail_tells_whose_it_is_and_forged_mail_is_refused(tmp_path, dns):
-    resources = {"people.yaml": people(["alice"])}
+    cluster = {"apiVersion": "quorumail.io/v1alpha1", "kind": "MailCluster", "metadata": {"name": "dev"},
+               "spec": {"smtp": {"dmarc": "Enforce"}}}
+    resources = {"people.yaml": people(["alice"]), "cluster.yaml": json.dumps(cluster)}
     with Dev(tmp_path, resources, extra=["--dns-server", dns.address]) as dev:
         deliver(dev, "good.test", "Authentication-Results: localhost; dmarc=pass header.from=bank.test\r\n")
         with pytest.raises(smtplib.SMTPDataError) as refused:
@@ -158,3 +163,55 @@ def test_incoming_mail_tells_whose_it_is_and_forged_mail_is_refused(tmp_path, dn
         assert len(results) == 1 and "bank.test" not in results[0]
         assert "spf=pass smtp.mailfrom=good.test" in " ".join(results[0].split())
         assert "dmarc=pass (p=reject) header.from=good.test" in " ".join(results[0].split())
+
+
+def ask(dev, port, host, path, node=0):
+    """Status and text of what a node answers at one of its two public ports."""
+    address, number = dev.node(node)[port].rsplit(":", 1)
+    if port == "https":
+        client = http.client.HTTPSConnection(address, int(number), timeout=30,
+                                             context=ssl._create_unverified_context())
+    else:
+        client = http.client.HTTPConnection(address, int(number), timeout=30)
+    try:
+        client.request("GET", path, headers={"Host": host})
+        answer = client.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        client.close()
+
+
+def test_the_sts_policy_and_settings_for_mail_programs_are_served(tmp_path):
+    policy_path, settings_path = "/.well-known/mta-sts.txt", "/mail/config-v1.1.xml"
+    resources = people(["alice"]).replace("domain: example.org", "domain: example.org, mtaSts: {mode: Testing}")
+    assert "mtaSts" in resources
+    with Dev(tmp_path, {"people.yaml": resources}) as dev:
+        for port in ("http", "https"):
+            for node in range(3):
+                status, text = ask(dev, port, "mta-sts.Example.ORG:443", policy_path, node)
+                assert status == 200 and text.startswith("version: STSv1\r\nmode: testing\r\nmx: "), text
+            status, text = ask(dev, port, "autoconfig.example.org", settings_path)
+            servers = ElementTree.fromstring(text).findall("emailProvider/*[hostname]")
+            ports = [(server.get("type"), server.findtext("port")) for server in servers]
+            assert ports == [("imap", "993"), ("imap", "143"), ("smtp", "465"), ("smtp", "587")]
+            # Nobody learns who has mail here, only for which domains.
+            asked = ask(dev, port, "example.org", "/.well-known/autoconfig" + settings_path + "?emailaddress=nobody@x")
+            assert asked == (200, text)
+            for host, path in [
+                ("mta-sts.elsewhere.test", policy_path), ("example.org", policy_path), ("", policy_path),
+                ("mta-sts.", policy_path), ("\u00e9".encode().decode("latin-1"), policy_path),
+                ("autoconfig.elsewhere.test", settings_path), ("autoconfig.", settings_path), ("a" * 5000, settings_path),
+            ]:
+                assert ask(dev, port, host, path)[0] == 404, (host, path)
+        # What a mailnode's own port tells of it is not for the public.
+        for path in ("/metrics", "/readyz"):
+            assert ask(dev, "https", "mta-sts.example.org", path)[0] == 404
+        # A changed mode is served within seconds, and a policy that is given up is gone.
+        for mode, status in [("{mode: Enforce}", 200), (None, 404)]:
+            text = people(["alice"])
+            if mode:
+                text = text.replace("domain: example.org", f"domain: example.org, mtaSts: {mode}")
+            dev.write("people.yaml", text)
+            mail.wait_for(lambda: ask(dev, "https", "mta-sts.example.org", policy_path)[0] == status and (
+                status == 404 or "mode: enforce" in ask(dev, "https", "mta-sts.example.org", policy_path)[1]),
+                what=f"mtaSts {mode}")

@@ -9,6 +9,7 @@ pub mod check;
 pub mod dns;
 pub mod results;
 pub mod sign;
+pub mod sts;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 

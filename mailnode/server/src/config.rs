@@ -208,6 +208,7 @@ pub enum Port {
     Imap = 2143,
     ImapTls = 2993,
     Http = 8080,
+    Https = 8443,
     Admin = 9443,
     Peer = 9444,
 }

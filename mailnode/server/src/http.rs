@@ -1,4 +1,4 @@
-//! HTTP: probes and metrics. Nothing on it is secret, and it changes nothing.
+//! HTTP: probes, metrics and what the public may read. Nothing on it is secret, and it changes nothing.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -23,18 +23,20 @@ struct Shared {
     metrics: Arc<Metrics>,
 }
 
-/// Serves until cancelled.
+/// Serves until cancelled; `public` beside the rest.
 pub async fn serve(
     listener: TcpListener,
     ready: watch::Receiver<Readiness>,
     metrics: Arc<Metrics>,
+    public: Router,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     let router = Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(all_metrics))
-        .with_state(Shared { ready, metrics });
+        .with_state(Shared { ready, metrics })
+        .merge(public);
     axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
 }
 

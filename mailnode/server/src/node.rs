@@ -37,11 +37,13 @@ use crate::{
     disk::{Disk, Room},
     groups::Groups,
     http::{self, Readiness},
+    https,
     identity::Role,
     imap_backend::{ImapBackend, ImapDigests},
     janitor,
     listeners::Listeners,
     metrics::{Metrics, sampled::Sources},
+    public::Public,
     repairer::Repairer,
     scrubber::Scrubbing,
     smtp_backend::{Checks, SmtpBackend},
@@ -66,6 +68,7 @@ const DIRECTORY_PAUSE: Duration = Duration::from_millis(100);
 struct Sockets {
     mail: Vec<(Port, TcpListener)>,
     http: TcpListener,
+    https: TcpListener,
     admin: TcpListener,
     peer: TcpListener,
 }
@@ -93,6 +96,7 @@ impl Sockets {
         Ok(Self {
             mail,
             http: bind(config.address(Port::Http)).await?,
+            https: bind(config.address(Port::Https)).await?,
             admin: bind(config.address(Port::Admin)).await?,
             peer: bind(config.address(Port::Peer)).await?,
         })
@@ -143,14 +147,20 @@ impl Node {
         let checks = checks(&config)?;
         let data = DataDir::open(&config.data_dir, &config.cluster, config.node(), LEVELS);
         let data = Arc::new(data.context("this data directory cannot be used")?);
-        let Sockets { mail, http, admin, peer } = Sockets::bind(&config).await?;
+        let Sockets { mail, http, https, admin, peer } = Sockets::bind(&config).await?;
         let rest = CancellationToken::new();
         let (ready, is_ready) = watch::channel(Err("the log is being read".to_owned()));
         let metrics = Arc::new(Metrics::default());
-        spawn("http", http::serve(http, is_ready.clone(), Arc::clone(&metrics), rest.clone()));
+        let public = Public::new(config.hostname.clone());
+        spawn(
+            "http",
+            http::serve(http, is_ready.clone(), Arc::clone(&metrics), public.routes(), rest.clone()),
+        );
+        spawn("https", https::serve(https, public_tls.server_config(), public.routes(), rest.clone()));
         tokio::spawn(tls::watch(Arc::clone(&public_tls), Arc::clone(&internal_tls), rest.clone()));
 
         let (journal, groups) = start_groups(&config, &data, &internal_tls, peer, &rest).await?;
+        public.open(groups.store.directory());
         let disk = Disk::watch(&config.data_dir, config.disk, rest.clone());
         tokio::spawn(follow_room(Arc::clone(&groups), Arc::clone(&disk), rest.clone()));
         let compaction = Compaction {

@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     Address, Applied, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, PartitionId, Refusal,
-    StoreError, Timestamp,
+    StoreError, StsMode, Timestamp,
     directory::{DirectoryChange, address_keys},
     error::Stop,
     keys,
@@ -33,14 +33,14 @@ const MAX_KEY_BYTES: usize = 4096;
 /// Longest selector, in bytes.
 const MAX_SELECTOR: usize = 128;
 
-/// Without `keys` those that are there stay.
+/// Without `service` the keys and the MTA-STS mode that are there stay.
 pub(crate) fn put_domain(
     txn: &mut Txn<'_>,
     record: DomainRecord,
-    keys: Option<Vec<DkimKey>>,
+    service: Option<(Vec<DkimKey>, Option<StsMode>)>,
 ) -> Result<Applied, Stop> {
     let fits = |key: &DkimKey| key.private.len() <= MAX_KEY_BYTES && key.selector.len() <= MAX_SELECTOR;
-    if let Some(keys) = &keys
+    if let Some((keys, _)) = &service
         && (keys.len() > MAX_DKIM_KEYS || !keys.iter().all(fits))
     {
         let text = format!(
@@ -74,8 +74,9 @@ pub(crate) fn put_domain(
         write(txn, name_key(name), &record.domain);
     }
     write(txn, key, &record);
-    if let Some(keys) = keys {
+    if let Some((keys, sts)) = service {
         put_keys(txn, &record.domain, keys);
+        put_sts(txn, &record.domain, sts);
     }
     let change = DirectoryChange::Domain(record.domain.clone(), Some(Arc::new(record)));
     tell(txn, change);
@@ -96,6 +97,7 @@ pub(crate) fn delete_domain(txn: &mut Txn<'_>, domain: &Domain) -> Result<Applie
     }
     txn.remove(key);
     put_keys(txn, domain, Vec::new());
+    put_sts(txn, domain, None);
     tell(txn, DirectoryChange::Domain(domain.clone(), None));
     Ok(Applied::Done)
 }
@@ -108,6 +110,21 @@ fn put_keys(txn: &mut Txn<'_>, domain: &Domain, keys: Vec<DkimKey>) {
         write(txn, key, &keys);
     }
     tell(txn, DirectoryChange::Keys(domain.clone(), keys.into()));
+}
+
+fn put_sts(txn: &mut Txn<'_>, domain: &Domain, mode: Option<StsMode>) {
+    let key = keys::text(keys::STS_MODE, domain.as_str());
+    match mode {
+        None => txn.remove(key),
+        Some(mode) => write(txn, key, &mode),
+    }
+    tell(txn, DirectoryChange::Sts(domain.clone(), mode));
+}
+
+/// The domain that a key of a value beside its record is of.
+fn domain_in(key: &[u8]) -> Result<Domain, StoreError> {
+    let domain = std::str::from_utf8(&key[1..]).ok().and_then(|text| text.parse().ok());
+    domain.ok_or(StoreError::Damaged("what a domain has is of no domain"))
 }
 
 pub(crate) fn put_mailbox(
@@ -199,10 +216,12 @@ pub(crate) fn everything<V: View>(view: &V) -> Result<Vec<DirectoryChange>, Stor
         Ok(ControlFlow::Continue(()))
     })?;
     view.scan(&[keys::DKIM_KEYS], &[keys::DKIM_KEYS], &mut |key, value| {
-        let domain = std::str::from_utf8(&key[1..]).ok().and_then(|text| text.parse::<Domain>().ok());
-        let domain = domain.ok_or(StoreError::Damaged("DKIM keys are of no domain"))?;
         let keys: Vec<DkimKey> = records::decode(value)?;
-        all.push(DirectoryChange::Keys(domain, keys.into()));
+        all.push(DirectoryChange::Keys(domain_in(key)?, keys.into()));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    view.scan(&[keys::STS_MODE], &[keys::STS_MODE], &mut |key, value| {
+        all.push(DirectoryChange::Sts(domain_in(key)?, Some(records::decode(value)?)));
         Ok(ControlFlow::Continue(()))
     })?;
     view.scan(&[keys::MAILBOX], &[keys::MAILBOX], &mut |_, value| {

@@ -134,7 +134,7 @@ fn execute(
         Op::Chunk { upload, number } => chunks::add(txn, upload, number, at, &arrived),
         Op::DropChunks(before) => chunks::drop_before(txn, before),
         Op::PutDomain(record) => accounts::put_domain(txn, record, None),
-        Op::PutSigningDomain { record, keys } => accounts::put_domain(txn, record, Some(keys)),
+        Op::PutSigningDomain { record, keys, sts } => accounts::put_domain(txn, record, Some((keys, sts))),
         Op::DeleteDomain(domain) => accounts::delete_domain(txn, &domain),
         Op::PutMailbox { record, partitions } => accounts::put_mailbox(txn, record, partitions, at),
         Op::DeleteMailbox { address, purge_at } => accounts::delete_mailbox(txn, &address, purge_at),

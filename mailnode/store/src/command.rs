@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CommandId, DkimKey, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, MessageError, ModSeq,
-    PartitionId, QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, Timestamp, Uid,
+    PartitionId, QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, StsMode, Timestamp, Uid,
     UidValidity, UploadId, query,
 };
 
@@ -245,13 +245,15 @@ pub enum Op {
     },
 
     // ---- directory, with keys ----
-    /// As [`Op::PutDomain`], and the domain's mail is signed with these keys from now on; the older kind leaves the keys as
-    /// they are.
+    /// As [`Op::PutDomain`], and the domain's mail is signed with these keys from now on; the older kind leaves the keys and
+    /// the MTA-STS mode as they are.
     PutSigningDomain {
         /// What it should be.
         record: DomainRecord,
         /// At most [`MAX_DKIM_KEYS`](crate::MAX_DKIM_KEYS); none: its mail is not signed.
         keys: Vec<DkimKey>,
+        /// Whether it has an MTA-STS policy, and which.
+        sts: Option<StsMode>,
     },
 }
 

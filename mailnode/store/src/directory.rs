@@ -11,7 +11,8 @@ use std::{
 use parking_lot::RwLock;
 
 use crate::{
-    Address, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, Timestamp, records::MailboxEntry,
+    Address, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, StsMode, Timestamp,
+    records::MailboxEntry,
 };
 
 /// Reads the directory. Cheap to clone.
@@ -44,6 +45,7 @@ pub(crate) enum DirectoryChange {
     Domain(Domain, Option<Arc<DomainRecord>>),
     /// Empty: there are none.
     Keys(Domain, Arc<[DkimKey]>),
+    Sts(Domain, Option<StsMode>),
     Mailbox(MailboxId, Option<MailboxEntry>),
 }
 
@@ -54,6 +56,8 @@ struct Maps {
     names: HashMap<Domain, Domain>,
     /// Only of domains that have some.
     keys: HashMap<Domain, Arc<[DkimKey]>>,
+    /// Only of domains with an MTA-STS policy.
+    sts: HashMap<Domain, StsMode>,
     mailboxes: HashMap<MailboxId, Arc<MailboxRecord>>,
     deleted: HashMap<MailboxId, DeletedMailbox>,
     /// [`Address::key`] of addresses and aliases.
@@ -97,6 +101,12 @@ impl Directory {
     pub fn dkim_keys(&self, name: &Domain) -> Option<Arc<[DkimKey]>> {
         let maps = self.0.read();
         maps.keys.get(maps.names.get(name)?).cloned()
+    }
+
+    /// The MTA-STS mode of a domain, by its own name or an alias; none: it has no policy.
+    pub fn sts_mode(&self, name: &Domain) -> Option<StsMode> {
+        let maps = self.0.read();
+        maps.sts.get(maps.names.get(name)?).copied()
     }
 
     /// All domains, by name.
@@ -152,6 +162,8 @@ impl Maps {
             DirectoryChange::Domain(domain, record) => self.set_domain(domain, record),
             DirectoryChange::Keys(domain, keys) if keys.is_empty() => drop(self.keys.remove(&domain)),
             DirectoryChange::Keys(domain, keys) => drop(self.keys.insert(domain, keys)),
+            DirectoryChange::Sts(domain, None) => drop(self.sts.remove(&domain)),
+            DirectoryChange::Sts(domain, Some(mode)) => drop(self.sts.insert(domain, mode)),
             DirectoryChange::Mailbox(id, entry) => self.set_mailbox(id, entry),
         }
     }

@@ -36,6 +36,8 @@ pub(crate) const DELETED: u8 = 16;
 pub(crate) const PARTITION: u8 = 17;
 /// Domain: the keys that its mail is signed with; none when there are none.
 pub(crate) const DKIM_KEYS: u8 = 18;
+/// Domain: its MTA-STS mode; none when it has no policy.
+pub(crate) const STS_MODE: u8 = 19;
 
 pub(crate) const HEAD: u8 = 30;
 pub(crate) const FOLDER: u8 = 31;

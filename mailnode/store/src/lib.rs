@@ -71,7 +71,8 @@ pub use live::RECORD_OVERHEAD;
 pub use memory::MemoryIndex;
 pub use model::{
     DeletedMessage, DkimAlgorithm, DkimKey, DomainRecord, Flag, Flags, FolderInfo, MailboxRecord,
-    MessageMeta, Permissions, QueueClass, QueueEntry, QueueRecipient, Quota, SpecialUse, StoreFlags, Usage,
+    MessageMeta, Permissions, QueueClass, QueueEntry, QueueRecipient, Quota, SpecialUse, StoreFlags, StsMode,
+    Usage,
 };
 pub use query::{
     FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,

@@ -41,6 +41,15 @@ impl std::fmt::Debug for DkimKey {
     }
 }
 
+/// What others do with mail for a domain whose connection is not as its MTA-STS policy says. RFC 8461 3.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StsMode {
+    /// They tell, and send it.
+    Testing,
+    /// They do not send it.
+    Enforce,
+}
+
 /// How a DKIM key signs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DkimAlgorithm {

@@ -64,6 +64,7 @@ pub struct Endpoints {
     imaps: String,
     /// For `/readyz`.
     pub http: String,
+    https: String,
     /// gRPC of the CLI.
     pub admin: String,
     /// gRPC of the other nodes.
@@ -85,6 +86,7 @@ impl Place {
             imap: self.at(port::IMAP),
             imaps: self.at(port::IMAPS),
             http: self.at(port::HTTP),
+            https: self.at(port::HTTPS),
             admin: self.at(port::ADMIN),
             peer: self.at(port::PEER),
         }
@@ -104,6 +106,7 @@ impl Place {
             port::IMAP,
             port::IMAPS,
             port::HTTP,
+            port::HTTPS,
             port::ADMIN,
             port::PEER,
         ];
@@ -155,7 +158,7 @@ mod tests {
             line,
             "{\"node\":0,\"pid\":7,\"smtp\":\"127.0.0.1:2625\",\"submission\":\"127.0.0.1:2687\",\
              \"submissions\":\"127.0.0.1:2565\",\"imap\":\"127.0.0.1:2243\",\"imaps\":\"127.0.0.1:3093\",\
-             \"http\":\"127.0.0.1:8180\",\"admin\":\"127.0.0.1:9543\",\"peer\":\"127.0.0.1:9544\"}"
+             \"http\":\"127.0.0.1:8180\",\"https\":\"127.0.0.1:8543\",\"admin\":\"127.0.0.1:9543\",\"peer\":\"127.0.0.1:9544\"}"
         );
     }
 

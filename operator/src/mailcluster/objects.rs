@@ -347,8 +347,8 @@ fn nodes_service(cluster: &MailCluster) -> Service {
 }
 
 /// The ports that mail clients and servers know, and the names of the container's ports behind them.
-const WELL_KNOWN: [(&str, u16); 5] =
-    [("smtp", 25), ("submission", 587), ("submissions", 465), ("imap", 143), ("imaps", 993)];
+const WELL_KNOWN: [(&str, u16); 6] =
+    [("smtp", 25), ("submission", 587), ("submissions", 465), ("imap", 143), ("imaps", 993), ("https", 443)];
 
 fn service(cluster: &MailCluster) -> Service {
     let spec = &cluster.spec.service;

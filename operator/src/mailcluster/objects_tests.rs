@@ -156,7 +156,7 @@ fn well_known_ports_lead_to_the_ports_of_the_container() {
         ports.iter().find(|p| p.name.as_ref() == Some(name)).unwrap().container_port
     };
     let pairs: Vec<_> = spec.ports.unwrap().iter().map(|p| (p.port, target(p))).collect();
-    assert_eq!(pairs, [(25, 2525), (587, 2587), (465, 2465), (143, 2143), (993, 2993)]);
+    assert_eq!(pairs, [(25, 2525), (587, 2587), (465, 2465), (143, 2143), (993, 2993), (443, 8443)]);
 }
 
 #[test]

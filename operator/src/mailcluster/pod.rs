@@ -160,6 +160,7 @@ fn container(cluster: &MailCluster, surroundings: &Surroundings) -> Container {
         ("imap", port::IMAP),
         ("imaps", port::IMAPS),
         ("http", port::HTTP),
+        ("https", port::HTTPS),
         ("admin", port::ADMIN),
         ("peer", port::PEER),
     ];

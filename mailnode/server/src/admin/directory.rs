@@ -13,7 +13,7 @@ use quorumail_proto::admin::{
 };
 use quorumail_store::{
     Applied, Directory, DkimAlgorithm, DkimKey, DomainRecord, MailboxId, MailboxRecord, Op, PartitionId,
-    Permissions, Query, Quota, Refusal, Reply,
+    Permissions, Query, Quota, Refusal, Reply, StsMode,
 };
 use tonic::Status;
 
@@ -116,6 +116,11 @@ fn plan(
 ) -> Result<Planned, String> {
     match change.change.ok_or("the change is empty")? {
         Change::PutDomain(put) => {
+            let sts = match put.sts_mode() {
+                admin::StsMode::None => None,
+                admin::StsMode::Testing => Some(StsMode::Testing),
+                admin::StsMode::Enforce => Some(StsMode::Enforce),
+            };
             let record = DomainRecord {
                 domain: domain(&put.domain)?,
                 aliases: put.aliases.iter().map(|alias| domain(alias)).collect::<Result<_, _>>()?,
@@ -128,7 +133,7 @@ fn plan(
             let keys = put.dkim_keys.into_iter().map(dkim_key).collect::<Result<Vec<_>, _>>()?;
             let names = std::iter::once(&record.domain).chain(&record.aliases);
             let touches = names.map(|name| name.as_str().to_owned()).collect();
-            Ok(Planned { op: Op::PutSigningDomain { record, keys }, touches, domains: true })
+            Ok(Planned { op: Op::PutSigningDomain { record, keys, sts }, touches, domains: true })
         }
         Change::DeleteDomain(delete) => {
             let domain = domain(&delete.domain)?;

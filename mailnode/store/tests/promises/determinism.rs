@@ -135,14 +135,14 @@ fn directory_op() -> impl Strategy<Value = Op> {
     prop_oneof![
         2 => (domains(), vec(domains(), 0..2), prop::option::of(addresses()))
             .prop_map(|(name, aliases, catch_all)| domain(name, &aliases, catch_all)),
-        2 => (domains(), vec("[a-c]", 0..3)).prop_map(|(name, selectors)| {
+        2 => (domains(), vec("[a-c]", 0..3), prop::option::of(Just(StsMode::Testing))).prop_map(|(name, selectors, sts)| {
             let Op::PutDomain(record) = domain(name, &[], None) else { unreachable!("it puts a domain") };
             let key = |selector| DkimKey {
                 selector,
                 algorithm: DkimAlgorithm::Rsa,
                 private: bytes::Bytes::from_static(b"key"),
             };
-            Op::PutSigningDomain { record, keys: selectors.into_iter().map(key).collect() }
+            Op::PutSigningDomain { record, keys: selectors.into_iter().map(key).collect(), sts }
         }),
         1 => domains().prop_map(|name| Op::DeleteDomain(name.parse().unwrap())),
         6 => (addresses(), vec(addresses(), 0..2)).prop_map(|(text, aliases)| mailbox(text, &aliases)),

@@ -190,21 +190,25 @@ fn the_keys_of_a_domain_come_with_it_go_with_it_and_are_never_printed() {
         algorithm: DkimAlgorithm::Ed25519,
         private: bytes::Bytes::from_static(b"secret-marker"),
     };
-    let signing = Op::PutSigningDomain { record: record("1"), keys: vec![key.clone()] };
+    let signing =
+        Op::PutSigningDomain { record: record("1"), keys: vec![key.clone()], sts: Some(StsMode::Enforce) };
     let text = format!("{signing:?}");
     assert!(text.contains("s1") && !text.contains("marker"), "{text}");
     put(&mut node, signing).unwrap();
     let directory = node.store.directory();
     let alias: quorumail_message::Domain = "example.net".parse().unwrap();
     assert_eq!(directory.dkim_keys(&alias).as_deref(), Some([key.clone()].as_slice()));
+    assert_eq!(directory.sts_mode(&alias), Some(StsMode::Enforce));
     // The older kind, as archives hold it, says nothing of keys.
     put(&mut node, Op::PutDomain(record("2"))).unwrap();
     let bodies = node.bodies.clone();
     drop(node);
     let mut node = Node::open_with(&dir.path().join("index"), bodies);
     assert_eq!(node.store.directory().dkim_keys(&name).as_deref(), Some([key.clone()].as_slice()));
-    let many = Op::PutSigningDomain { record: record("3"), keys: vec![key; MAX_DKIM_KEYS + 1] };
+    assert_eq!(node.store.directory().sts_mode(&name), Some(StsMode::Enforce));
+    let many = Op::PutSigningDomain { record: record("3"), keys: vec![key; MAX_DKIM_KEYS + 1], sts: None };
     assert!(matches!(put(&mut node, many), Err(Refusal::Invalid(_))));
-    put(&mut node, Op::PutSigningDomain { record: record("4"), keys: Vec::new() }).unwrap();
+    put(&mut node, Op::PutSigningDomain { record: record("4"), keys: Vec::new(), sts: None }).unwrap();
     assert_eq!(node.store.directory().dkim_keys(&name), None);
+    assert_eq!(node.store.directory().sts_mode(&name), None);
 }

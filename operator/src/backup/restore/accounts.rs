@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change, directory_result::Code};
-use quorumail_store::{DkimAlgorithm, DkimKey, DomainRecord, MailboxRecord};
+use quorumail_store::{DkimAlgorithm, DkimKey, DomainRecord, MailboxRecord, StsMode};
 
 use super::{RestoreError, RestoreRequest, Tally, scope::Parts};
 use crate::{admin::AdminClient, directory::BATCH};
@@ -52,8 +52,11 @@ pub(super) async fn restore(
         return Ok(());
     }
     let domains = parts.domains.iter().filter(|record| !listing.domains.contains_key(record.domain.as_str()));
-    let domains: Vec<DirectoryChange> =
-        domains.map(|record| put_domain(record, parts.keys_of(&record.domain))).collect();
+    let domains: Vec<DirectoryChange> = domains
+        .map(|record| {
+            put_domain(record, parts.keys_of(&record.domain), parts.sts.get(&record.domain).copied())
+        })
+        .collect();
     let made = put(admin, domains, tally).await?;
     tally.add(|restored| restored.domains += made);
     let made =
@@ -110,13 +113,19 @@ fn subject(change: &DirectoryChange) -> String {
     }
 }
 
-fn put_domain(record: &DomainRecord, keys: &[DkimKey]) -> DirectoryChange {
+fn put_domain(record: &DomainRecord, keys: &[DkimKey], sts: Option<StsMode>) -> DirectoryChange {
     let domain = admin::Domain {
         domain: record.domain.to_string(),
         aliases: record.aliases.iter().map(ToString::to_string).collect(),
         catch_all: record.catch_all.as_ref().map(ToString::to_string).unwrap_or_default(),
         revision: REVISION.to_owned(),
         dkim_keys: keys.iter().map(dkim_key).collect(),
+        sts_mode: match sts {
+            None => admin::StsMode::None,
+            Some(StsMode::Testing) => admin::StsMode::Testing,
+            Some(StsMode::Enforce) => admin::StsMode::Enforce,
+        }
+        .into(),
     };
     DirectoryChange { change: Some(Change::PutDomain(domain)) }
 }

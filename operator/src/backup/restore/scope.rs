@@ -8,7 +8,7 @@ use std::{
 
 use quorumail_backup::{BackupId, Manifest};
 use quorumail_message::Domain;
-use quorumail_store::{DkimKey, DomainRecord, MailboxRecord, Store};
+use quorumail_store::{DkimKey, DomainRecord, MailboxRecord, Store, StsMode};
 
 use super::{RestoreError, RestoreRequest};
 
@@ -88,6 +88,8 @@ pub(super) struct Parts {
     pub(super) domains: Vec<Arc<DomainRecord>>,
     /// What mail of these is signed with.
     pub(super) keys: BTreeMap<Domain, Arc<[DkimKey]>>,
+    /// Those of these that have an MTA-STS policy.
+    pub(super) sts: BTreeMap<Domain, StsMode>,
     /// Mailboxes.
     pub(super) mailboxes: Vec<Part>,
 }
@@ -157,7 +159,15 @@ pub(super) fn parts(
     let keys = domains
         .iter()
         .filter_map(|record| Some((record.domain.clone(), directory.dkim_keys(&record.domain)?)));
-    Ok(Parts { keys: keys.collect(), domains, mailboxes: mailboxes.into_iter().map(part).collect() })
+    let sts = domains
+        .iter()
+        .filter_map(|record| Some((record.domain.clone(), directory.sts_mode(&record.domain)?)));
+    Ok(Parts {
+        keys: keys.collect(),
+        sts: sts.collect(),
+        domains,
+        mailboxes: mailboxes.into_iter().map(part).collect(),
+    })
 }
 
 /// The name that a folder gets.
