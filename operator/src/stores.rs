@@ -18,8 +18,8 @@ use kube::{
 use parking_lot::RwLock;
 use prometheus::IntGaugeVec;
 use quorumail_crds::{
-    BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, PAUSED_ANNOTATION,
-    backup::is_rehearsal,
+    BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, MailingList,
+    PAUSED_ANNOTATION, backup::is_rehearsal,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -39,7 +39,7 @@ pub enum Changed {
     All,
     /// A MailCluster.
     Cluster(Key),
-    /// A MailDomain or Mailbox in this namespace, which names this MailCluster or none.
+    /// A MailDomain, Mailbox or MailingList in this namespace, which names this MailCluster or none.
     Account(String, Option<String>),
     /// A BackupPolicy, MailBackup or MailRestore.
     Backups,
@@ -55,6 +55,8 @@ pub struct Stores {
     pub domains: Store<MailDomain>,
     /// All Mailboxes.
     pub mailboxes: Store<Mailbox>,
+    /// All MailingLists.
+    pub lists: Store<MailingList>,
     /// All BackupPolicies.
     pub policies: Store<BackupPolicy>,
     /// All MailBackups.
@@ -89,11 +91,13 @@ impl Stores {
     /// Starts the watches; they run until the process ends. `unreadable` counts by kind what cannot be read.
     pub fn start(client: &Client, namespace: &str, unreadable: IntGaugeVec) -> Arc<Self> {
         let (clusters, domains, mailboxes) = (Writer::default(), Writer::default(), Writer::default());
+        let lists = Writer::default();
         let (policies, backups, restores) = (Writer::default(), Writer::default(), Writer::default());
         let stores = Arc::new(Self {
             clusters: clusters.as_reader(),
             domains: domains.as_reader(),
             mailboxes: mailboxes.as_reader(),
+            lists: lists.as_reader(),
             policies: policies.as_reader(),
             backups: backups.as_reader(),
             restores: restores.as_reader(),
@@ -108,6 +112,9 @@ impl Stores {
         );
         tokio::spawn(
             stores.clone().follow(mailboxes, api(client, namespace), |m| account(m, &m.spec.cluster_ref)),
+        );
+        tokio::spawn(
+            stores.clone().follow(lists, api(client, namespace), |l| account(l, &l.spec.cluster_ref)),
         );
         tokio::spawn(stores.clone().follow(policies, api(client, namespace), |_| Changed::Backups));
         tokio::spawn(stores.clone().follow(backups, api(client, namespace), |_| Changed::Backups));
@@ -133,8 +140,10 @@ impl Stores {
             self.policies.wait_until_ready(),
             self.backups.wait_until_ready(),
             self.restores.wait_until_ready(),
+            self.lists.wait_until_ready(),
         );
-        let all = tokio::try_join!(watched.0, watched.1, watched.2, watched.3, watched.4, watched.5);
+        let all =
+            tokio::try_join!(watched.0, watched.1, watched.2, watched.3, watched.4, watched.5, watched.6);
         assert!(all.is_ok(), "a watch ended, and watches never end");
         let mut ready = self.secrets_ready.subscribe();
         assert!(ready.wait_for(|ready| *ready).await.is_ok(), "the sender lives as long as the stores");
