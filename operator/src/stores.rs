@@ -2,7 +2,10 @@
 //!
 //! Of Secrets only the metadata is watched; a value is read when a Mailbox refers to it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use futures::{Stream, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Secret;
@@ -277,9 +280,26 @@ fn account<K: Resource>(object: &K, cluster: &Option<ClusterRef>) -> Changed {
     Changed::Account(key(object).0, cluster.as_ref().map(|c| c.name.clone()))
 }
 
+/// See [`asked`].
+#[derive(PartialEq, Eq)]
+struct Asked {
+    generation: Option<i64>,
+    leaving: bool,
+    paused: Option<String>,
+    uid: Option<String>,
+    /// Mailboxes become members of lists by them.
+    labels: Option<BTreeMap<String, String>>,
+}
+
 /// What of an object is somebody's wish: a change of its status alone is our own doing.
-fn asked<K: Resource>(object: &K) -> (Option<i64>, bool, Option<String>, Option<String>) {
+fn asked<K: Resource>(object: &K) -> Asked {
     let meta = object.meta();
     let paused = meta.annotations.as_ref().and_then(|a| a.get(PAUSED_ANNOTATION)).cloned();
-    (meta.generation, meta.deletion_timestamp.is_some(), paused, meta.uid.clone())
+    Asked {
+        generation: meta.generation,
+        leaving: meta.deletion_timestamp.is_some(),
+        paused,
+        uid: meta.uid.clone(),
+        labels: meta.labels.clone(),
+    }
 }

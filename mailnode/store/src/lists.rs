@@ -213,6 +213,10 @@ pub(crate) fn expand(
         _ => return Ok(Applied::Done),
     }
     for entry in entries {
+        // The member has it already: the same post came once more, long after.
+        if txn.get(&keys::queue(entry.id))?.is_some() {
+            continue;
+        }
         body_table::retain(txn, body)?;
         queue::add(txn, group, QueueEntry { size: post.size, ..entry }, body)?;
     }

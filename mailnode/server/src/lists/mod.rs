@@ -651,7 +651,7 @@ pub(crate) mod testkit {
     };
 
     /// Two members and an owner.
-    pub fn list() -> ListRecord {
+    pub(crate) fn list() -> ListRecord {
         let member = |address: &str, role| ListMember { address: address.parse().unwrap(), role };
         ListRecord {
             id: ListId(7),

@@ -99,7 +99,7 @@ async fn expand(
     let remembered = lists.subscribers(record).await?;
     let members = policy::recipients(record, &remembered);
     let PostState::Expanding(mut cursor) = post.state.clone() else { return Ok(()) };
-    let begun = Instant::now();
+    let (begun, resumed) = (Instant::now(), cursor.is_some());
     loop {
         let step = next_step(&members, cursor.as_deref());
         let now = groups::now();
@@ -116,7 +116,7 @@ async fn expand(
         lists.groups.propose(group, command, op, Bytes::new(), WITHIN).await.map_err(super::failed)?;
         if step.next.is_none() {
             let (members, millis) = (members.len(), begun.elapsed().as_millis());
-            tracing::info!(list = %record.address, post = %post.id, members, millis, "a post was expanded");
+            tracing::info!(list = %record.address, post = %post.id, members, resumed, millis, "a post was expanded");
             return Ok(());
         }
         cursor = step.next;
