@@ -1,5 +1,7 @@
 //! Whether a post goes to the members, waits for a moderator, or is refused; and who the members are. Pure.
 
+use std::collections::HashMap;
+
 use quorumail_message::Address;
 use quorumail_store::{ListRecord, ListRole, Posting, Subscriber};
 
@@ -61,13 +63,11 @@ pub fn judge(list: &ListRecord, author: Standing, size: usize) -> Judgement {
 
 /// To whom a post goes, by [`Address::key`], each once.
 pub fn recipients(list: &ListRecord, remembered: &[Subscriber]) -> Vec<(String, Address)> {
-    let find = |key: &str| {
-        let found = remembered.binary_search_by(|subscriber| subscriber.address.key().as_str().cmp(key));
-        found.ok().and_then(|at| remembered.get(at))
-    };
+    let known: HashMap<String, &Subscriber> =
+        remembered.iter().map(|subscriber| (subscriber.address.key(), subscriber)).collect();
     let wants = |subscriber: &Subscriber| subscriber.left.is_none() && subscriber.suspended.is_none();
     let listed = list.members.iter().map(|member| (member.address.key(), member.address.clone()));
-    let listed = listed.filter(|(key, _)| find(key).is_none_or(wants));
+    let listed = listed.filter(|(key, _)| known.get(key).is_none_or(|subscriber| wants(subscriber)));
     let joined = remembered.iter().filter(|subscriber| subscriber.joined.is_some() && wants(subscriber));
     let joined = joined.map(|subscriber| (subscriber.address.key(), subscriber.address.clone()));
     let mut all: Vec<_> = listed.chain(joined).collect();

@@ -174,7 +174,7 @@ fn every_kind_of_command_keeps_the_bytes_of_its_format() {
         hasher.update(&bytes);
     }
     let found = (COMMAND_FORMAT, hasher.finalize().to_hex().to_string());
-    assert_eq!(found, (6, "6945d337c3b419ec9d7b1a2c3d98ca702ff038897e568dcfd1c1c31e1effe017".to_owned()));
+    assert_eq!(found, (6, "74b88fa87480de1c98201996ea6edebe9be699cc9f2aea9ef48b51b9f574f61b".to_owned()));
 }
 
 #[test]
