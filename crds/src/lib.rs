@@ -19,6 +19,7 @@ pub mod mailbackup;
 pub mod mailbox;
 pub mod mailcluster;
 pub mod maildomain;
+pub mod mailinglist;
 pub mod mailrestore;
 pub mod reference;
 mod schema;
@@ -34,6 +35,7 @@ pub use mailbackup::{MailBackup, MailBackupSpec, MailBackupStatus};
 pub use mailbox::{Mailbox, MailboxSpec, MailboxStatus};
 pub use mailcluster::{MailCluster, MailClusterSpec, MailClusterStatus};
 pub use maildomain::{MailDomain, MailDomainSpec, MailDomainStatus};
+pub use mailinglist::{MailingList, MailingListSpec, MailingListStatus};
 pub use mailrestore::{MailRestore, MailRestoreSpec, MailRestoreStatus};
 pub use unit::{Size, Span};
 
@@ -43,12 +45,14 @@ pub const GROUP: &str = "quorumail.io";
 pub const VERSION: &str = "v1alpha1";
 /// Annotation that stops the reconciliation of an object while its value is `true`.
 pub const PAUSED_ANNOTATION: &str = "quorumail.io/paused";
-/// Finalizer on MailDomain and Mailbox: held until the mailnodes have forgotten the object.
+/// Finalizer on MailDomain, Mailbox and MailingList: held until the mailnodes have forgotten the object.
 pub const DIRECTORY_FINALIZER: &str = "quorumail.io/directory";
 /// Longest domain. RFC 5321 4.5.3.1.2 allows 255 octets, of which 253 can be printed.
 pub const MAX_DOMAIN: usize = 253;
 /// Longest address: 64 octets of local part (RFC 5321 4.5.3.1.1), `@`, domain.
 pub const MAX_ADDRESS: usize = 64 + 1 + MAX_DOMAIN;
+/// Longest local part of a MailingList: its other addresses are longer.
+pub const MAX_LIST_LOCAL: usize = 32;
 
 /// The MailCluster, in the same namespace, that an object belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -114,6 +118,7 @@ pub fn definitions() -> Vec<CustomResourceDefinition> {
         MailCluster::crd(),
         MailDomain::crd(),
         Mailbox::crd(),
+        MailingList::crd(),
         BackupPolicy::crd(),
         MailBackup::crd(),
         MailRestore::crd(),

@@ -26,6 +26,36 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// Objects by their labels.
+pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "matchLabels": {
+                "type": "object",
+                "description": "Labels that an object must have, with these values.",
+                "additionalProperties": {"type": "string"},
+            },
+            "matchExpressions": {
+                "type": "array",
+                "maxItems": 32,
+                "description": "Further requirements; an object must meet all.",
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": {"type": "string", "description": "Name of the label."},
+                        "operator": {"type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                            "description": "How its value is compared."},
+                        "values": {"type": "array", "maxItems": 256, "items": {"type": "string"},
+                            "description": "For In and NotIn."},
+                    },
+                },
+            },
+        },
+    })
+}
+
 /// An instant.
 pub(crate) fn time(_: &mut SchemaGenerator) -> Schema {
     json_schema!({"type": "string", "format": "date-time"})

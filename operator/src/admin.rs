@@ -15,9 +15,9 @@ use std::{
 };
 
 use quorumail_proto::admin::{
-    self, ApplyDirectoryRequest, DirectoryChange, DirectoryResult, GetClusterStatusRequest,
-    GetNodeStatusRequest, GetUsageRequest, HandOverRequest, ListDirectoryRequest,
-    admin_client::AdminClient as Grpc, directory_entry::Entry,
+    self, ActOnListRequest, ApplyDirectoryRequest, DirectoryChange, DirectoryResult, GetClusterStatusRequest,
+    GetHeldPostRequest, GetHeldPostResponse, GetListsRequest, GetNodeStatusRequest, GetUsageRequest,
+    HandOverRequest, ListDirectoryRequest, admin_client::AdminClient as Grpc, directory_entry::Entry,
 };
 use tokio_stream::StreamExt as _;
 use tonic::{
@@ -93,6 +93,8 @@ pub struct Listing {
     pub domains: BTreeMap<String, admin::DomainEntry>,
     /// By address.
     pub mailboxes: BTreeMap<String, admin::MailboxEntry>,
+    /// Mailing lists, by address.
+    pub lists: BTreeMap<String, admin::ListEntry>,
 }
 
 impl AdminClient {
@@ -157,9 +159,10 @@ impl AdminClient {
                         Some(Entry::Mailbox(m)) => {
                             drop(listing.mailboxes.insert(m.address.to_lowercase(), m))
                         }
+                        Some(Entry::List(l)) => drop(listing.lists.insert(l.address.to_lowercase(), l)),
                         None => {}
                     }
-                    if listing.domains.len() + listing.mailboxes.len() > MAX_DIRECTORY {
+                    if listing.domains.len() + listing.mailboxes.len() + listing.lists.len() > MAX_DIRECTORY {
                         return Err(Status::out_of_range(format!(
                             "more than {MAX_DIRECTORY} directory entries"
                         )));
@@ -169,6 +172,45 @@ impl AdminClient {
             })
             .await?;
         Ok(listing)
+    }
+
+    /// Mailing lists: all of them when none is named; with their members when asked for.
+    pub async fn lists(
+        &self,
+        addresses: Vec<String>,
+        members: bool,
+    ) -> Result<Vec<admin::ListState>, AdminError> {
+        let request = GetListsRequest { addresses, members };
+        let (_, answer) = self
+            .any(READ_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.get_lists(request).await }
+            })
+            .await?;
+        Ok(answer.lists)
+    }
+
+    /// A message to a list that waits for a moderator.
+    pub async fn held_post(&self, list: &str, id: &str) -> Result<GetHeldPostResponse, AdminError> {
+        let request = GetHeldPostRequest { list: list.to_owned(), id: id.to_owned() };
+        let (_, answer) = self
+            .any(READ_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.get_held_post(request).await }
+            })
+            .await?;
+        Ok(answer)
+    }
+
+    /// Decides on what waits, or changes members; answers how many were changed.
+    pub async fn act_on_list(&self, request: ActOnListRequest) -> Result<u32, AdminError> {
+        let (_, answer) = self
+            .any(WRITE_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.act_on_list(request).await }
+            })
+            .await?;
+        Ok(answer.changed)
     }
 
     /// Storage used by mailboxes; unknown addresses are left out.

@@ -13,7 +13,11 @@ use argon2::{Algorithm, Argon2, Block, Params, Version};
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use parking_lot::Mutex;
 use quorumail_authentication as authentication;
-use quorumail_crds::{MailDomainSpec, MailboxSpec, maildomain::MtaStsMode};
+use quorumail_crds::{
+    MailDomainSpec, MailboxSpec, MailingListSpec,
+    maildomain::MtaStsMode,
+    mailinglist::{ListRole, Posting, ReplyTo, Subscription},
+};
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
 
 pub use crate::admin::Listing;
@@ -234,6 +238,80 @@ impl DesiredMailbox {
     }
 }
 
+/// A mailing list as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredList {
+    /// In lower case.
+    pub address: String,
+    /// By address, in lower case.
+    pub members: BTreeMap<String, ListRole>,
+    /// Whose messages go to the members at once.
+    pub posting: Posting,
+    /// Before each subject; may be empty.
+    pub subject_prefix: String,
+    /// Whether answers go to the list.
+    pub reply_to_list: bool,
+    /// Who becomes a member by mail.
+    pub subscription: Subscription,
+    /// Zero: no limit.
+    pub max_bytes: u64,
+}
+
+impl DesiredList {
+    /// From a resource. `selected`: addresses of the mailboxes that its selector means.
+    pub fn new(spec: &MailingListSpec, selected: impl IntoIterator<Item = String>) -> Self {
+        let mut members: BTreeMap<String, ListRole> =
+            selected.into_iter().map(|address| (address.to_lowercase(), ListRole::Member)).collect();
+        for member in &spec.members {
+            let role = members.entry(member.address.to_lowercase()).or_default();
+            *role = (*role).max(member.role);
+        }
+        Self {
+            address: spec.address.to_lowercase(),
+            members,
+            posting: spec.posting,
+            subject_prefix: spec.subject_prefix.clone().unwrap_or_default(),
+            reply_to_list: spec.reply_to == ReplyTo::List,
+            subscription: spec.subscription,
+            max_bytes: spec.max_message_size.as_ref().map_or(0, |size| size.bytes()),
+        }
+    }
+
+    fn to_proto(&self, revision: String) -> admin::MailingList {
+        let member = |(address, role): (&String, &ListRole)| admin::ListMember {
+            address: address.clone(),
+            role: match role {
+                ListRole::Member => admin::list_member::Role::Member,
+                ListRole::Moderator => admin::list_member::Role::Moderator,
+                ListRole::Owner => admin::list_member::Role::Owner,
+            }
+            .into(),
+        };
+        admin::MailingList {
+            address: self.address.clone(),
+            members: self.members.iter().map(member).collect(),
+            posting: match self.posting {
+                Posting::Members => admin::mailing_list::Posting::Members,
+                Posting::Moderated => admin::mailing_list::Posting::Moderated,
+                Posting::Anyone => admin::mailing_list::Posting::Anyone,
+                Posting::Owners => admin::mailing_list::Posting::Owners,
+            }
+            .into(),
+            subject_prefix: self.subject_prefix.clone(),
+            reply_to_list: self.reply_to_list,
+            subscription: match self.subscription {
+                Subscription::Open => admin::mailing_list::Subscription::Open,
+                Subscription::Confirm => admin::mailing_list::Subscription::Confirm,
+                Subscription::Approve => admin::mailing_list::Subscription::Approve,
+                Subscription::Closed => admin::mailing_list::Subscription::Closed,
+            }
+            .into(),
+            max_bytes: self.max_bytes,
+            revision,
+        }
+    }
+}
+
 fn sorted(names: &[String]) -> Vec<String> {
     names.iter().map(|n| n.to_lowercase()).collect::<BTreeSet<_>>().into_iter().collect()
 }
@@ -293,6 +371,30 @@ impl FingerprintKey {
         }
         hash.finish()
     }
+
+    /// The revision of a mailing list.
+    pub fn list(&self, list: &DesiredList) -> String {
+        let mut hash = Fields::new(self, "list");
+        hash.text(&list.address);
+        hash.number(list.members.len() as u64);
+        for (address, role) in &list.members {
+            hash.text(address);
+            hash.number(*role as u64);
+        }
+        hash.number(list.posting as u64);
+        hash.text(&list.subject_prefix);
+        hash.number(u64::from(list.reply_to_list));
+        hash.number(list.subscription as u64);
+        hash.number(list.max_bytes);
+        hash.finish()
+    }
+}
+
+/// Batches of steps for one call each: a list may be as large as many mailboxes, and goes alone.
+pub fn batches(steps: &[Step]) -> Vec<&[Step]> {
+    let alone = |step: &Step| matches!(step, Step::PutList(_));
+    let runs = steps.chunk_by(|a, b| !alone(a) && !alone(b));
+    runs.flat_map(|run| run.chunks(BATCH)).collect()
 }
 
 /// Hashes fields with their lengths, so that no two different lists of fields look alike.
@@ -337,6 +439,10 @@ pub struct Desired {
     pub mailboxes: BTreeMap<String, DesiredMailbox>,
     /// Mailboxes to remove, with the seconds for which their mail is kept.
     pub remove_mailboxes: BTreeMap<String, u64>,
+    /// Mailing lists to have.
+    pub lists: BTreeMap<String, DesiredList>,
+    /// Mailing lists to remove.
+    pub remove_lists: BTreeSet<String>,
     /// Domains to remove, after the mailboxes.
     pub remove_domains: BTreeSet<String>,
     /// Domains that are neither put nor removed for now.
@@ -349,7 +455,7 @@ pub enum Orphans {
     /// Removes domains that have no mailbox; mailboxes stay. The operator's choice: deletion of a Mailbox comes through
     /// its finalizer, and a missing object alone never takes an account away.
     RemoveEmptyDomains,
-    /// Removes both; mail of mailboxes is kept for this many seconds. For `quorumail dev`, where files are all there is.
+    /// Removes all; mail of mailboxes is kept for this many seconds. For `quorumail dev`, where files are all there is.
     RemoveAll {
         /// Seconds for which the mail is kept.
         keep_seconds: u64,
@@ -370,6 +476,10 @@ pub enum Step {
         /// Seconds for which its mail is kept.
         keep_seconds: u64,
     },
+    /// Makes or changes a mailing list.
+    PutList(Box<DesiredList>),
+    /// Removes a mailing list.
+    DeleteList(String),
     /// Removes a domain.
     DeleteDomain(String),
 }
@@ -381,6 +491,8 @@ impl Step {
             Self::PutDomain(domain) => &domain.domain,
             Self::PutMailbox(mailbox) => &mailbox.address,
             Self::DeleteMailbox { address, .. } => address,
+            Self::PutList(list) => &list.address,
+            Self::DeleteList(address) => address,
             Self::DeleteDomain(domain) => domain,
         }
     }
@@ -418,6 +530,8 @@ impl Step {
                 address: address.clone(),
                 keep_seconds: *keep_seconds,
             }),
+            Self::PutList(list) => Change::PutList(list.to_proto(key.list(list))),
+            Self::DeleteList(address) => Change::DeleteList(admin::DeleteList { address: address.clone() }),
             Self::DeleteDomain(domain) => {
                 Change::DeleteDomain(admin::DeleteDomain { domain: domain.clone() })
             }
@@ -443,7 +557,21 @@ pub fn diff(desired: &Desired, listing: &Listing, key: &FingerprintKey, orphans:
             }
         }
     }
+    let is_orphan = |revision: &str| {
+        matches!(orphans, Orphans::RemoveAll { .. }) && revision.starts_with(REVISION_PREFIX)
+    };
+    let going_lists: BTreeSet<&String> = listing
+        .lists
+        .iter()
+        .filter(|(address, entry)| {
+            !desired.lists.contains_key(*address)
+                && (desired.remove_lists.contains(*address) || is_orphan(&entry.revision))
+        })
+        .map(|(address, _)| address)
+        .collect();
     let staying = listing.mailboxes.keys().filter(|address| !going.contains_key(address));
+    let lists = listing.lists.keys().filter(|address| !going_lists.contains(address));
+    let staying = staying.chain(lists).chain(desired.lists.keys());
     let in_use: BTreeSet<&str> =
         staying.chain(desired.mailboxes.keys()).map(|address| domain_of(address)).collect();
     let gone = |domain: &String, revision: &str| {
@@ -461,6 +589,7 @@ pub fn diff(desired: &Desired, listing: &Listing, key: &FingerprintKey, orphans:
     for (address, keep_seconds) in going {
         steps.push(Step::DeleteMailbox { address: address.clone(), keep_seconds });
     }
+    steps.extend(going_lists.into_iter().cloned().map(Step::DeleteList));
     steps.extend(going_domains.into_iter().map(Step::DeleteDomain));
     for (name, domain) in &desired.domains {
         if listing.domains.get(name).is_none_or(|entry| entry.revision != key.domain(domain)) {
@@ -470,6 +599,11 @@ pub fn diff(desired: &Desired, listing: &Listing, key: &FingerprintKey, orphans:
     for (address, mailbox) in &desired.mailboxes {
         if listing.mailboxes.get(address).is_none_or(|entry| entry.revision != key.mailbox(mailbox)) {
             steps.push(Step::PutMailbox(Box::new(mailbox.clone())));
+        }
+    }
+    for (address, list) in &desired.lists {
+        if listing.lists.get(address).is_none_or(|entry| entry.revision != key.list(list)) {
+            steps.push(Step::PutList(Box::new(list.clone())));
         }
     }
     steps

@@ -37,6 +37,7 @@ fn listing(desired: &Desired) -> Listing {
     Listing {
         domains: desired.domains.iter().map(|(n, d)| (n.clone(), entry(d))).collect(),
         mailboxes: desired.mailboxes.iter().map(|(n, m)| (n.clone(), boxed(m))).collect(),
+        ..Listing::default()
     }
 }
 

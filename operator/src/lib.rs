@@ -28,6 +28,7 @@ pub mod mailbackup;
 pub mod mailbox;
 pub mod mailcluster;
 pub mod maildomain;
+pub mod mailinglist;
 pub mod mailnode_config;
 pub mod mailrestore;
 pub mod metrics;

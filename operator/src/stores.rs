@@ -2,7 +2,10 @@
 //!
 //! Of Secrets only the metadata is watched; a value is read when a Mailbox refers to it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use futures::{Stream, TryStreamExt as _};
 use k8s_openapi::api::core::v1::Secret;
@@ -18,8 +21,8 @@ use kube::{
 use parking_lot::RwLock;
 use prometheus::IntGaugeVec;
 use quorumail_crds::{
-    BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, PAUSED_ANNOTATION,
-    backup::is_rehearsal,
+    BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, MailingList,
+    PAUSED_ANNOTATION, backup::is_rehearsal,
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
@@ -39,7 +42,7 @@ pub enum Changed {
     All,
     /// A MailCluster.
     Cluster(Key),
-    /// A MailDomain or Mailbox in this namespace, which names this MailCluster or none.
+    /// A MailDomain, Mailbox or MailingList in this namespace, which names this MailCluster or none.
     Account(String, Option<String>),
     /// A BackupPolicy, MailBackup or MailRestore.
     Backups,
@@ -55,6 +58,8 @@ pub struct Stores {
     pub domains: Store<MailDomain>,
     /// All Mailboxes.
     pub mailboxes: Store<Mailbox>,
+    /// All MailingLists.
+    pub lists: Store<MailingList>,
     /// All BackupPolicies.
     pub policies: Store<BackupPolicy>,
     /// All MailBackups.
@@ -89,11 +94,13 @@ impl Stores {
     /// Starts the watches; they run until the process ends. `unreadable` counts by kind what cannot be read.
     pub fn start(client: &Client, namespace: &str, unreadable: IntGaugeVec) -> Arc<Self> {
         let (clusters, domains, mailboxes) = (Writer::default(), Writer::default(), Writer::default());
+        let lists = Writer::default();
         let (policies, backups, restores) = (Writer::default(), Writer::default(), Writer::default());
         let stores = Arc::new(Self {
             clusters: clusters.as_reader(),
             domains: domains.as_reader(),
             mailboxes: mailboxes.as_reader(),
+            lists: lists.as_reader(),
             policies: policies.as_reader(),
             backups: backups.as_reader(),
             restores: restores.as_reader(),
@@ -108,6 +115,9 @@ impl Stores {
         );
         tokio::spawn(
             stores.clone().follow(mailboxes, api(client, namespace), |m| account(m, &m.spec.cluster_ref)),
+        );
+        tokio::spawn(
+            stores.clone().follow(lists, api(client, namespace), |l| account(l, &l.spec.cluster_ref)),
         );
         tokio::spawn(stores.clone().follow(policies, api(client, namespace), |_| Changed::Backups));
         tokio::spawn(stores.clone().follow(backups, api(client, namespace), |_| Changed::Backups));
@@ -133,8 +143,10 @@ impl Stores {
             self.policies.wait_until_ready(),
             self.backups.wait_until_ready(),
             self.restores.wait_until_ready(),
+            self.lists.wait_until_ready(),
         );
-        let all = tokio::try_join!(watched.0, watched.1, watched.2, watched.3, watched.4, watched.5);
+        let all =
+            tokio::try_join!(watched.0, watched.1, watched.2, watched.3, watched.4, watched.5, watched.6);
         assert!(all.is_ok(), "a watch ended, and watches never end");
         let mut ready = self.secrets_ready.subscribe();
         assert!(ready.wait_for(|ready| *ready).await.is_ok(), "the sender lives as long as the stores");
@@ -268,9 +280,26 @@ fn account<K: Resource>(object: &K, cluster: &Option<ClusterRef>) -> Changed {
     Changed::Account(key(object).0, cluster.as_ref().map(|c| c.name.clone()))
 }
 
+/// See [`asked`].
+#[derive(PartialEq, Eq)]
+struct Asked {
+    generation: Option<i64>,
+    leaving: bool,
+    paused: Option<String>,
+    uid: Option<String>,
+    /// Mailboxes become members of lists by them.
+    labels: Option<BTreeMap<String, String>>,
+}
+
 /// What of an object is somebody's wish: a change of its status alone is our own doing.
-fn asked<K: Resource>(object: &K) -> (Option<i64>, bool, Option<String>, Option<String>) {
+fn asked<K: Resource>(object: &K) -> Asked {
     let meta = object.meta();
     let paused = meta.annotations.as_ref().and_then(|a| a.get(PAUSED_ANNOTATION)).cloned();
-    (meta.generation, meta.deletion_timestamp.is_some(), paused, meta.uid.clone())
+    Asked {
+        generation: meta.generation,
+        leaving: meta.deletion_timestamp.is_some(),
+        paused,
+        uid: meta.uid.clone(),
+        labels: meta.labels.clone(),
+    }
 }

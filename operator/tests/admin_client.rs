@@ -15,15 +15,16 @@ use quorumail_operator::{
     pki::{self, CertifiedPem, Role},
 };
 use quorumail_proto::admin::{
-    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
-    ArchiveStatus, BackupGroupProgress, BackupGroupRequest, ClusterStatus, DirectoryChange, DirectoryEntry,
-    DirectoryResult, DomainEntry, ExportItem, ExportMailboxRequest, FindImportedRequest,
-    FindImportedResponse, GetClusterStatusRequest, GetNodeStatusRequest, GetUsageRequest, GetUsageResponse,
-    HandOverRequest, HandOverResponse, ImportItem, ImportResult, ListDeletedMailboxesRequest,
-    ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse, ListDirectoryRequest,
-    ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, QueueEntry, ReconfigureRequest,
-    ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse, UndeleteRequest,
-    UndeleteResponse,
+    ActOnListRequest, ActOnListResponse, ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest,
+    ApplyDirectoryResponse, ArchiveRequest, ArchiveStatus, BackupGroupProgress, BackupGroupRequest,
+    ClusterStatus, DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, ExportItem,
+    ExportMailboxRequest, FindImportedRequest, FindImportedResponse, GetClusterStatusRequest,
+    GetHeldPostRequest, GetHeldPostResponse, GetListsRequest, GetListsResponse, GetNodeStatusRequest,
+    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem, ImportResult,
+    ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse,
+    ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, QueueEntry,
+    ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    UndeleteRequest, UndeleteResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
 };
@@ -149,6 +150,21 @@ impl Admin for Node {
         _: Request<ListDeletedMailboxesRequest>,
     ) -> Result<Response<ListDeletedMailboxesResponse>, Status> {
         self.answer(|_| ListDeletedMailboxesResponse::default())
+    }
+
+    async fn get_lists(&self, _: Request<GetListsRequest>) -> Result<Response<GetListsResponse>, Status> {
+        self.answer(|_| GetListsResponse::default())
+    }
+
+    async fn get_held_post(
+        &self,
+        _: Request<GetHeldPostRequest>,
+    ) -> Result<Response<GetHeldPostResponse>, Status> {
+        self.answer(|_| GetHeldPostResponse::default())
+    }
+
+    async fn act_on_list(&self, _: Request<ActOnListRequest>) -> Result<Response<ActOnListResponse>, Status> {
+        self.answer(|_| ActOnListResponse::default())
     }
 
     async fn archive(&self, _: Request<ArchiveRequest>) -> Result<Response<ArchiveStatus>, Status> {

@@ -177,6 +177,7 @@ impl Context {
                 Ok(Err(LocalFailure::NoSuchUser)) => {
                     Outcome::Failed(Reason::own("5.1.1 there is no such mailbox here"))
                 }
+                Ok(Err(LocalFailure::Refused(text))) => Outcome::Failed(Reason::own(text)),
                 Ok(Err(LocalFailure::OverQuota)) => {
                     Outcome::Deferred(Reason::own("4.2.2 the mailbox is full"))
                 }
@@ -205,7 +206,8 @@ impl Context {
         let envelope = RemoteEnvelope {
             reverse_path: entry.reverse_path.clone(),
             recipients: recipients.iter().map(|recipient| recipient.address.clone()).collect(),
-            size: entry.size,
+            // With what is put on top of a member's copy of a list's post.
+            size: u32::try_from(body.len()).unwrap_or(u32::MAX),
             eight_bit: entry.eight_bit,
         };
         let sending = self.send(destination, &envelope, body, slot);

@@ -19,6 +19,9 @@ pub enum LocalFailure {
     /// No mailbox has the address, or it takes no mail. For good.
     #[error("there is no such mailbox")]
     NoSuchUser,
+    /// A mailing list does not take it, for this reason, which begins with an enhanced status code. For good.
+    #[error("{0}")]
+    Refused(String),
     /// The mailbox is full. Tried again.
     #[error("the mailbox is full")]
     OverQuota,

@@ -1,11 +1,13 @@
 //! What is done to one message: addresses, headers, delivery status notifications.
 //!
-//! Pure functions on bytes; no I/O and no clock. RFC 5322 (format), RFC 5321 4.4 (trace), RFC 3464 (DSN).
+//! Pure functions on bytes; no I/O and no clock. RFC 5322 (format), RFC 5321 4.4 (trace), RFC 3464 (DSN), RFC 2369 and 2919
+//! (mailing lists).
 
 pub mod address;
 pub mod date;
 pub mod dsn;
 pub mod headers;
+pub mod list;
 pub mod received;
 pub mod status;
 

@@ -22,6 +22,7 @@ pub mod identity;
 pub mod imap_backend;
 pub mod janitor;
 pub mod listeners;
+pub mod lists;
 pub mod metrics;
 pub mod node;
 pub mod public;

@@ -42,10 +42,12 @@ use crate::{
     imap_backend::{ImapBackend, ImapDigests},
     janitor,
     listeners::Listeners,
+    lists::{self, Lists},
     metrics::{Metrics, sampled::Sources},
     public::Public,
     repairer::Repairer,
     scrubber::Scrubbing,
+    signer::Signer,
     smtp_backend::{Checks, SmtpBackend},
     tls::{self, InternalTls, PublicTls},
     topology,
@@ -209,7 +211,11 @@ impl Node {
         tokio::spawn(scrubbing.run(rest.clone()));
         tokio::spawn(archiver.clone().run(rest.clone()));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
+        let signer = Arc::<Signer>::default();
+        let lists = Lists::new(Arc::clone(&groups), Arc::clone(&signer), config.hostname.clone());
+        let lists = Arc::new(lists);
         let service = AdminService {
+            lists: Arc::clone(&lists),
             groups: Arc::clone(&groups),
             auth: Arc::clone(&auth),
             ready: is_ready,
@@ -240,6 +246,8 @@ impl Node {
             delivery,
             dns,
             checks,
+            signer,
+            lists,
         };
         let clients = CancellationToken::new();
         let client_tasks = parts.start(mail, Arc::clone(&mail_is_served), &clients, &rest);
@@ -349,6 +357,8 @@ struct Mail {
     delivery: quorumail_delivery::Config,
     dns: quorumail_delivery::Dns,
     checks: Option<Checks>,
+    signer: Arc<Signer>,
+    lists: Arc<Lists>,
 }
 
 impl Mail {
@@ -363,19 +373,25 @@ impl Mail {
         let mut tasks = JoinSet::new();
         tasks.spawn(janitor::run(Arc::clone(&self.groups), self.config.deleted_mail.keep, stop.clone()));
         let watchers = Watchers::start(&self.groups.store, rest.clone());
-        let queue = Arc::new(DeliveryQueue::new(Arc::clone(&self.groups), Arc::clone(&watchers)));
+        let queue = Arc::new(DeliveryQueue::new(
+            Arc::clone(&self.groups),
+            Arc::clone(&self.lists),
+            Arc::clone(&watchers),
+        ));
         let transport = Arc::new(smtp_transport(&self.config.hostname));
         let observer = Arc::clone(&self.metrics);
         let worker = Worker::new(self.delivery, queue, Arc::new(self.dns), transport, observer);
         let until = stop.clone();
         tasks.spawn(async move { worker.run(until).await });
+        tasks.spawn(lists::worker::run(Arc::clone(&self.lists), watchers.queue(), stop.clone()));
         let smtp = SmtpBackend {
             auth: Arc::clone(&self.auth),
             groups: Arc::clone(&self.groups),
             hostname: self.config.hostname.clone(),
             disk: Arc::clone(&self.disk),
             checks: self.checks,
-            signer: Arc::default(),
+            signer: self.signer,
+            lists: self.lists,
             metrics: Arc::clone(&self.metrics),
         };
         let imap =

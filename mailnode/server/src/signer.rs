@@ -35,8 +35,22 @@ impl Signer {
     ) -> String {
         let Some(author) = authentication::author(message) else { return String::new() };
         let Ok(author) = author.parse::<Address>() else { return String::new() };
-        let domain = author.domain().clone();
-        let Some(keys) = directory.dkim_keys(&domain).filter(|_| owns(&author)) else { return String::new() };
+        if !owns(&author) {
+            return String::new();
+        }
+        self.sign_as(directory, author.domain(), message, at).await
+    }
+
+    /// As [`Signer::sign`], in the name of a domain that the caller answers for: a list's, for what the list sends.
+    pub async fn sign_as(
+        self: &Arc<Self>,
+        directory: &Directory,
+        domain: &Domain,
+        message: &Bytes,
+        at: i64,
+    ) -> String {
+        let domain = domain.clone();
+        let Some(keys) = directory.dkim_keys(&domain) else { return String::new() };
         let (signer, message) = (Arc::clone(self), message.clone());
         // A millisecond for RSA, and more to hash a large body.
         let signed = tokio::task::spawn_blocking(move || {

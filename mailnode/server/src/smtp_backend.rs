@@ -13,18 +13,19 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use quorumail_authentication::{Checker, Incoming, results};
+use quorumail_authentication::{self as authentication, Checker, Outcome, results};
 use quorumail_message::{Address, Domain, Received, headers, return_path};
 use quorumail_smtp::{AuthFailure, Backend, Envelope, Identity, Reject, Service};
 use quorumail_store::{
-    Applied, Directory, MailboxRecord, Op, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal,
-    Resolution, Timestamp,
+    Applied, Directory, ListPart, ListRecord, MailboxRecord, Op, QueueClass, QueueEntry, QueueId,
+    QueueRecipient, Refusal, Resolution, Timestamp,
 };
 
 use crate::{
     auth::{self, Authenticator, Purpose},
     disk::Disk,
     groups::{self, CommandFailure, Groups, INBOX},
+    lists::{Author, Incoming, ListFailure, Lists},
     metrics::Metrics,
     signer::Signer,
 };
@@ -46,6 +47,8 @@ pub struct SmtpBackend {
     pub checks: Option<Checks>,
     /// Signs mail of our own people.
     pub signer: Arc<Signer>,
+    /// Takes mail for mailing lists.
+    pub lists: Arc<Lists>,
     /// Counts what the checks find.
     pub metrics: Arc<Metrics>,
 }
@@ -105,7 +108,7 @@ impl Backend for SmtpBackend {
     async fn recipient(&self, recipient: &Address, identity: Option<&Identity>) -> Result<(), Reject> {
         let mut found = self.groups.directory().resolve(recipient);
         let is_taken = match found {
-            Resolution::Mailbox(_) => true,
+            Resolution::Mailbox(_) | Resolution::List(..) => true,
             Resolution::NotLocal => identity.is_some(),
             Resolution::NoSuchUser => false,
         };
@@ -121,6 +124,8 @@ impl Backend for SmtpBackend {
             Resolution::Mailbox(mailbox) if mailbox.permissions.receive => Ok(()),
             // RFC 3463 3.3: mailbox disabled, not accepting messages.
             Resolution::Mailbox(_) => Err(reject(550, "5.2.1", "this mailbox takes no mail")),
+            // Whether its author may post is told once the message is there: the envelope does not say who that is.
+            Resolution::List(..) => Ok(()),
             Resolution::NoSuchUser => Err(reject(550, "5.1.1", "there is no such mailbox")),
             Resolution::NotLocal if identity.is_some() => Ok(()),
             Resolution::NotLocal => Err(reject(554, "5.7.1", "relay access denied")),
@@ -138,16 +143,21 @@ impl Backend for SmtpBackend {
         }
         // RFC 8601 5: what only we may write is taken out of all mail, of our own people as well.
         let body = results::without_forged(&body, self.hostname.as_str());
-        let results = self.check(&envelope, &body).await?;
+        let (results, is_false) = self.check(&envelope, &body).await?;
         let id = groups::random_queue_id();
         let directory = self.groups.directory();
+        let mut envelope = envelope;
+        let taken = self.to_lists(id, &mut envelope, &directory, (&results, is_false), &body).await?;
+        if envelope.recipients.is_empty() && taken {
+            return Ok(format!("taken as {id}"));
+        }
         let mut mailboxes: Vec<Arc<MailboxRecord>> = Vec::new();
         let mut all_here = true;
         for recipient in &envelope.recipients {
             match directory.resolve(recipient) {
                 Resolution::Mailbox(mailbox) if mailboxes.iter().any(|known| known.id == mailbox.id) => {}
                 Resolution::Mailbox(mailbox) => mailboxes.push(mailbox),
-                Resolution::NoSuchUser | Resolution::NotLocal => all_here = false,
+                Resolution::List(..) | Resolution::NoSuchUser | Resolution::NotLocal => all_here = false,
             }
         }
         match mailboxes.as_slice() {
@@ -158,13 +168,14 @@ impl Backend for SmtpBackend {
 }
 
 impl SmtpBackend {
-    /// Checks mail from another system; the Authentication-Results field to put before it, empty without a check.
-    async fn check(&self, envelope: &Envelope, body: &Bytes) -> Result<String, Reject> {
+    /// Checks mail from another system; the Authentication-Results field to put before it, empty without a check, and whether
+    /// its author is shown to be another than it says.
+    async fn check(&self, envelope: &Envelope, body: &Bytes) -> Result<(String, bool), Reject> {
         let Some(checks) = self.checks.as_ref().filter(|_| envelope.identity.is_none()) else {
-            return Ok(String::new());
+            return Ok((String::new(), false));
         };
         let begun = Instant::now();
-        let incoming = Incoming {
+        let incoming = authentication::Incoming {
             remote: envelope.remote,
             helo: envelope.helo.clone(),
             mail_from: envelope.reverse_path.as_ref().map(Address::to_string),
@@ -181,7 +192,53 @@ impl SmtpBackend {
             );
             return Err(reject(550, "5.7.26", &text));
         }
-        Ok(verdict.to_header(self.hostname.as_str()))
+        let is_false = verdict.dmarc.outcome == Outcome::Fail;
+        Ok((verdict.to_header(self.hostname.as_str()), is_false))
+    }
+
+    /// Gives the message to the lists among its recipients, which are taken out of the envelope; whether there were any. When one
+    /// of them refuses, nothing is kept for anybody: the sender learns of it at once, and no report is sent to who may have
+    /// been named falsely.
+    async fn to_lists(
+        &self,
+        id: QueueId,
+        envelope: &mut Envelope,
+        directory: &Directory,
+        (results, is_false): (&str, bool),
+        body: &Bytes,
+    ) -> Result<bool, Reject> {
+        let mut lists: Vec<(Arc<ListRecord>, ListPart)> = Vec::new();
+        let mut others = Vec::new();
+        for recipient in &envelope.recipients {
+            match directory.resolve(recipient) {
+                Resolution::List(record, part) => {
+                    if !lists.iter().any(|(known, same)| known.id == record.id && *same == part) {
+                        lists.push((record, part));
+                    }
+                }
+                _ => others.push(recipient.clone()),
+            }
+        }
+        if lists.is_empty() {
+            return Ok(false);
+        }
+        let body = headers::prepend(&self.trace(id, envelope, body, groups::now()), body);
+        let body = headers::prepend(results, &body);
+        let incoming = Incoming {
+            id,
+            reverse_path: envelope.reverse_path.as_ref(),
+            author: author(directory, envelope, is_false, &body),
+            body,
+            eight_bit: envelope.eight_bit,
+        };
+        for (record, _) in lists.iter().filter(|(_, part)| *part == ListPart::Post) {
+            self.lists.judged(record, &incoming).await.map_err(not_taken)?;
+        }
+        for (record, part) in &lists {
+            self.lists.take(record, part, &incoming).await.map_err(not_taken)?;
+        }
+        envelope.recipients = others;
+        Ok(true)
     }
 
     /// DKIM signatures on mail that was submitted by one of our own people: what is queued is signed, so that every attempt
@@ -276,7 +333,7 @@ impl SmtpBackend {
             address: address.clone(),
             class: match directory.resolve(address) {
                 Resolution::NotLocal => QueueClass::Remote,
-                Resolution::Mailbox(_) | Resolution::NoSuchUser => QueueClass::Local,
+                Resolution::Mailbox(_) | Resolution::List(..) | Resolution::NoSuchUser => QueueClass::Local,
             },
             attempts: 0,
             next_attempt: arrived,
@@ -295,6 +352,33 @@ impl SmtpBackend {
         match self.groups.propose(group, groups::random_command(), op, body, ACCEPT_WITHIN).await {
             Ok(_) => Ok(format!("queued as {id}")),
             Err(failure) => Err(refused(failure, false)),
+        }
+    }
+}
+
+/// Who wrote a message, as far as a list has to know.
+fn author(directory: &Directory, envelope: &Envelope, is_false: bool, body: &[u8]) -> Author {
+    let address = authentication::author(body).and_then(|author| author.parse::<Address>().ok());
+    let account = envelope.identity.as_ref().map(|who| directory.login(&who.address));
+    let is_shown = match (&account, &address) {
+        (Some(Some(account)), Some(address)) => owns(directory, account, address),
+        (None, Some(address)) => !is_false && directory.domain(address.domain()).is_none(),
+        // Nobody says in the name of our own domains who they are without logging in.
+        _ => false,
+    };
+    Author { address, is_shown, is_ours: account.is_some() }
+}
+
+fn not_taken(failure: ListFailure) -> Reject {
+    match failure {
+        ListFailure::Refused(code, enhanced, text) => reject(code, enhanced, &text),
+        ListFailure::Full(text) => {
+            tracing::warn!(text, "a message to a list could not be kept");
+            reject(452, "4.3.1", "too many messages to this list wait, try again later")
+        }
+        ListFailure::Unavailable(reason) => {
+            tracing::warn!(reason, "a message to a list could not be kept in time");
+            unavailable()
         }
     }
 }

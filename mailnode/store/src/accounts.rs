@@ -12,8 +12,8 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    Address, Applied, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, PartitionId, Refusal,
-    StoreError, StsMode, Timestamp,
+    Address, Applied, DkimKey, Domain, DomainRecord, ListId, ListRecord, MailboxId, MailboxRecord,
+    PartitionId, Refusal, StoreError, StsMode, Timestamp,
     directory::{DirectoryChange, address_keys},
     error::Stop,
     keys,
@@ -32,6 +32,10 @@ pub const MAX_DKIM_KEYS: usize = 8;
 const MAX_KEY_BYTES: usize = 4096;
 /// Longest selector, in bytes.
 const MAX_SELECTOR: usize = 128;
+/// Most members of one mailing list.
+pub const MAX_LIST_MEMBERS: usize = 10_000;
+/// Longest sum of the addresses of one list's members, in bytes: the record is one command and one value.
+pub const MAX_LIST_BYTES: usize = 512 * 1024;
 
 /// Without `service` the keys and the MTA-STS mode that are there stay.
 pub(crate) fn put_domain(
@@ -89,7 +93,8 @@ pub(crate) fn delete_domain(txn: &mut Txn<'_>, domain: &Domain) -> Result<Applie
     let record = record.ok_or_else(|| Refusal::NotFound(format!("domain {domain}")))?;
     let used = count(txn, &use_key(domain))?;
     if used > 0 {
-        let text = format!("domain {domain} still has {used} addresses of mailboxes; delete those first");
+        let text =
+            format!("domain {domain} still has {used} addresses of mailboxes and lists; delete those first");
         return Err(Refusal::Conflict(text).into());
     }
     for name in domain_names(&record) {
@@ -190,6 +195,55 @@ pub(crate) fn delete_mailbox(
     Ok(applied)
 }
 
+pub(crate) fn put_list(txn: &mut Txn<'_>, mut record: ListRecord, partitions: u32) -> Result<Applied, Stop> {
+    if partitions == 0 || partitions > MAX_PARTITIONS {
+        return Err(Refusal::Invalid(format!("a cluster has 1 to {MAX_PARTITIONS} partitions")).into());
+    }
+    record.members.sort_by_key(|member| member.address.key());
+    record.members.dedup_by_key(|member| member.address.key());
+    let bytes: usize = record.members.iter().map(|member| member.address.key().len()).sum();
+    if record.members.len() > MAX_LIST_MEMBERS || bytes > MAX_LIST_BYTES {
+        let text = format!(
+            "a list may have at most {MAX_LIST_MEMBERS} members, whose addresses take at most {MAX_LIST_BYTES} bytes"
+        );
+        return Err(Refusal::Invalid(text).into());
+    }
+    check_domain(txn, &record.address)?;
+    let address = record.address.key();
+    if let Some(id) = read::<MailboxId>(txn, &address_key(&address))? {
+        let owner = mailbox_entry(txn, id)?.record.address;
+        return Err(Refusal::Conflict(format!("{address} belongs to mailbox {owner}")).into());
+    }
+    let place = list_address_key(&address);
+    if let Some(id) = read::<ListId>(txn, &place)? {
+        let old = read::<ListRecord>(txn, &keys::list(keys::LIST, id))?;
+        let old = old.ok_or(StoreError::Damaged("an address points to no list"))?;
+        (record.id, record.partition, record.secret) = (old.id, old.partition, old.secret);
+    } else {
+        record.id = ListId(next_mailbox(txn)?.0);
+        // Few, and their posts are short-lived: they need not be counted to be spread.
+        let home = (record.id.0 % u64::from(partitions)) + 1;
+        record.partition = PartitionId(u32::try_from(home).expect("there are fewer than 2^32 partitions"));
+        write(txn, place, &record.id);
+        add(txn, use_key_of(&address), 1)?;
+    }
+    let applied = Applied::Mailbox { id: MailboxId(record.id.0), partition: record.partition };
+    write(txn, keys::list(keys::LIST, record.id), &record);
+    tell(txn, DirectoryChange::List(record.id, Some(Arc::new(record))));
+    Ok(applied)
+}
+
+pub(crate) fn delete_list(txn: &mut Txn<'_>, address: &Address) -> Result<Applied, Stop> {
+    let place = list_address_key(&address.key());
+    let missing = || Refusal::NotFound(format!("mailing list {address}"));
+    let id = read::<ListId>(txn, &place)?.ok_or_else(missing)?;
+    txn.remove(place);
+    txn.remove(keys::list(keys::LIST, id));
+    add(txn, use_key_of(&address.key()), -1)?;
+    tell(txn, DirectoryChange::List(id, None));
+    Ok(Applied::Done)
+}
+
 /// Done as well when the mailbox is forgotten already: whoever purges may ask again.
 pub(crate) fn forget_mailbox(txn: &mut Txn<'_>, id: MailboxId) -> Result<Applied, Stop> {
     let key = keys::mailbox(keys::MAILBOX, id);
@@ -222,6 +276,11 @@ pub(crate) fn everything<V: View>(view: &V) -> Result<Vec<DirectoryChange>, Stor
     })?;
     view.scan(&[keys::STS_MODE], &[keys::STS_MODE], &mut |key, value| {
         all.push(DirectoryChange::Sts(domain_in(key)?, Some(records::decode(value)?)));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    view.scan(&[keys::LIST], &[keys::LIST], &mut |_, value| {
+        let record: ListRecord = records::decode(value)?;
+        all.push(DirectoryChange::List(record.id, Some(Arc::new(record))));
         Ok(ControlFlow::Continue(()))
     })?;
     view.scan(&[keys::MAILBOX], &[keys::MAILBOX], &mut |_, value| {
@@ -266,6 +325,9 @@ fn claim_addresses(txn: &mut Txn<'_>, new: &MailboxRecord, old: Option<&MailboxR
         if let Some(owner) = read::<MailboxId>(txn, &address_key(&key))? {
             let owner = mailbox_entry(txn, owner)?.record.address;
             return Err(Refusal::Conflict(format!("{key} belongs to mailbox {owner}")).into());
+        }
+        if txn.get(&list_address_key(&key))?.is_some() {
+            return Err(Refusal::Conflict(format!("{key} is a mailing list")).into());
         }
         write(txn, address_key(&key), &new.id);
         add(txn, use_key_of(&key), 1)?;
@@ -324,6 +386,10 @@ fn name_key(name: &Domain) -> Vec<u8> {
 
 fn address_key(key: &str) -> Vec<u8> {
     keys::text(keys::ADDRESS, key)
+}
+
+fn list_address_key(key: &str) -> Vec<u8> {
+    keys::text(keys::LIST_ADDRESS, key)
 }
 
 fn use_key(domain: &Domain) -> Vec<u8> {

@@ -11,7 +11,7 @@ use crate::{
     digests::{Answering, Fresh},
     folder_name,
     folders::{self, Folder},
-    keys, messages,
+    keys, lists, messages,
     queue::QueueIndex,
     records::{self, Message, Queued},
     repair::Reads,
@@ -89,6 +89,18 @@ pub(crate) fn answer(
                 }
             }
         },
+        Query::ListPosts(list) => Reply::ListPosts(lists::posts(view, *list)?),
+        Query::ListPost { list, post } => match lists::find(view, *list, *post)? {
+            None => Reply::ListPost(None),
+            Some(posted) => match body_table::read(view, &bodies, posted.body, None)? {
+                Ok(body) => Reply::ListPost(Some((posted.post, body))),
+                Err(reason) => Reply::Unreadable(reason),
+            },
+        },
+        Query::Subscribers(list) => Reply::Subscribers(lists::subscribers(view, *list)?),
+        Query::Subscriber { list, address } => {
+            Reply::Subscribers(lists::find_subscriber(view, *list, address)?.into_iter().collect())
+        }
         Query::QueueCounts => Reply::QueueCounts(index.counts),
         Query::Deleted { mailbox, after, limit, prefix } => {
             let (page, kept) = vault::page(view, &bodies, *mailbox, *after, *limit, *prefix)?;
@@ -113,6 +125,9 @@ pub(crate) fn nothing(query: &Query) -> Reply {
         Query::QueueDue { .. } | Query::QueueList { .. } => Reply::Queue(Vec::new()),
         Query::QueueEntry(_) => Reply::QueueEntry(None),
         Query::QueueCounts => Reply::QueueCounts(QueueIndex::default().counts()),
+        Query::ListPosts(_) => Reply::ListPosts(Vec::new()),
+        Query::ListPost { .. } => Reply::ListPost(None),
+        Query::Subscribers(_) | Query::Subscriber { .. } => Reply::Subscribers(Vec::new()),
         Query::Deleted { .. } => Reply::Deleted(Vec::new(), Usage::default()),
         Query::Imported { sources, .. } => Reply::Imported(vec![false; sources.len()]),
     }

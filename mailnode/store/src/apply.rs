@@ -10,7 +10,7 @@ use crate::{
     chunks, encode_outcome,
     error::Stop,
     folders::{self, Mailbox},
-    keys, queue,
+    keys, lists, queue,
     store::LogCommand,
     txn::{Txn, View},
 };
@@ -119,13 +119,19 @@ fn execute(
             | Op::PutMailbox { .. }
             | Op::DeleteMailbox { .. }
             | Op::ForgetMailbox(_)
+            | Op::PutList { .. }
+            | Op::DeleteList(_)
     );
     if is_directory != (group == 0) {
         return Err(Refusal::Invalid(format!("group {group} does not take this command")).into());
     }
     match op {
         Op::WithUpload { upload, chunks, op } => {
-            if !matches!(*op, Op::Append { .. } | Op::Enqueue(_) | Op::RestoreMessage { .. }) {
+            let takes_body = matches!(
+                *op,
+                Op::Append { .. } | Op::Enqueue(_) | Op::RestoreMessage { .. } | Op::PostToList(_)
+            );
+            if !takes_body {
                 return Err(Refusal::Invalid("the command takes no body".to_owned()).into());
             }
             let arrived = chunks::take(txn, arrived.id, upload, chunks)?;
@@ -142,6 +148,15 @@ fn execute(
         Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox, at),
         Op::Enqueue(entry) => queue::enqueue(txn, group, entry, arrived),
         Op::UpdateQueue { id, done, changed } => queue::update(txn, group, id, &done, changed),
+        Op::PutList { record, partitions } => accounts::put_list(txn, record, partitions),
+        Op::DeleteList(address) => accounts::delete_list(txn, &address),
+        Op::PostToList(post) => lists::post(txn, group, post, arrived),
+        Op::ExpandPost { list, post, after, entries, next } => {
+            lists::expand(txn, group, (list, post), after.as_ref(), entries, next)
+        }
+        Op::DecidePost { list, post, approve } => lists::decide(txn, group, (list, post), approve),
+        Op::ChangeSubscriber { list, address, change } => lists::subscriber(txn, list, address, change, at),
+        Op::ForgetList(list) => lists::forget(txn, list),
         // Purged meanwhile: it is not to be made again.
         Op::DropDeleted { mailbox, .. } if folders::mailbox_head(txn, mailbox)?.is_none() => {
             Ok(Applied::Done)

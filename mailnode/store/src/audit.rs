@@ -4,11 +4,12 @@
 use std::{collections::BTreeMap, ops::ControlFlow};
 
 use crate::{
-    BodyId, FolderId, MailboxId, Store, StoreError, Usage,
+    BodyId, FolderId, ListId, MailboxId, Store, StoreError, Usage,
     body_table::BodyEntry,
     chunks::{self, Chunk},
     keys,
-    records::{self, FolderState, MailboxHead, Message, Queued},
+    lists::ListHead,
+    records::{self, FolderState, MailboxHead, Message, Posted, Queued},
     restore::RestoreState,
     txn::View,
     uids::Holes,
@@ -51,6 +52,8 @@ impl Store {
         let mut restores: BTreeMap<(MailboxId, FolderId), RestoreState> = BTreeMap::new();
         let mut vaults: BTreeMap<MailboxId, VaultHead> = BTreeMap::new();
         let mut kept: BTreeMap<MailboxId, VaultHead> = BTreeMap::new();
+        let (mut posts, mut subscribers) = (BTreeMap::<ListId, u32>::new(), BTreeMap::<ListId, u32>::new());
+        let mut lists: BTreeMap<ListId, (u32, u32)> = BTreeMap::new();
         let mut chunks = 0;
         view.scan(&[], &[], &mut |key, value| {
             let number = |at: usize| -> u64 {
@@ -89,6 +92,16 @@ impl Store {
                 }
                 keys::MARKED => folders.entry(folder).or_default().marked += 1,
                 keys::QUEUE => *references.entry(records::decode::<Queued>(value)?.body).or_default() += 1,
+                keys::LIST_POST | keys::LIST_HELD => {
+                    let posted: Posted = records::decode(value)?;
+                    *references.entry(posted.body).or_default() += 1;
+                    *posts.entry(posted.post.list).or_default() += 1;
+                }
+                keys::LIST_MEMBER => *subscribers.entry(ListId(number(1))).or_default() += 1,
+                keys::LIST_HEAD => {
+                    let head: ListHead = records::decode(value)?;
+                    lists.insert(ListId(number(1)), (head.held + head.expanding, head.subscribers));
+                }
                 keys::BODY => {
                     let entry = BodyEntry::decode(value)?;
                     for part in &entry.state.parts {
@@ -109,6 +122,17 @@ impl Store {
         let told = chunks::waiting(&view).map_err(failed)?;
         if told != chunks {
             return Err(format!("{told} chunks are said to wait, but there are {chunks}"));
+        }
+        for (id, (told_posts, told_subscribers)) in lists {
+            let counted = (posts.remove(&id).unwrap_or(0), subscribers.remove(&id).unwrap_or(0));
+            if counted != (told_posts, told_subscribers) {
+                return Err(format!(
+                    "list {id} says {told_posts} posts and {told_subscribers} addresses, but {counted:?} were counted"
+                ));
+            }
+        }
+        if !posts.is_empty() || !subscribers.is_empty() {
+            return Err("there are posts or addresses of lists that count none".to_owned());
         }
         for (id, told) in &vaults {
             let counted = kept.remove(id).unwrap_or_default();

@@ -5,16 +5,16 @@ use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CommandId, DkimKey, DomainRecord, Flags, FolderId, MailboxId, MailboxRecord, MessageError, ModSeq,
-    PartitionId, QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse, StoreFlags, StsMode, Timestamp, Uid,
-    UidValidity, UploadId, query,
+    CommandId, DkimKey, DomainRecord, Flags, FolderId, ListId, ListPost, ListRecord, MailboxId,
+    MailboxRecord, MessageError, ModSeq, PartitionId, QueueEntry, QueueId, QueueRecipient, Quota, SpecialUse,
+    StoreFlags, StsMode, SubscriberChange, Timestamp, Uid, UidValidity, UploadId, query,
 };
 
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command. Whatever changes what the
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
-pub const COMMAND_FORMAT: u8 = 5;
-/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 to 5 have more
+pub const COMMAND_FORMAT: u8 = 6;
+/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 to 6 have more
 /// kinds.
 const OLDEST_COMMAND: u8 = 2;
 /// From this version on, commands that delete mail keep it for a time. What an older archive holds is applied as it was
@@ -176,7 +176,7 @@ pub enum Op {
         /// Its place in the body, from 0.
         number: u32,
     },
-    /// An [`Op::Append`], [`Op::Enqueue`] or [`Op::RestoreMessage`] whose body came in chunks to the same group before. Refused with
+    /// An [`Op::Append`], [`Op::Enqueue`], [`Op::RestoreMessage`] or [`Op::PostToList`] whose body came in chunks to the same group before. Refused with
     /// [`Refusal::Incomplete`] when one is missing.
     WithUpload {
         /// Which upload.
@@ -255,6 +255,56 @@ pub enum Op {
         /// Whether it has an MTA-STS policy, and which.
         sts: Option<StsMode>,
     },
+
+    // ---- mailing lists: directory ----
+    /// Makes or changes a mailing list. `id`, `partition` and `secret` of the record count for a new list only, as in
+    /// [`Op::PutMailbox`] (the secret is taken as it is); one that is there keeps its own. [`Applied::Mailbox`] with the
+    /// number of the list.
+    PutList {
+        /// What it should be.
+        record: ListRecord,
+        /// Number of partitions of the cluster.
+        partitions: u32,
+    },
+    /// Removes a mailing list from the directory. What its home holds goes with [`Op::ForgetList`].
+    DeleteList(Address),
+
+    // ---- mailing lists: the partition that a list has its home in ----
+    /// Keeps a post with the body, to be expanded or held. Refused with [`Refusal::Conflict`] when too many wait.
+    PostToList(ListPost),
+    /// The next step of an expansion. Does nothing when the post is not at `after`.
+    ExpandPost {
+        /// Which list.
+        list: ListId,
+        /// Which post.
+        post: QueueId,
+        /// Where its cursor is.
+        after: Option<String>,
+        /// One for each member served, all with the post's body; at most [`MAX_EXPANDED`](crate::MAX_EXPANDED).
+        entries: Vec<QueueEntry>,
+        /// Where its cursor goes; none: all members are served, and the post goes.
+        next: Option<String>,
+    },
+    /// What a moderator said of a held post: it goes to the members, or away.
+    DecidePost {
+        /// Which list.
+        list: ListId,
+        /// Which post.
+        post: QueueId,
+        /// Whether it goes to the members.
+        approve: bool,
+    },
+    /// Changes what is remembered of an address.
+    ChangeSubscriber {
+        /// Which list.
+        list: ListId,
+        /// Whose.
+        address: Address,
+        /// What happened.
+        change: SubscriberChange,
+    },
+    /// Removes what is here of a list that is no more. [`Applied::More`] when not all is gone yet.
+    ForgetList(ListId),
 }
 
 /// The folder that another is restored from.
@@ -327,7 +377,7 @@ pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, MessageError> {
 pub enum Applied {
     /// Nothing more to say.
     Done,
-    /// Of [`Op::PutMailbox`] and [`Op::DeleteMailbox`].
+    /// Of [`Op::PutMailbox`], [`Op::DeleteMailbox`] and [`Op::PutList`].
     Mailbox {
         /// Its id.
         id: MailboxId,

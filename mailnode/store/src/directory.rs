@@ -11,7 +11,7 @@ use std::{
 use parking_lot::RwLock;
 
 use crate::{
-    Address, DkimKey, Domain, DomainRecord, MailboxId, MailboxRecord, StsMode, Timestamp,
+    Address, DkimKey, Domain, DomainRecord, ListId, ListRecord, MailboxId, MailboxRecord, StsMode, Timestamp,
     records::MailboxEntry,
 };
 
@@ -24,10 +24,50 @@ pub struct Directory(Arc<RwLock<Maps>>);
 pub enum Resolution {
     /// It belongs to this mailbox: as its address or alias, through an alias of the domain, or as its catch-all.
     Mailbox(Arc<MailboxRecord>),
+    /// It belongs to this mailing list.
+    List(Arc<ListRecord>, ListPart),
     /// The domain is served here, but nobody has this address.
     NoSuchUser,
     /// The domain is not served here.
     NotLocal,
+}
+
+/// What an address of a mailing list is for. The local part is the list's own with a word behind it, and some have a token
+/// after `+`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListPart {
+    /// `list@`: a message for its members.
+    Post,
+    /// `list-bounces@`: what comes back from members.
+    Bounces(String),
+    /// `list-join@`: the sender wants to become a member.
+    Join,
+    /// `list-leave@`: the sender wants to be one no more.
+    Leave,
+    /// `list-confirm+token@`: yes, it was I who asked.
+    Confirm(String),
+    /// `list-moderate+token@`: what a moderator says.
+    Moderate(String),
+    /// `list-owner@`: a message for its owners.
+    Owner,
+}
+
+impl ListPart {
+    /// Splits a local part in lower case into that of a list and what the rest means.
+    fn split(local: &str) -> Option<(&str, Self)> {
+        let (stem, token) = local.split_once('+').unwrap_or((local, ""));
+        let (list, word) = stem.rsplit_once('-')?;
+        let part = match word {
+            "bounces" => Self::Bounces(token.to_owned()),
+            "join" => Self::Join,
+            "leave" => Self::Leave,
+            "confirm" => Self::Confirm(token.to_owned()),
+            "moderate" => Self::Moderate(token.to_owned()),
+            "owner" => Self::Owner,
+            _ => return None,
+        };
+        Some((list, part))
+    }
 }
 
 /// A mailbox that was deleted and whose mail is kept for a time.
@@ -47,6 +87,7 @@ pub(crate) enum DirectoryChange {
     Keys(Domain, Arc<[DkimKey]>),
     Sts(Domain, Option<StsMode>),
     Mailbox(MailboxId, Option<MailboxEntry>),
+    List(ListId, Option<Arc<ListRecord>>),
 }
 
 #[derive(Debug, Default)]
@@ -62,6 +103,9 @@ struct Maps {
     deleted: HashMap<MailboxId, DeletedMailbox>,
     /// [`Address::key`] of addresses and aliases.
     addresses: HashMap<String, MailboxId>,
+    lists: HashMap<ListId, Arc<ListRecord>>,
+    /// [`Address::key`] of lists.
+    list_addresses: HashMap<String, ListId>,
 }
 
 impl Directory {
@@ -69,10 +113,14 @@ impl Directory {
     pub fn resolve(&self, address: &Address) -> Resolution {
         let maps = self.0.read();
         let Some(domain) = maps.names.get(address.domain()) else { return Resolution::NotLocal };
-        let found = maps.lookup(address).or_else(|| {
-            let catch_all = maps.domains.get(domain)?.catch_all.as_ref()?;
-            maps.lookup(catch_all)
-        });
+        if let Some(mailbox) = maps.lookup(address) {
+            return Resolution::Mailbox(Arc::clone(mailbox));
+        }
+        if let Some((list, part)) = maps.list(&address.at(domain).key()) {
+            return Resolution::List(Arc::clone(list), part);
+        }
+        let catch_all = maps.domains.get(domain).and_then(|domain| domain.catch_all.as_ref());
+        let found = catch_all.and_then(|catch_all| maps.lookup(catch_all));
         found.map_or(Resolution::NoSuchUser, |mailbox| Resolution::Mailbox(Arc::clone(mailbox)))
     }
 
@@ -88,6 +136,26 @@ impl Directory {
     /// A mailbox by id; none when it is deleted.
     pub fn mailbox(&self, id: MailboxId) -> Option<Arc<MailboxRecord>> {
         self.0.read().mailboxes.get(&id).cloned()
+    }
+
+    /// A mailing list by id.
+    pub fn list(&self, id: ListId) -> Option<Arc<ListRecord>> {
+        self.0.read().lists.get(&id).cloned()
+    }
+
+    /// A mailing list by its address, at its domain or an alias of it.
+    pub fn list_named(&self, address: &Address) -> Option<Arc<ListRecord>> {
+        match self.resolve(address) {
+            Resolution::List(list, ListPart::Post) => Some(list),
+            _ => None,
+        }
+    }
+
+    /// All mailing lists, by id.
+    pub fn lists(&self) -> Vec<Arc<ListRecord>> {
+        let mut lists: Vec<_> = self.0.read().lists.values().cloned().collect();
+        lists.sort_by_key(|list| list.id);
+        lists
     }
 
     /// A domain by its own name or an alias.
@@ -157,6 +225,30 @@ impl Maps {
         self.mailboxes.get(id)
     }
 
+    /// The list that an address at a domain's own name belongs to, by its key.
+    fn list(&self, key: &str) -> Option<(&Arc<ListRecord>, ListPart)> {
+        let found = |key: &str| self.lists.get(self.list_addresses.get(key)?);
+        if let Some(list) = found(key) {
+            return Some((list, ListPart::Post));
+        }
+        let (local, domain) = key.rsplit_once('@')?;
+        let (name, part) = ListPart::split(local)?;
+        found(&format!("{name}@{domain}")).map(|list| (list, part))
+    }
+
+    fn set_list(&mut self, id: ListId, record: Option<Arc<ListRecord>>) {
+        if let Some(old) = self.lists.remove(&id) {
+            let key = old.address.key();
+            if self.list_addresses.get(&key) == Some(&id) {
+                self.list_addresses.remove(&key);
+            }
+        }
+        if let Some(record) = record {
+            self.list_addresses.insert(record.address.key(), id);
+            self.lists.insert(id, record);
+        }
+    }
+
     fn apply(&mut self, change: DirectoryChange) {
         match change {
             DirectoryChange::Domain(domain, record) => self.set_domain(domain, record),
@@ -165,6 +257,7 @@ impl Maps {
             DirectoryChange::Sts(domain, None) => drop(self.sts.remove(&domain)),
             DirectoryChange::Sts(domain, Some(mode)) => drop(self.sts.insert(domain, mode)),
             DirectoryChange::Mailbox(id, entry) => self.set_mailbox(id, entry),
+            DirectoryChange::List(id, record) => self.set_list(id, record),
         }
     }
 

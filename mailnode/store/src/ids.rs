@@ -28,6 +28,10 @@ number! {
     MailboxId(u64)
 }
 number! {
+    /// One mailing list. Never used again for another.
+    ListId(u64)
+}
+number! {
     /// One folder ("mailbox" in the words of IMAP) of a mailbox. Unique within the mailbox, never used again.
     FolderId(u64)
 }

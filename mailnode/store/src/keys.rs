@@ -4,7 +4,7 @@
 //!
 //! Numbers are big endian, so that the order of keys is the order of what they name.
 
-use crate::{BodyId, CommandId, FolderId, MailboxId, ModSeq, QueueId, Uid, UploadId};
+use crate::{BodyId, CommandId, FolderId, ListId, MailboxId, ModSeq, QueueId, Uid, UploadId};
 
 /// The space of this table of spaces.
 pub(crate) const ROOT: u32 = 0;
@@ -36,8 +36,12 @@ pub(crate) const DELETED: u8 = 16;
 pub(crate) const PARTITION: u8 = 17;
 /// Domain: the keys that its mail is signed with; none when there are none.
 pub(crate) const DKIM_KEYS: u8 = 18;
+/// Mailing list, by id.
+pub(crate) const LIST: u8 = 19;
+/// Address of a mailing list: its id.
+pub(crate) const LIST_ADDRESS: u8 = 20;
 /// Domain: its MTA-STS mode; none when it has no policy.
-pub(crate) const STS_MODE: u8 = 19;
+pub(crate) const STS_MODE: u8 = 21;
 
 pub(crate) const HEAD: u8 = 30;
 pub(crate) const FOLDER: u8 = 31;
@@ -80,6 +84,15 @@ pub(crate) const BODY: u8 = 60;
 pub(crate) const CHUNK: u8 = 61;
 /// Number of such chunks.
 pub(crate) const CHUNKS: u8 = 62;
+
+/// Counts of a mailing list in its home (`lists.rs`).
+pub(crate) const LIST_HEAD: u8 = 70;
+/// Post of a list that is being expanded, with its body.
+pub(crate) const LIST_POST: u8 = 71;
+/// What is remembered of an address of a list.
+pub(crate) const LIST_MEMBER: u8 = 72;
+/// Post of a list that waits for a moderator, with its body.
+pub(crate) const LIST_HELD: u8 = 73;
 
 /// Whether a key is this replica's own: not compared with other replicas, and not in snapshots.
 pub(crate) fn is_local(key: &[u8]) -> bool {
@@ -186,6 +199,20 @@ pub(crate) fn log(tag: u8, mailbox: MailboxId, folder: FolderId, mod_seq: ModSeq
 
 pub(crate) fn queue(id: QueueId) -> Vec<u8> {
     join(QUEUE, &[&id.0.to_be_bytes()])
+}
+
+/// Of [`LIST`] and [`LIST_HEAD`], and the prefix of all keys of a list under one tag.
+pub(crate) fn list(tag: u8, list: ListId) -> Vec<u8> {
+    join(tag, &[&list.0.to_be_bytes()])
+}
+
+/// Of [`LIST_POST`] and [`LIST_HELD`].
+pub(crate) fn list_post(tag: u8, list: ListId, id: QueueId) -> Vec<u8> {
+    join(tag, &[&list.0.to_be_bytes(), &id.0.to_be_bytes()])
+}
+
+pub(crate) fn list_member(list: ListId, address: &str) -> Vec<u8> {
+    join(LIST_MEMBER, &[&list.0.to_be_bytes(), address.as_bytes()])
 }
 
 pub(crate) fn body(id: BodyId) -> Vec<u8> {

@@ -26,6 +26,7 @@ mod folders;
 mod ids;
 mod index;
 mod keys;
+mod lists;
 mod live;
 #[cfg(feature = "simulation")]
 mod memory;
@@ -47,7 +48,7 @@ mod vault;
 // Named by the types of this crate; imported once for all modules.
 use quorumail_message::{Address, Domain};
 
-pub use accounts::MAX_DKIM_KEYS;
+pub use accounts::{MAX_DKIM_KEYS, MAX_LIST_BYTES, MAX_LIST_MEMBERS};
 pub use apply::REMEMBERED_COMMANDS;
 pub use backup::{BackupReader, PairKind, StateLoader, StatePair, StoredBody};
 pub use bodies::{Bodies, BodyRef, CommandIndex, JournalBodies, KEPT_BODIES};
@@ -59,20 +60,24 @@ pub use compaction::{
     BodyRecord, Compacted, CompactionPolicy, Compactor, Segment, Segments, Space, WRITE_BUDGET,
 };
 pub use digests::Digests;
-pub use directory::{DeletedMailbox, Directory, Resolution};
+pub use directory::{DeletedMailbox, Directory, ListPart, Resolution};
 pub use error::StoreError;
 pub use export::{Export, ExportVisit, ExportedBody, ExportedMessage};
 pub use ids::{
-    BodyId, CommandId, FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity,
-    UploadId,
+    BodyId, CommandId, FolderId, ListId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid,
+    UidValidity, UploadId,
+};
+pub use lists::{
+    BOUNCE_MEMORY_MILLIS, ListPost, MAX_EXPANDED, MAX_EXPANDING_POSTS, MAX_HELD_POSTS, MAX_SUBSCRIBERS,
+    PostState, SUSPENDING_BOUNCES, Subscriber, SubscriberChange,
 };
 pub use live::RECORD_OVERHEAD;
 #[cfg(feature = "simulation")]
 pub use memory::MemoryIndex;
 pub use model::{
-    DeletedMessage, DkimAlgorithm, DkimKey, DomainRecord, Flag, Flags, FolderInfo, MailboxRecord,
-    MessageMeta, Permissions, QueueClass, QueueEntry, QueueRecipient, Quota, SpecialUse, StoreFlags, StsMode,
-    Usage,
+    DeletedMessage, DkimAlgorithm, DkimKey, DomainRecord, Flag, Flags, FolderInfo, ListMember, ListRecord,
+    ListRole, ListSecret, MailboxRecord, MessageMeta, Permissions, Posting, QueueClass, QueueEntry,
+    QueueRecipient, Quota, SpecialUse, StoreFlags, StsMode, Subscription, Usage,
 };
 pub use query::{
     FolderChanges, FoundMessage, MessageError, Octets, QUERY_FORMAT, Query, REPLY_FORMAT, Reply, Selection,

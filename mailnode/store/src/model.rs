@@ -6,7 +6,7 @@ use bytes::Bytes;
 use quorumail_message::{Address, Domain};
 use serde::{Deserialize, Serialize};
 
-use crate::{FolderId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};
+use crate::{FolderId, ListId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid, UidValidity};
 
 /// A domain that this cluster receives mail for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +82,103 @@ pub struct MailboxRecord {
     pub permissions: Permissions,
     /// Opaque fingerprint of the desired state.
     pub revision: String,
+}
+
+/// A mailing list. Lives in the directory; its posts live in `partition`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListRecord {
+    /// Never used again for another list.
+    pub id: ListId,
+    /// Where posts are sent.
+    pub address: Address,
+    /// Where its posts and what is remembered of addresses live.
+    pub partition: PartitionId,
+    /// By [`Address::key`], each once; at most [`MAX_LIST_MEMBERS`](crate::MAX_LIST_MEMBERS).
+    pub members: Vec<ListMember>,
+    /// Whose posts go to the members at once.
+    pub posting: Posting,
+    /// Put before the subject of each post, as in `[announce]`; empty: nothing is.
+    pub subject_prefix: String,
+    /// Whether answers go to the list; to the author otherwise.
+    pub reply_to_list: bool,
+    /// Who may become a member by mail.
+    pub subscription: Subscription,
+    /// Larger posts wait for a moderator, in bytes; 0: none does.
+    pub max_bytes: u64,
+    /// What the tokens in its mail are made with. A record that replaces another keeps the other's.
+    pub secret: ListSecret,
+    /// Opaque fingerprint of the desired state.
+    pub revision: String,
+}
+
+impl ListRecord {
+    /// The member with this address.
+    pub fn member(&self, address: &Address) -> Option<&ListMember> {
+        let key = address.key();
+        let found = self.members.binary_search_by(|member| member.address.key().cmp(&key)).ok()?;
+        self.members.get(found)
+    }
+
+    /// Those who decide on held posts.
+    pub fn moderators(&self) -> impl Iterator<Item = &Address> {
+        self.members.iter().filter(|member| member.role != ListRole::Member).map(|member| &member.address)
+    }
+}
+
+/// A secret of 32 bytes. Never printed.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListSecret(pub [u8; 32]);
+
+impl std::fmt::Debug for ListSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ListSecret")
+    }
+}
+
+/// Somebody to whom a list goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListMember {
+    /// Here or elsewhere.
+    pub address: Address,
+    /// What it may do.
+    pub role: ListRole,
+}
+
+/// What a member of a list may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ListRole {
+    /// Gets what is posted.
+    Member,
+    /// Decides on held posts as well.
+    Moderator,
+    /// Mail for `-owner` goes there as well.
+    Owner,
+}
+
+/// Whose posts go to the members at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Posting {
+    /// Members'; others' wait for a moderator.
+    Members,
+    /// Moderators' and owners'; others' wait for a moderator.
+    Moderated,
+    /// Everybody's.
+    Anyone,
+    /// Owners'; others' are refused.
+    Owners,
+}
+
+/// Who may become a member by mail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subscription {
+    /// Whoever asks; people from elsewhere confirm that it was they.
+    Open,
+    /// Whoever asks and confirms.
+    Confirm,
+    /// As `Confirm`, and a moderator says yes.
+    Approve,
+    /// Nobody.
+    Closed,
 }
 
 /// Storage limits; zero means no limit.

@@ -6,14 +6,14 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    DeletedMessage, FolderId, FolderInfo, FolderUids, MailboxId, MessageMeta, ModSeq, QueueClass, QueueEntry,
-    QueueId, Timestamp, Uid, Usage,
+    Address, DeletedMessage, FolderId, FolderInfo, FolderUids, ListId, ListPost, MailboxId, MessageMeta,
+    ModSeq, QueueClass, QueueEntry, QueueId, Subscriber, Timestamp, Uid, Usage,
 };
 
 /// Version of a query's encoding, its first byte; the rest is postcard.
-pub const QUERY_FORMAT: u8 = 2;
+pub const QUERY_FORMAT: u8 = 3;
 /// Version of a reply's encoding, its first byte; the rest is postcard.
-pub const REPLY_FORMAT: u8 = 2;
+pub const REPLY_FORMAT: u8 = 3;
 
 /// Bytes from another node that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -153,6 +153,24 @@ pub enum Query {
         /// Those that are asked for.
         sources: Vec<u128>,
     },
+    /// Posts of a mailing list, those that wait and those that are being expanded. [`Reply::ListPosts`].
+    ListPosts(ListId),
+    /// A post with its message. [`Reply::ListPost`].
+    ListPost {
+        /// Which list.
+        list: ListId,
+        /// Which post.
+        post: QueueId,
+    },
+    /// Addresses of a list of which something is remembered. [`Reply::Subscribers`].
+    Subscribers(ListId),
+    /// What is remembered of one. [`Reply::Subscribers`], empty for nothing.
+    Subscriber {
+        /// Which list.
+        list: ListId,
+        /// Whose.
+        address: Address,
+    },
 }
 
 /// How much of a message's octets is wanted.
@@ -191,6 +209,12 @@ pub enum Reply {
     Deleted(Vec<DeletedMessage>, Usage),
     /// Whether each is remembered, in the order asked.
     Imported(Vec<bool>),
+    /// By id.
+    ListPosts(Vec<ListPost>),
+    /// With the body.
+    ListPost(Option<(ListPost, Bytes)>),
+    /// By address.
+    Subscribers(Vec<Subscriber>),
     /// A body could not be read from this replica's disk.
     Unreadable(String),
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    Address, Applied, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Timestamp,
+    Address, Applied, BodyId, QueueClass, QueueEntry, QueueId, QueueRecipient, Refusal, Timestamp,
     body_table::{self, Arrived},
     error::Stop,
     keys,
@@ -182,12 +182,29 @@ pub(crate) fn enqueue(
         return Err(Refusal::AlreadyExists(format!("queue entry {}", entry.id)).into());
     }
     entry.size = arrived.len;
+    body_table::add(txn, &arrived);
+    put_new(txn, group, key, entry, arrived.id);
+    Ok(Applied::Done)
+}
+
+/// Adds an entry with a body that is there already, whose reference it takes over.
+pub(crate) fn add(txn: &mut Txn<'_>, group: u32, entry: QueueEntry, body: BodyId) -> Result<(), Stop> {
+    if entry.recipients.is_empty() {
+        return Err(Refusal::Invalid("a queue entry needs a recipient".to_owned()).into());
+    }
+    let key = keys::queue(entry.id);
+    if txn.get(&key)?.is_some() {
+        return Err(Refusal::AlreadyExists(format!("queue entry {}", entry.id)).into());
+    }
+    put_new(txn, group, key, entry, body);
+    Ok(())
+}
+
+fn put_new(txn: &mut Txn<'_>, group: u32, key: Vec<u8>, entry: QueueEntry, body: BodyId) {
     let after = Some(QueueFacts::new(&entry));
     txn.effects.queue.push(QueueChange { id: entry.id, before: None, after });
     txn.effects.changes.push(Change::Queue { group });
-    txn.put(key, records::encode(&Queued { body: arrived.id, entry }));
-    body_table::add(txn, &arrived);
-    Ok(Applied::Done)
+    txn.put(key, records::encode(&Queued { body, entry }));
 }
 
 pub(crate) fn update(

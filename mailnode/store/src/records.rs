@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    BodyId, FolderId, FolderInfo, MailboxRecord, MessageMeta, ModSeq, QueueEntry, SpecialUse, StoreError,
-    Timestamp, Uid, UidValidity, Usage, body_table::Body, flags::FlagSet,
+    BodyId, FolderId, FolderInfo, ListPost, MailboxRecord, MessageMeta, ModSeq, QueueEntry, SpecialUse,
+    StoreError, Timestamp, Uid, UidValidity, Usage, body_table::Body, flags::FlagSet,
 };
 
 pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
@@ -107,6 +107,13 @@ impl Message {
             size: self.body.len,
         }
     }
+}
+
+/// A post of a mailing list with its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Posted {
+    pub(crate) body: BodyId,
+    pub(crate) post: ListPost,
 }
 
 /// A queue entry with its body.

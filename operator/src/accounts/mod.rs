@@ -1,10 +1,11 @@
-//! Accounts: one worker per MailCluster keeps its directory as MailDomains, Mailboxes and Secrets ask.
+//! Accounts: one worker per MailCluster keeps its directory as MailDomains, Mailboxes, MailingLists and Secrets ask.
 //!
 //! The supervisor starts a worker for every MailCluster and wakes it when something that concerns it changes. It also
 //! answers for resources that belong to no MailCluster: they get a condition that says so, and their finalizers go.
 
 pub mod clients;
 pub mod dkim_secrets;
+pub mod lists;
 pub mod plan;
 pub mod secrets;
 pub mod worker;
@@ -19,7 +20,7 @@ use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt as _};
 use quorumail_crds::{
-    ClusterRef, MailCluster, MailDomain, Mailbox,
+    ClusterRef, MailCluster, MailDomain, Mailbox, MailingList,
     backup::is_rehearsal,
     condition::{Observed, kind, reason},
     is_paused,
@@ -30,7 +31,7 @@ use self::{secrets::Secrets, worker::Worker};
 use crate::{
     mailbox::{self, Facts},
     mailcluster::Context,
-    maildomain,
+    maildomain, mailinglist,
     status::{set_finalizer, write},
     stores::{Changed, Key, key},
 };
@@ -166,6 +167,19 @@ impl Supervisor {
             }
         });
         mailboxes.await;
+        let lists = self.context.stores.lists.state();
+        let lists = futures::stream::iter(lists).for_each_concurrent(CONCURRENCY, async |list| {
+            let Some(observed) = self.lacks_cluster(&*list, list.spec.cluster_ref.as_ref()) else {
+                return;
+            };
+            let status = mailinglist::status(&list, &observed, None, now);
+            let old = list.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+            if leave(context, &*list).await && list.status.as_ref() != Some(&status) {
+                context.events.transition(&*list, old, &status.conditions).await;
+                warn_on(write(&context.client, &*list, &status).await);
+            }
+        });
+        lists.await;
     }
 
     /// The conditions of a resource whose MailCluster is not there, or is on its way out.
@@ -219,13 +233,22 @@ fn warn_on(result: Result<(), kube::Error>) {
 }
 
 /// The resources of one MailCluster.
-pub(crate) fn members(context: &Context, cluster: &Key) -> (Vec<Arc<MailDomain>>, Vec<Arc<Mailbox>>) {
+pub(crate) struct Members {
+    pub(crate) domains: Vec<Arc<MailDomain>>,
+    pub(crate) mailboxes: Vec<Arc<Mailbox>>,
+    pub(crate) lists: Vec<Arc<MailingList>>,
+}
+
+/// What belongs to a cluster.
+pub(crate) fn members(context: &Context, cluster: &Key) -> Members {
     let stores = &context.stores;
     let alone = stores.cluster_of(&cluster.0, None).is_ok_and(|only| only.name_any() == cluster.1);
     let belongs = |namespace: Option<String>, named: Option<&ClusterRef>| {
         namespace.as_ref() == Some(&cluster.0) && named.map_or(alone, |named| named.name == cluster.1)
     };
-    let domains = stores.domains.state_filter(|d| belongs(d.namespace(), d.spec.cluster_ref.as_ref()));
-    let mailboxes = stores.mailboxes.state_filter(|m| belongs(m.namespace(), m.spec.cluster_ref.as_ref()));
-    (domains, mailboxes)
+    Members {
+        domains: stores.domains.state_filter(|d| belongs(d.namespace(), d.spec.cluster_ref.as_ref())),
+        mailboxes: stores.mailboxes.state_filter(|m| belongs(m.namespace(), m.spec.cluster_ref.as_ref())),
+        lists: stores.lists.state_filter(|l| belongs(l.namespace(), l.spec.cluster_ref.as_ref())),
+    }
 }

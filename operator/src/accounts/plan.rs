@@ -64,16 +64,16 @@ pub fn plan(
     plan
 }
 
-fn age<K: kube::Resource<DynamicType = ()>>(object: &K) -> (Timestamp, String) {
+pub(super) fn age<K: kube::Resource<DynamicType = ()>>(object: &K) -> (Timestamp, String) {
     let created = object.creation_timestamp().map_or(Timestamp::MAX, |t| t.0);
     (created, object.name_any())
 }
 
-fn uid<K: kube::Resource>(object: &K) -> String {
+pub(super) fn uid<K: kube::Resource>(object: &K) -> String {
     object.meta().uid.clone().unwrap_or_default()
 }
 
-fn is_leaving<K: kube::Resource>(object: &K) -> bool {
+pub(super) fn is_leaving<K: kube::Resource>(object: &K) -> bool {
     object.meta().deletion_timestamp.is_some()
 }
 
@@ -86,7 +86,7 @@ fn claim(claims: &mut Claims, owner: &str, names: &[String]) -> Result<(), (Stri
     Ok(())
 }
 
-fn conflict(kind_name: &str, name: &str, holder: &str) -> Observed {
+pub(super) fn conflict(kind_name: &str, name: &str, holder: &str) -> Observed {
     let message = format!(
         "{kind_name} {name} belongs to {holder}, which is older; delete one of the two, or take the name out of one"
     );
@@ -133,6 +133,7 @@ fn drop_domains(
         mailboxes.iter().filter(|m| is_leaving(**m)).map(|m| m.spec.address.to_lowercase()).collect();
     in_use
         .extend(listing.mailboxes.keys().filter(|a| !leaving.contains(*a)).map(|a| domain_of(a).to_owned()));
+    in_use.extend(listing.lists.keys().map(|address| domain_of(address).to_owned()));
 
     for domain in domains.iter().filter(|d| is_leaving(**d)) {
         let name = domain.spec.domain.to_lowercase();

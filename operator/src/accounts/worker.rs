@@ -10,32 +10,34 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
 use kube::{ResourceExt as _, runtime::reflector::ObjectRef};
 use quorumail_crds::{
-    MailCluster, MailDomain, MailDomainStatus, Mailbox, MailboxStatus,
+    MailCluster, MailDomain, MailDomainStatus, Mailbox, MailboxStatus, MailingList, MailingListStatus,
     condition::{Observed, find, kind, reason},
     is_paused,
     mailbox::Usage,
 };
 use quorumail_proto::admin::{
-    DirectoryChange, DirectoryResult, DomainEntry, MailboxEntry, directory_change::Change,
+    DirectoryChange, DirectoryResult, DomainEntry, ListEntry, MailboxEntry, directory_change::Change,
     directory_result::Code,
 };
 use tokio::sync::Notify;
 
 use super::{
-    CONCURRENCY, DEBOUNCE,
+    CONCURRENCY, DEBOUNCE, Members,
     clients::{ClientError, Connection},
-    conditions, members,
+    conditions,
+    lists::plan_lists,
+    members,
     plan::{Plan, Verdict, plan},
     secrets::Secrets,
 };
 use crate::{
     admin::{AdminError, Listing},
-    directory::{BATCH, Credential, Orphans, Step, diff, domain_of},
+    directory::{Credential, Orphans, Step, batches, diff, domain_of},
     dkim::{self, StoredKey},
     dns,
     mailbox::{self, Facts},
     mailcluster::{Context, objects::hostname},
-    maildomain,
+    maildomain, mailinglist,
     status::{Ours, has_finalizer, set_finalizer, write},
     stores::Key,
 };
@@ -73,12 +75,6 @@ fn api(action: &'static str) -> impl Fn(kube::Error) -> SyncError {
     move |error| SyncError::Api(action, Box::new(error))
 }
 
-/// What belongs to the cluster in this round.
-struct Members {
-    domains: Vec<Arc<MailDomain>>,
-    mailboxes: Vec<Arc<Mailbox>>,
-}
-
 /// One per MailCluster.
 pub struct Worker {
     context: Arc<Context>,
@@ -89,6 +85,8 @@ pub struct Worker {
     /// What the mailnodes refused since the last full listing, by name: the revision, and why.
     refused: HashMap<String, (String, Observed)>,
     usage: HashMap<String, Usage>,
+    /// Of mailing lists, by address.
+    list_facts: HashMap<String, mailinglist::Facts>,
     /// DKIM keys by the uid of the domain, or why there are none.
     domain_keys: BTreeMap<String, Result<Vec<StoredKey>, Observed>>,
     /// Of the MailCluster.
@@ -96,6 +94,7 @@ pub struct Worker {
     /// Statuses written since the last full listing, by uid: the watch may not have brought them back yet.
     written_domains: HashMap<String, MailDomainStatus>,
     written_mailboxes: HashMap<String, MailboxStatus>,
+    written_lists: HashMap<String, MailingListStatus>,
     usage_writes: usize,
 }
 
@@ -109,10 +108,12 @@ impl Worker {
             listing: None,
             refused: HashMap::new(),
             usage: HashMap::new(),
+            list_facts: HashMap::new(),
             domain_keys: BTreeMap::new(),
             hostname: String::new(),
             written_domains: HashMap::new(),
             written_mailboxes: HashMap::new(),
+            written_lists: HashMap::new(),
             usage_writes: 0,
         }
     }
@@ -147,8 +148,7 @@ impl Worker {
         let Some(cluster) = self.context.stores.clusters.get(&ObjectRef::new(name).within(namespace)) else {
             return Ok(());
         };
-        let (domains, mailboxes) = members(&self.context, &self.cluster);
-        let members = Members { domains, mailboxes };
+        let members = members(&self.context, &self.cluster);
         self.finalizers(&members).await?;
         let credentials = self.credentials(&members.mailboxes).await?;
         self.domain_keys = self.keys(&members.domains).await?;
@@ -165,7 +165,8 @@ impl Worker {
             .map(|(uid, keys)| (uid.clone(), keys.as_ref().ok().map(|keys| dkim::signing(keys))));
         let signing = signing.collect();
         self.hostname = hostname(&cluster);
-        let plan = plan(&members.domains, &members.mailboxes, &credentials, &signing, &listing);
+        let mut plan = plan(&members.domains, &members.mailboxes, &credentials, &signing, &listing);
+        plan_lists(&mut plan, &members.lists, &members.mailboxes, &listing);
         let steps = diff(&plan.desired, &listing, &connection.fingerprints, Orphans::RemoveEmptyDomains);
         let steps: Vec<Step> =
             steps.into_iter().filter(|step| !self.was_refused(step, &connection)).collect();
@@ -178,11 +179,13 @@ impl Worker {
         let add = async |object: Missing| match object {
             Missing::Domain(domain) => set_finalizer(client, &*domain, true).await,
             Missing::Mailbox(mailbox) => set_finalizer(client, &*mailbox, true).await,
+            Missing::List(list) => set_finalizer(client, &*list, true).await,
         };
         let domains = members.domains.iter().filter(|d| needs_finalizer(&***d)).cloned().map(Missing::Domain);
         let mailboxes =
             members.mailboxes.iter().filter(|m| needs_finalizer(&***m)).cloned().map(Missing::Mailbox);
-        let all: Vec<_> = domains.chain(mailboxes).collect();
+        let lists = members.lists.iter().filter(|l| needs_finalizer(&***l)).cloned().map(Missing::List);
+        let all: Vec<_> = domains.chain(mailboxes).chain(lists).collect();
         let mut all = futures::stream::iter(all).map(add).buffer_unordered(CONCURRENCY);
         while let Some(added) = all.next().await {
             match added {
@@ -270,6 +273,8 @@ impl Worker {
         self.refused.clear();
         self.written_domains.clear();
         self.written_mailboxes.clear();
+        self.written_lists.clear();
+        self.list_facts = list_facts(&connection, members).await?;
         self.usage_writes = 0;
         self.usage.clear();
         let addresses: Vec<_> = members.mailboxes.iter().map(|m| m.spec.address.to_lowercase()).collect();
@@ -301,7 +306,7 @@ impl Worker {
             steps.iter().map(|s| (s.subject().to_owned(), true)).collect();
         self.report(members, plan, &listing, |name| !waiting.contains_key(name)).await?;
         let mut unfinished = 0;
-        for batch in steps.chunks(BATCH) {
+        for batch in batches(&steps) {
             let changes = hash(batch.to_vec(), connection.clone()).await?;
             let results = connection.admin.apply_directory(changes.clone()).await?;
             for ((step, change), result) in batch.iter().zip(&changes).zip(&results) {
@@ -401,10 +406,33 @@ impl Worker {
                 }
             }
         }
+        for list in members.lists.iter().filter(|l| about(&l.spec.address.to_lowercase())) {
+            let name = list.spec.address.to_lowercase();
+            let held = listing.lists.contains_key(&name);
+            match self.outcome(plan, list.metadata.uid.as_deref(), &name, held) {
+                Outcome::Release => work.push(Work::ReleaseList(list.clone())),
+                Outcome::Show(observed) => work.extend(self.list_work(list, &observed, now)),
+            }
+        }
         let context = &self.context;
         let done =
             futures::stream::iter(work).map(|work| work.carry_out(context)).buffer_unordered(CONCURRENCY);
         done.try_collect::<()>().await.map_err(api("write a status"))
+    }
+
+    fn list_work(&mut self, list: &Arc<MailingList>, observed: &[Observed], now: Timestamp) -> Option<Work> {
+        let uid = list.uid().unwrap_or_default();
+        let base = match self.written_lists.get(&uid) {
+            Some(written) => Arc::new(MailingList { status: Some(written.clone()), ..(**list).clone() }),
+            None => list.clone(),
+        };
+        let facts = self.list_facts.get(&list.spec.address.to_lowercase());
+        let status = mailinglist::status(&base, observed, facts, now);
+        if base.status.as_ref() == Some(&status) {
+            return None;
+        }
+        self.written_lists.insert(uid, status.clone());
+        Some(Work::List(base, status))
     }
 
     fn mailbox_work(
@@ -500,6 +528,14 @@ impl Worker {
                 work.extend(self.mailbox_work(mailbox, &observed, Facts::default(), now));
             }
         }
+        for list in members.lists.iter().filter(|l| !is_paused(&***l)) {
+            let known = list.status.as_ref().map(|s| (s.observed_generation, &s.conditions));
+            let confirmed =
+                known.is_some_and(|(g, c)| g == list.metadata.generation && find(c, kind::READY).is_some());
+            if !confirmed {
+                work.extend(self.list_work(list, &observed, now));
+            }
+        }
         let context = &self.context;
         let done =
             futures::stream::iter(work).map(|work| work.carry_out(context)).buffer_unordered(CONCURRENCY);
@@ -510,6 +546,7 @@ impl Worker {
 enum Missing {
     Domain(Arc<MailDomain>),
     Mailbox(Arc<Mailbox>),
+    List(Arc<MailingList>),
 }
 
 enum Outcome {
@@ -520,8 +557,10 @@ enum Outcome {
 enum Work {
     Domain(Arc<MailDomain>, MailDomainStatus),
     Mailbox(Arc<Mailbox>, MailboxStatus),
+    List(Arc<MailingList>, MailingListStatus),
     ReleaseDomain(Arc<MailDomain>),
     ReleaseMailbox(Arc<Mailbox>),
+    ReleaseList(Arc<MailingList>),
 }
 
 impl Work {
@@ -537,6 +576,12 @@ impl Work {
                 let old = mailbox.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
                 context.events.transition(&*mailbox, old, &status.conditions).await;
             }
+            Self::List(list, status) => {
+                write(&context.client, &*list, &status).await?;
+                let old = list.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+                context.events.transition(&*list, old, &status.conditions).await;
+            }
+            Self::ReleaseList(list) => release(context, &*list).await?,
             Self::ReleaseDomain(domain) => release(context, &*domain).await?,
             Self::ReleaseMailbox(mailbox) => release(context, &*mailbox).await?,
         }
@@ -568,7 +613,8 @@ fn revision_of(step: &Step, connection: &Connection) -> String {
     match step {
         Step::PutDomain(domain) => connection.fingerprints.domain(domain),
         Step::PutMailbox(mailbox) => connection.fingerprints.mailbox(mailbox),
-        Step::DeleteMailbox { .. } | Step::DeleteDomain(_) => String::new(),
+        Step::PutList(list) => connection.fingerprints.list(list),
+        Step::DeleteMailbox { .. } | Step::DeleteDomain(_) | Step::DeleteList(_) => String::new(),
     }
 }
 
@@ -589,10 +635,37 @@ fn record(listing: &mut Listing, change: &DirectoryChange, partition: u32) {
             };
             listing.mailboxes.insert(mailbox.address.clone(), entry);
         }
+        Some(Change::PutList(list)) => {
+            let entry =
+                ListEntry { address: list.address.clone(), revision: list.revision.clone(), partition };
+            listing.lists.insert(list.address.clone(), entry);
+        }
+        Some(Change::DeleteList(list)) => drop(listing.lists.remove(&list.address)),
         Some(Change::DeleteMailbox(mailbox)) => drop(listing.mailboxes.remove(&mailbox.address)),
         Some(Change::DeleteDomain(domain)) => drop(listing.domains.remove(&domain.domain)),
         None => {}
     }
+}
+
+/// What the mailnodes tell of the lists.
+async fn list_facts(
+    connection: &Connection,
+    members: &Members,
+) -> Result<HashMap<String, mailinglist::Facts>, SyncError> {
+    let addresses: Vec<_> = members.lists.iter().map(|list| list.spec.address.to_lowercase()).collect();
+    if addresses.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let states = connection.admin.lists(addresses, false).await?;
+    let facts = states.into_iter().map(|state| {
+        let facts = mailinglist::Facts {
+            members: state.members,
+            held: u32::try_from(state.held.len()).unwrap_or(u32::MAX),
+            bouncing: state.bouncing,
+        };
+        (state.address.to_lowercase(), facts)
+    });
+    Ok(facts.collect())
 }
 
 /// Makes the changes off the async threads: passwords are hashed on the way.

@@ -12,7 +12,7 @@ use std::{
 
 use k8s_openapi::api::core::v1::Secret;
 use kube::ResourceExt as _;
-use quorumail_crds::{BackupPolicy, MailCluster, MailDomain, Mailbox};
+use quorumail_crds::{BackupPolicy, MailCluster, MailDomain, Mailbox, MailingList};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -26,7 +26,8 @@ use crate::{
 };
 
 /// Kinds that are kept, in the order in which they are applied: a Mailbox finds its Secret.
-pub const KINDS: [&str; 5] = ["Secret", "MailCluster", "MailDomain", "Mailbox", "BackupPolicy"];
+pub const KINDS: [&str; 6] =
+    ["Secret", "MailCluster", "MailDomain", "Mailbox", "MailingList", "BackupPolicy"];
 /// Kinds of Quorumail that are not kept.
 pub const RUNS: [&str; 2] = ["MailBackup", "MailRestore"];
 /// What kubectl remembers of what it applied: everything once more, and of a Secret also what nothing refers to.
@@ -41,6 +42,8 @@ pub struct Members {
     pub domains: Vec<Arc<MailDomain>>,
     /// Its mailboxes.
     pub mailboxes: Vec<Arc<Mailbox>>,
+    /// Its mailing lists.
+    pub lists: Vec<Arc<MailingList>>,
     /// Its backups.
     pub policies: Vec<Arc<BackupPolicy>>,
     /// What may belong to it and cannot be read, as kind and name.
@@ -63,7 +66,8 @@ impl Members {
         let domains = self.domains.iter().filter(|o| stays(&***o)).map(|o| cleaned(&**o));
         let mailboxes = self.mailboxes.iter().filter(|o| stays(&***o)).map(|o| cleaned(&**o));
         let policies = self.policies.iter().filter(|o| stays(&***o)).map(|o| cleaned(&**o));
-        cluster.chain(domains).chain(mailboxes).chain(policies)
+        let lists = self.lists.iter().filter(|o| stays(&***o)).map(|o| cleaned(&**o));
+        cluster.chain(domains).chain(mailboxes).chain(lists).chain(policies)
     }
 
     /// The Secrets that they refer to, and those that the operator made for them, by name.
@@ -282,6 +286,7 @@ mod tests {
                      deletionTimestamp: '2026-11-25T17:48:00Z'}, spec: {address: gone@example.org}}",
                 ),
             ],
+            lists: Vec::new(),
             policies: vec![policy("nightly", "{name: key}", ", caSecretRef: {name: ca}")],
             unreadable: Vec::new(),
         }

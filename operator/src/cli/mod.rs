@@ -11,6 +11,7 @@ mod domain;
 mod export;
 mod health;
 mod import;
+mod list;
 mod mailbox;
 mod manifest;
 mod node;
@@ -88,6 +89,9 @@ enum Command {
     /// Looks at mailboxes and changes them.
     #[command(subcommand)]
     Mailbox(mailbox::MailboxCommand),
+    /// Looks at mailing lists, decides on what waits, and serves members again.
+    #[command(subcommand)]
+    List(list::ListCommand),
     /// Looks at domains.
     #[command(subcommand)]
     Domain(domain::DomainCommand),
@@ -176,6 +180,7 @@ impl Cli {
             Command::Status(args) => status::run(target, format, &args).await,
             Command::Queue(command) => queue::run(target, format, &command).await,
             Command::Mailbox(command) => mailbox::run(target, format, &command).await,
+            Command::List(command) => list::run(target, format, &command).await,
             Command::Domain(command) => domain::run(target, format, &command).await,
             Command::Backup(command) => backup::run(target, format, &command).await,
             Command::Restore(args) => restore::run(target, format, &args).await,
@@ -230,6 +235,13 @@ mod tests {
             "quorumail mailbox usage alice@example.org",
             "quorumail mailbox passwd alice@example.org",
             "quorumail mailbox suspend alice@example.org --undo",
+            "quorumail list status",
+            "quorumail list members announce@example.org -o json",
+            "quorumail list held announce@example.org",
+            "quorumail list show announce@example.org ID",
+            "quorumail list approve announce@example.org ID bob@example.net",
+            "quorumail list refuse announce@example.org ID",
+            "quorumail list resume announce@example.org bob@example.net",
             "quorumail backup key new",
             "quorumail backup key add --from file:///b --key-file k other",
             "quorumail --dev d backup now --to s3://mail/a --key-file k --endpoint https://s3:7070 --path-style --ca-file ca.pem",
@@ -263,6 +275,7 @@ mod tests {
             "quorumail dev --nodes 10",
             "quorumail queue retry",
             "quorumail queue retry ID --all",
+            "quorumail list approve announce@example.org",
             "quorumail --admin 127.0.0.1:9443 status",
             "quorumail volume serve --directory /data --credentials c",
             "quorumail backup now --to ftp://b",

@@ -23,9 +23,12 @@ use super::{
     state::{self, StateError},
 };
 use crate::{
-    accounts::plan::{DomainKeys, Verdict, plan},
+    accounts::{
+        lists::plan_lists,
+        plan::{DomainKeys, Verdict, plan},
+    },
     admin::{AdminClient, AdminError},
-    directory::{self, BATCH, Credential, FingerprintKey, Listing, Orphans, Step, diff, domain_of},
+    directory::{self, Credential, FingerprintKey, Listing, Orphans, Step, batches, diff, domain_of},
     dkim::{self, KeysError},
     dns,
 };
@@ -104,7 +107,7 @@ impl Applier {
         for mailbox in &resources.mailboxes {
             self.keep.insert(mailbox.spec.address.to_lowercase(), keep_seconds(mailbox));
         }
-        for batch in steps.chunks(BATCH) {
+        for batch in batches(&steps) {
             let results = self.send(batch.to_vec()).await?;
             self.judge(resources, batch, results, &mut outcome)?;
         }
@@ -116,14 +119,19 @@ impl Applier {
         let credentials = self.credentials(resources, &mut Outcome::default())?;
         let keys = self.keys(resources).await?;
         let listing = client.list_directory().await?;
-        let desired = plan(&resources.domains, &resources.mailboxes, &credentials, &keys, &listing).desired;
+        let mut plan = plan(&resources.domains, &resources.mailboxes, &credentials, &keys, &listing);
+        plan_lists(&mut plan, &resources.lists, &resources.mailboxes, &listing);
+        let desired = plan.desired;
         let domains = desired.domains.iter().all(|(name, domain)| {
             listing.domains.get(name).is_some_and(|entry| entry.revision == self.key.domain(domain))
         });
         let mailboxes = desired.mailboxes.iter().all(|(address, mailbox)| {
             listing.mailboxes.get(address).is_some_and(|entry| entry.revision == self.key.mailbox(mailbox))
         });
-        Ok(domains && mailboxes)
+        let lists = desired.lists.iter().all(|(address, list)| {
+            listing.lists.get(address).is_some_and(|entry| entry.revision == self.key.list(list))
+        });
+        Ok(domains && mailboxes && lists)
     }
 
     fn steps(
@@ -135,10 +143,11 @@ impl Applier {
         problems: &mut Vec<String>,
     ) -> Vec<Step> {
         let mut plan = plan(&resources.domains, &resources.mailboxes, credentials, keys, listing);
+        plan_lists(&mut plan, &resources.lists, &resources.mailboxes, listing);
         let origins = resources.domains.iter().map(|d| (d.uid(), resources.origin(&**d)));
-        for (uid, origin) in
-            origins.chain(resources.mailboxes.iter().map(|m| (m.uid(), resources.origin(&**m))))
-        {
+        let mailboxes = resources.mailboxes.iter().map(|m| (m.uid(), resources.origin(&**m)));
+        let lists = resources.lists.iter().map(|l| (l.uid(), resources.origin(&**l)));
+        for (uid, origin) in origins.chain(mailboxes).chain(lists) {
             if let Some(Verdict::Blocked(observed)) = uid.and_then(|uid| plan.verdicts.get(&uid)) {
                 problems.push(format!("{origin}: {}", observed.message));
             }
@@ -273,13 +282,16 @@ fn keep_what_is_written(steps: &mut Vec<Step>, resources: &Resources, listing: &
         resources.mailboxes.iter().map(|m| m.spec.address.to_lowercase()).collect();
     let mut domains: BTreeSet<String> =
         resources.domains.iter().map(|d| d.spec.domain.to_lowercase()).collect();
+    let lists: BTreeSet<String> = resources.lists.iter().map(|l| l.spec.address.to_lowercase()).collect();
     let unreadable = !resources.problems.is_empty();
+    domains.extend(listing.lists.keys().filter(|a| lists.contains(*a)).map(|a| domain_of(a).to_owned()));
     domains
         .extend(listing.mailboxes.keys().filter(|a| written.contains(*a)).map(|a| domain_of(a).to_owned()));
     steps.retain(|step| match step {
         Step::DeleteMailbox { address, .. } => !unreadable && !written.contains(address),
         Step::DeleteDomain(domain) => !unreadable && !domains.contains(domain),
-        Step::PutDomain(_) | Step::PutMailbox(_) => true,
+        Step::DeleteList(address) => !unreadable && !lists.contains(address),
+        Step::PutDomain(_) | Step::PutMailbox(_) | Step::PutList(_) => true,
     });
 }
 
@@ -287,10 +299,12 @@ fn origin_of(step: &Step, resources: &Resources) -> String {
     let subject = step.subject();
     let mailbox = resources.mailboxes.iter().find(|m| m.spec.address.eq_ignore_ascii_case(subject));
     let domain = resources.domains.iter().find(|d| d.spec.domain.eq_ignore_ascii_case(subject));
-    match (mailbox, domain) {
-        (Some(mailbox), _) => resources.origin(&**mailbox),
-        (None, Some(domain)) => resources.origin(&**domain),
-        (None, None) => subject.to_owned(),
+    let list = resources.lists.iter().find(|l| l.spec.address.eq_ignore_ascii_case(subject));
+    match (mailbox, domain, list) {
+        (_, _, Some(list)) if matches!(step, Step::PutList(_)) => resources.origin(&**list),
+        (Some(mailbox), _, _) => resources.origin(&**mailbox),
+        (None, Some(domain), _) => resources.origin(&**domain),
+        _ => subject.to_owned(),
     }
 }
 

@@ -50,6 +50,7 @@ fn listed(applier: &Applier, steps: &[Step]) -> Listing {
             }
             Step::DeleteMailbox { address, .. } => drop(listing.mailboxes.remove(address)),
             Step::DeleteDomain(domain) => drop(listing.domains.remove(domain)),
+            Step::PutList(_) | Step::DeleteList(_) => unreachable!("there are no lists here"),
         }
     }
     listing

@@ -10,7 +10,9 @@ use std::collections::BTreeSet;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool,
 };
-use quorumail_crds::{MAX_ADDRESS, MAX_DOMAIN, MailClusterSpec, MailDomainSpec, MailboxSpec};
+use quorumail_crds::{
+    MAX_ADDRESS, MAX_DOMAIN, MAX_LIST_LOCAL, MailClusterSpec, MailDomainSpec, MailboxSpec, MailingListSpec,
+};
 use serde_json::Value;
 
 /// What is wrong with the `spec` of a resource, as sentences about its fields. Empty: nothing.
@@ -173,6 +175,25 @@ pub fn mailbox(spec: &MailboxSpec) -> Vec<String> {
         if *alias == spec.address || !seen.insert(alias) {
             problems.push(format!("alias {alias:?} is there already"));
         }
+    }
+    problems
+}
+
+/// What is wrong with the values of a MailingList.
+pub fn list(spec: &MailingListSpec) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !is_address(&spec.address) {
+        let wanted = "must be local-part@domain in lower case, as in announce@example.org";
+        problems.push(format!("spec.address {:?} {wanted}", spec.address));
+    }
+    if spec.address.find('@').is_some_and(|at| at > MAX_LIST_LOCAL) {
+        problems.push(format!(
+            "the local part of a list's address may have at most {MAX_LIST_LOCAL} characters: its other addresses are longer"
+        ));
+    }
+    if spec.subject_prefix.as_ref().is_some_and(|prefix| !prefix.bytes().all(|b| (b' '..=b'~').contains(&b)))
+    {
+        problems.push("subjectPrefix must be printable ASCII, as in [announce]".to_owned());
     }
     problems
 }

@@ -18,7 +18,7 @@ use k8s_openapi::{
 };
 use kube::{CustomResourceExt as _, Resource as _, ResourceExt as _};
 use quorumail_crds::{
-    BackupPolicy, GROUP, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, VERSION,
+    BackupPolicy, GROUP, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, MailingList, VERSION,
 };
 use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::Value;
@@ -63,6 +63,8 @@ pub struct Resources {
     pub domains: Vec<Arc<MailDomain>>,
     /// Likewise.
     pub mailboxes: Vec<Arc<Mailbox>>,
+    /// Likewise.
+    pub lists: Vec<Arc<MailingList>>,
     /// `stringData` merged into `data`, as the API server does.
     pub secrets: BTreeMap<Key, Secret>,
     /// By uid.
@@ -133,7 +135,7 @@ impl Resources {
         let origin = Origin { file: file.to_owned(), kind: kind.clone(), namespace, name };
         let taken = match (version.as_str(), kind.as_str()) {
             ("v1", "Secret") => self.take_secret(&origin, value),
-            (version, "MailCluster" | "MailDomain" | "Mailbox") if is_ours(version) => {
+            (version, "MailCluster" | "MailDomain" | "Mailbox" | "MailingList") if is_ours(version) => {
                 self.take_ours(&origin, value)
             }
             (version, "BackupPolicy") if is_ours(version) => {
@@ -208,6 +210,12 @@ impl Resources {
                     checked(&MailDomain::crd(), value, |d: &MailDomain| check::domain(&d.spec))?;
                 meta(domain.meta_mut());
                 self.domains.push(Arc::new(domain));
+            }
+            "MailingList" => {
+                let mut list: MailingList =
+                    checked(&MailingList::crd(), value, |l: &MailingList| check::list(&l.spec))?;
+                meta(list.meta_mut());
+                self.lists.push(Arc::new(list));
             }
             _ => {
                 let mut mailbox: Mailbox =
@@ -331,7 +339,7 @@ mod tests {
 ---
 {apiVersion: quorumail.io/v1alpha1, kind: Mailbox, metadata: {name: adam}, spec: {address: adam@example.org, quota: {storage: lots}}}
 ---
-{apiVersion: quorumail.io/v1alpha1, kind: MailingList, metadata: {name: all}, spec: {}}
+{apiVersion: quorumail.io/v1alpha1, kind: MailingLots, metadata: {name: all}, spec: {}}
 ---
 {apiVersion: quorumail.io/v1alpha1, kind: MailDomain, metadata: {name: example-org}, spec: {domain: example.com}}
 ---
@@ -345,7 +353,7 @@ mod tests {
         };
         has(&["b.yaml: Mailbox mail/eve: spec.address \"Eve\" must be"]);
         has(&["b.yaml: Mailbox adam: ", "lots"]);
-        has(&["b.yaml: MailingList all: ", "no such kind"]);
+        has(&["b.yaml: MailingLots all: ", "no such kind"]);
         has(&["b.yaml: MailDomain example-org: is written a second time"]);
         has(&["b.yaml: document 5 has no kind"]);
         has(&["c.yaml: document 1: "]);

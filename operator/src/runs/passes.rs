@@ -16,7 +16,7 @@ use kube::{
 use parking_lot::Mutex;
 use quorumail_crds::{
     BackupPolicy, BackupPolicyStatus, ClusterRef, MailBackup, MailBackupStatus, MailCluster, MailDomain,
-    MailRestore, MailRestoreStatus, Mailbox,
+    MailRestore, MailRestoreStatus, Mailbox, MailingList,
     backup::Phase,
     condition::{find, kind, reason},
     is_paused,
@@ -30,6 +30,7 @@ use super::{
     until, with_written,
 };
 use crate::{
+    accounts,
     backup::resources::Members,
     backuppolicy::{self, Plan, Seen, is_pruned, last_successful, phase},
     mailbackup::{self, Own as OfBackup, Told as BackupTold, left_out},
@@ -330,7 +331,8 @@ impl Supervisor {
 
     /// What belongs to a MailCluster.
     fn members(&self, cluster: &Arc<MailCluster>) -> Members {
-        let (domains, mailboxes) = crate::accounts::members(&self.context, &key(&**cluster));
+        let accounts::Members { domains, mailboxes, lists } =
+            accounts::members(&self.context, &key(&**cluster));
         let stores = &self.context.stores;
         let policies = stores.policies.state_filter(|policy| {
             let of =
@@ -341,13 +343,14 @@ impl Supervisor {
         let unreadable = [
             ("MailDomain", stores.unreadable.of::<MailDomain>(&namespace)),
             ("Mailbox", stores.unreadable.of::<Mailbox>(&namespace)),
+            ("MailingList", stores.unreadable.of::<MailingList>(&namespace)),
             ("BackupPolicy", stores.unreadable.of::<BackupPolicy>(&namespace)),
         ];
         let in_words = |(kind, names): (&str, Vec<String>)| -> Vec<String> {
             names.iter().map(|name| format!("{kind} {name}")).collect()
         };
         let unreadable = unreadable.into_iter().flat_map(in_words).collect();
-        Members { cluster: cluster.clone(), domains, mailboxes, policies, unreadable }
+        Members { cluster: cluster.clone(), domains, mailboxes, lists, policies, unreadable }
     }
 
     fn backup_ended(

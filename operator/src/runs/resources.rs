@@ -186,6 +186,7 @@ mod tests {
             cluster: Arc::new(cluster),
             domains: Vec::new(),
             mailboxes: (0..mailboxes).map(mailbox).collect(),
+            lists: Vec::new(),
             policies: Vec::new(),
             unreadable: Vec::new(),
         }

@@ -6,14 +6,15 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use quorumail_authentication::{Algorithm, SigningKey};
 use quorumail_consensus::GroupId;
-use quorumail_message::{Address, AddressError, Domain};
+use quorumail_message::{Address, AddressError, Domain, list::MAX_LIST_LOCAL};
 use quorumail_proto::admin::{
-    self, DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, MailboxEntry,
+    self, DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, ListEntry, MailboxEntry,
     directory_change::Change, directory_entry::Entry, directory_result::Code,
 };
 use quorumail_store::{
-    Applied, Directory, DkimAlgorithm, DkimKey, DomainRecord, MailboxId, MailboxRecord, Op, PartitionId,
-    Permissions, Query, Quota, Refusal, Reply, StsMode,
+    Applied, Directory, DkimAlgorithm, DkimKey, DomainRecord, ListId, ListMember, ListRecord, ListRole,
+    ListSecret, MailboxId, MailboxRecord, Op, PartitionId, Permissions, Posting, Query, Quota, Refusal,
+    Reply, StsMode, Subscription,
 };
 use tonic::Status;
 
@@ -74,9 +75,10 @@ async fn make(groups: &Groups, round: Vec<(usize, Planned)>, results: &mut [Opti
 
 async fn make_one(groups: &Groups, op: Op) -> DirectoryResult {
     let opens = matches!(op, Op::PutMailbox { .. });
-    let deletes = matches!(op, Op::DeleteDomain(_) | Op::DeleteMailbox { .. });
+    let deletes = matches!(op, Op::DeleteDomain(_) | Op::DeleteMailbox { .. } | Op::DeleteList(_));
     match groups.propose(DIRECTORY, groups::random_command(), op, Bytes::new(), WITHIN).await {
         Ok(Applied::Mailbox { id, partition }) if opens => open(groups, id, partition).await,
+        Ok(Applied::Mailbox { partition, .. }) => result(Code::Ok, String::new(), partition.0),
         Ok(_) => result(Code::Ok, String::new(), 0),
         // Already so.
         Err(CommandFailure::Refused(Refusal::NotFound(_))) if deletes => result(Code::Ok, String::new(), 0),
@@ -145,6 +147,16 @@ fn plan(
             let touches = std::iter::once(&record.address).chain(&record.aliases).map(Address::key).collect();
             Ok(Planned { op: Op::PutMailbox { record, partitions }, touches, domains: false })
         }
+        Change::PutList(put) => {
+            let record = mailing_list(put)?;
+            let touches = vec![record.address.key()];
+            Ok(Planned { op: Op::PutList { record, partitions }, touches, domains: false })
+        }
+        Change::DeleteList(delete) => {
+            let address = address(&delete.address)?;
+            let touches = vec![address.key()];
+            Ok(Planned { op: Op::DeleteList(address), touches, domains: false })
+        }
         Change::DeleteMailbox(delete) => {
             let address = address(&delete.address)?;
             let keep = i64::try_from(delete.keep_seconds.saturating_mul(1000)).unwrap_or(i64::MAX);
@@ -156,6 +168,53 @@ fn plan(
             })
         }
     }
+}
+
+fn mailing_list(put: admin::MailingList) -> Result<ListRecord, String> {
+    let address = address(&put.address)?;
+    if address.local().len() > MAX_LIST_LOCAL {
+        return Err(format!("the local part of list {address} is longer than {MAX_LIST_LOCAL} characters"));
+    }
+    if !put.subject_prefix.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(format!("the subject prefix of list {address} is not printable ASCII"));
+    }
+    let posting = match put.posting() {
+        admin::mailing_list::Posting::Moderated => Posting::Moderated,
+        admin::mailing_list::Posting::Anyone => Posting::Anyone,
+        admin::mailing_list::Posting::Owners => Posting::Owners,
+        admin::mailing_list::Posting::Members | admin::mailing_list::Posting::Unspecified => Posting::Members,
+    };
+    let subscription = match put.subscription() {
+        admin::mailing_list::Subscription::Open => Subscription::Open,
+        admin::mailing_list::Subscription::Confirm => Subscription::Confirm,
+        admin::mailing_list::Subscription::Approve => Subscription::Approve,
+        admin::mailing_list::Subscription::Closed | admin::mailing_list::Subscription::Unspecified => {
+            Subscription::Closed
+        }
+    };
+    Ok(ListRecord {
+        // All three are kept by the state machine where the list is there already.
+        id: ListId(0),
+        partition: PartitionId(0),
+        secret: ListSecret(rand::random()),
+        address,
+        members: put.members.into_iter().map(list_member).collect::<Result<_, _>>()?,
+        posting,
+        subject_prefix: put.subject_prefix,
+        reply_to_list: put.reply_to_list,
+        subscription,
+        max_bytes: put.max_bytes,
+        revision: put.revision,
+    })
+}
+
+fn list_member(member: admin::ListMember) -> Result<ListMember, String> {
+    let role = match member.role() {
+        admin::list_member::Role::Moderator => ListRole::Moderator,
+        admin::list_member::Role::Owner => ListRole::Owner,
+        admin::list_member::Role::Member | admin::list_member::Role::Unspecified => ListRole::Member,
+    };
+    Ok(ListMember { address: address(&member.address)?, role })
 }
 
 fn mailbox(put: admin::Mailbox) -> Result<MailboxRecord, String> {
@@ -216,7 +275,15 @@ pub(super) fn list(directory: &Directory) -> Vec<DirectoryEntry> {
             partition: record.partition.0,
         })
     });
-    domains.chain(entries).map(|entry| DirectoryEntry { entry: Some(entry) }).collect()
+    let lists = directory.lists();
+    let lists = lists.iter().map(|record| {
+        Entry::List(ListEntry {
+            address: record.address.to_string(),
+            revision: record.revision.clone(),
+            partition: record.partition.0,
+        })
+    });
+    domains.chain(entries).chain(lists).map(|entry| DirectoryEntry { entry: Some(entry) }).collect()
 }
 
 /// What mailboxes use; all of them when no address is given.

@@ -7,6 +7,7 @@ pub mod backup;
 mod directory;
 mod export;
 mod import;
+mod lists;
 mod mailbox;
 mod queue;
 mod status;
@@ -17,9 +18,10 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use futures::Stream;
 use quorumail_message::Domain;
 use quorumail_proto::admin::{
-    ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest, ApplyDirectoryResponse, ArchiveRequest,
-    ArchiveStatus, BackupGroupRequest, ClusterStatus, DirectoryEntry, ExportMailboxRequest,
-    FindImportedRequest, FindImportedResponse, GetClusterStatusRequest, GetNodeStatusRequest,
+    ActOnListRequest, ActOnListResponse, ActOnQueueRequest, ActOnQueueResponse, ApplyDirectoryRequest,
+    ApplyDirectoryResponse, ArchiveRequest, ArchiveStatus, BackupGroupRequest, ClusterStatus, DirectoryEntry,
+    ExportMailboxRequest, FindImportedRequest, FindImportedResponse, GetClusterStatusRequest,
+    GetHeldPostRequest, GetHeldPostResponse, GetListsRequest, GetListsResponse, GetNodeStatusRequest,
     GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem,
     ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse,
     ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus, ReconfigureRequest,
@@ -38,6 +40,7 @@ use crate::{
     disk::Disk,
     groups::{CommandFailure, Groups, QueryFailure},
     http::Readiness,
+    lists::Lists,
     repairer::Repairer,
     scrubber,
     tls::{InternalTls, PublicTls},
@@ -57,6 +60,8 @@ const HAND_OVER: Duration = Duration::from_secs(10);
 pub struct AdminService {
     /// All groups.
     pub groups: Arc<Groups>,
+    /// Mailing lists.
+    pub lists: Arc<Lists>,
     /// Knows last log-ins.
     pub auth: Arc<Authenticator>,
     /// Whether the node is ready.
@@ -193,6 +198,29 @@ impl Admin for AdminService {
     ) -> Result<Response<ListDeletedMailboxesResponse>, Status> {
         let mailboxes = vault::mailboxes(&self.groups).await?;
         Ok(Response::new(ListDeletedMailboxesResponse { mailboxes }))
+    }
+
+    async fn get_lists(
+        &self,
+        request: Request<GetListsRequest>,
+    ) -> Result<Response<GetListsResponse>, Status> {
+        let lists = lists::states(&self.lists, request.into_inner()).await?;
+        Ok(Response::new(GetListsResponse { lists }))
+    }
+
+    async fn get_held_post(
+        &self,
+        request: Request<GetHeldPostRequest>,
+    ) -> Result<Response<GetHeldPostResponse>, Status> {
+        lists::held(&self.lists, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn act_on_list(
+        &self,
+        request: Request<ActOnListRequest>,
+    ) -> Result<Response<ActOnListResponse>, Status> {
+        let changed = lists::act(&self.lists, request.into_inner()).await?;
+        Ok(Response::new(ActOnListResponse { changed }))
     }
 
     async fn hand_over(

@@ -200,7 +200,7 @@ async fn report(
 fn class_of(groups: &Groups, address: &Address) -> QueueClass {
     match groups.directory().resolve(address) {
         Resolution::NotLocal => QueueClass::Remote,
-        Resolution::Mailbox(_) | Resolution::NoSuchUser => QueueClass::Local,
+        Resolution::Mailbox(_) | Resolution::List(..) | Resolution::NoSuchUser => QueueClass::Local,
     }
 }
 

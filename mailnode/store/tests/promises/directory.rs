@@ -23,6 +23,7 @@ fn id_of(outcome: Outcome) -> (u64, u32) {
 fn resolved(node: &Node, text: &str) -> Option<u64> {
     match node.store.directory().resolve(&address(text)) {
         Resolution::Mailbox(record) => Some(record.id.0),
+        Resolution::List(list, _) => panic!("{text} is list {}", list.address),
         Resolution::NoSuchUser => None,
         Resolution::NotLocal => panic!("{text} is not local"),
     }

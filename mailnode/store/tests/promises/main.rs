@@ -11,6 +11,7 @@ mod determinism;
 mod digests;
 mod directory;
 mod formats;
+mod lists;
 mod mailboxes;
 mod model;
 mod queue;

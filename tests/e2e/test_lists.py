@@ -1,0 +1,309 @@
+"""Promises of mailing lists, kept by real processes on this machine (`quorumail dev`)."""
+
+import collections
+import email
+import email.policy
+import json
+import os
+import re
+import signal
+import smtplib
+import subprocess
+import time
+
+import pytest
+
+import mail
+from dev import BIN, Dev, people
+
+PASSWORD = "a password"
+# Aliases of one Mailbox: that many members of a list can be had with few mailboxes.
+ALIASES = 64
+
+
+def resource(kind, name, spec):
+    return json.dumps({"apiVersion": "quorumail.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+
+
+def mailing_list(name, members, **spec):
+    members = [member if isinstance(member, dict) else {"address": member} for member in members]
+    return resource("MailingList", name, {"address": f"{name}@example.org", "members": members, **spec})
+
+
+def lists(*all_lists):
+    return "\n---\n".join(all_lists) + "\n"
+
+
+def command(dev, *words, check=True):
+    done = subprocess.run([str(BIN / "quorumail"), "--dev", str(dev.directory / "data"), "list", *words],
+                          capture_output=True, timeout=60)
+    assert not check or done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode() if check else done
+
+
+def state(dev, name):
+    [found] = json.loads(command(dev, "status", f"{name}@example.org", "-o", "json"))
+    return found
+
+
+def owner(name):
+    return {"address": f"{name}@example.org", "role": "Owner"}
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("lists")
+    resources = {
+        "people.yaml": people(["alice", "bob", "carol", "dora"]),
+        "lists.yaml": lists(
+            mailing_list("announce", ["alice@example.org", "bob@example.org", owner("carol")],
+                         subjectPrefix="[announce]", replyTo="List", maxMessageSize="100Ki", subscription="Confirm"),
+            mailing_list("letter", ["alice@example.org", owner("carol")], posting="Owners"),
+            mailing_list("open", ["bob@example.org", owner("carol")], posting="Anyone", subscription="Approve"),
+            mailing_list("broken", ["nobody@example.org", "alice@example.org"], posting="Anyone"),
+            mailing_list("outer", ["inner@example.org", "alice@example.org"], posting="Anyone"),
+            mailing_list("inner", ["outer@example.org", "bob@example.org"]),
+        ),
+    }
+    with Dev(directory, resources) as dev:
+        yield dev
+
+
+def post(dev, name, sender="alice", subject="hello", node=0, **kwargs):
+    msg = mail.message(f"{sender}@example.org", f"{name}@example.org", subject, **kwargs)
+    mail.submit(dev.node(node)["submission"], f"{sender}@example.org", PASSWORD, msg)
+    return msg
+
+
+def found(dev, user, header, value, node=1):
+    """Messages of a person whose header has this text."""
+    client = mail.login(dev.node(node)["imaps"], f"{user}@example.org", PASSWORD)
+    client.select("INBOX", readonly=True)
+    _, uids = client.uid("SEARCH", "HEADER", header, f'"{value}"')
+    messages = []
+    for uid in uids[0].split():
+        raw = client.uid("FETCH", uid, "(BODY.PEEK[])")[1][0][1]
+        messages.append(email.message_from_bytes(raw, policy=email.policy.default))
+    client.logout()
+    return messages
+
+
+def one(dev, user, header, value):
+    def look():
+        messages = found(dev, user, header, value)
+        assert len(messages) <= 1, messages
+        return messages
+    return mail.wait_for(look, what=f"{value} at {user}")[0]
+
+
+def answer(dev, user, notice, text, node=2):
+    msg = mail.message(f"{user}@example.org", notice["Reply-To"].addresses[0].addr_spec, f"Re: {notice['Subject']}")
+    msg.set_content(text + "\n")
+    mail.submit(dev.node(node)["submission"], f"{user}@example.org", PASSWORD, msg)
+
+
+def test_a_members_message_reaches_every_member_once_with_the_fields_of_the_list(three):
+    sent = post(three, "announce", subject="hello")
+    for user in ["alice", "bob", "carol"]:
+        got = one(three, user, "X-Token", sent["X-Token"])
+        assert got["Subject"] == "[announce] hello"
+        assert got["List-Id"] == "<announce.example.org>"
+        assert got["List-Unsubscribe"] == "<mailto:announce-leave@example.org>"
+        assert got["List-Post"] == "<mailto:announce@example.org>"
+        assert got["Precedence"] == "list" and got["Reply-To"].addresses[0].addr_spec == "announce@example.org"
+        assert re.match(r"<announce-bounces\+[a-z2-7]{8}-%s=example.org@example.org>" % user, got["Return-Path"])
+        # Who logged in stays the author: their domain signs the copy again.
+        assert got["From"].addresses[0].addr_spec == "alice@example.org"
+        assert len(got.get_all("DKIM-Signature")) == 2 and "d=example.org" in got["DKIM-Signature"]
+    assert found(three, "dora", "X-Token", sent["X-Token"]) == []
+    answered = post(three, "announce", sender="bob", subject="Re: [announce] hello", node=1)
+    assert one(three, "alice", "X-Token", answered["X-Token"])["Subject"] == "Re: [announce] hello"
+
+
+def test_an_author_from_elsewhere_is_shown_behind_the_list(three):
+    msg = mail.message("someone@elsewhere.example", "open@example.org", "from outside")
+    mail.send(three.node(0)["smtp"], msg)
+    got = one(three, "bob", "X-Token", msg["X-Token"])
+    assert got["From"].addresses[0].addr_spec == "open@example.org"
+    assert got["Reply-To"].addresses[0].addr_spec == "someone@elsewhere.example"
+
+
+def test_what_is_not_for_the_list_is_refused_or_waits(three):
+    with pytest.raises(smtplib.SMTPDataError) as refused:
+        post(three, "letter", sender="alice")
+    assert refused.value.smtp_code == 550 and b"only owners" in refused.value.smtp_error
+    # Somebody who only says that they are a member, and somebody who is none.
+    forged = mail.message("alice@example.org", "announce@example.org", "forged")
+    mail.send(three.node(0)["smtp"], forged)
+    stranger = post(three, "announce", sender="dora", subject="let me in")
+    large = post(three, "announce", sender="alice", subject="large", size=200_000)
+    mail.wait_for(lambda: state(three, "announce")["held"] == 3, what="three messages that wait")
+    held = {entry["subject"]: entry for entry in
+            json.loads(command(three, "held", "announce@example.org", "-o", "json"))}
+    assert "not a member" in held["forged"]["reason"] and "bytes" in held["large"]["reason"]
+    assert stranger["X-Token"] in command(three, "show", "announce@example.org", held["let me in"]["id"])
+    # By mail, by command, and away.
+    notice = mail.wait_for(lambda: [m for m in found(three, "carol", "Subject", "A message to announce@example.org waits")
+                                    if held["let me in"]["id"] in m.get_content()], what="a notice")[0]
+    assert notice["Auto-Submitted"] == "auto-generated"
+    answer(three, "carol", notice, "approve")
+    command(three, "approve", "announce@example.org", held["large"]["id"])
+    command(three, "refuse", "announce@example.org", held["forged"]["id"])
+    one(three, "bob", "X-Token", stranger["X-Token"])
+    one(three, "bob", "X-Token", large["X-Token"])
+    assert found(three, "bob", "X-Token", forged["X-Token"]) == []
+    assert state(three, "announce")["held"] == 0
+    again = command(three, "refuse", "announce@example.org", held["forged"]["id"], check=False)
+    assert again.returncode == 1 and b"1 of 1 were not there" in again.stderr
+
+
+def test_programs_and_loops_do_not_pass(three):
+    msg = mail.message("someone@elsewhere.example", "open@example.org", "away")
+    msg["Auto-Submitted"] = "auto-replied"
+    with pytest.raises(smtplib.SMTPDataError):
+        mail.send(three.node(0)["smtp"], msg)
+    # Two lists that are members of each other.
+    sent = post(three, "outer", sender="dora")
+    for user in ["alice", "bob"]:
+        one(three, user, "X-Token", sent["X-Token"])
+    time.sleep(2)
+    for user in ["alice", "bob"]:
+        assert len(found(three, user, "X-Token", sent["X-Token"])) == 1
+    assert json.loads(command(three, "status", "-o", "json"))[0]["expanding"] == 0
+
+
+def test_people_come_and_go_by_mail(three):
+    # Confirmed by the person, then by a moderator.
+    post(three, "open-join", sender="dora")
+    confirm = one(three, "dora", "Subject", "Confirm that you want to join open@example.org")
+    answer(three, "dora", confirm, "yes")
+    notice = one(three, "carol", "Subject", "Somebody wants to join open@example.org")
+    assert state(three, "open")["asking"] == 1
+    answer(three, "carol", notice, "Approve.")
+    one(three, "dora", "Subject", "Your membership of open@example.org")
+    sent = post(three, "open", subject="to the new one")
+    one(three, "dora", "X-Token", sent["X-Token"])
+    # Who is named in the resource leaves as well, and stays away while the resource changes.
+    post(three, "open-leave", sender="bob")
+    one(three, "bob", "Subject", "Your membership of open@example.org")
+    members = {m["address"]: m for m in json.loads(command(three, "members", "open@example.org", "-o", "json"))}
+    assert members["bob@example.org"]["left"] and members["dora@example.org"]["joined"]
+    sent = post(three, "open", subject="without one")
+    one(three, "dora", "X-Token", sent["X-Token"])
+    assert found(three, "bob", "X-Token", sent["X-Token"]) == []
+    # From elsewhere, or in another's name: only who gets the question can answer it.
+    msg = mail.message("carol@example.org", "open-leave@example.org", "I am not carol")
+    mail.send(three.node(0)["smtp"], msg)
+    asked = one(three, "carol", "Subject", "Confirm that you want to leave open@example.org")
+    wrong = mail.message("dora@example.org", asked["Reply-To"].addresses[0].addr_spec, "yes")
+    with pytest.raises(smtplib.SMTPDataError):
+        mail.submit(three.node(0)["submission"], "dora@example.org", PASSWORD, wrong)
+    assert state(three, "open")["members"] == 2
+
+
+def test_a_member_whose_mail_comes_back_is_suspended_and_can_be_resumed(three):
+    assert state(three, "broken")["members"] == 2
+    for number in range(5):
+        sent = post(three, "broken", subject=f"post {number}")
+        one(three, "alice", "X-Token", sent["X-Token"])
+        mail.wait_for(lambda: bounces(three, "nobody@example.org") == number + 1, what=f"bounce {number + 1}")
+    assert state(three, "broken")["bouncing"] == ["nobody@example.org"]
+    assert state(three, "broken")["members"] == 1
+    command(three, "resume", "broken@example.org", "nobody@example.org")
+    assert state(three, "broken") | {"members": 2, "bouncing": []} == state(three, "broken")
+
+
+def bounces(dev, address):
+    members = json.loads(command(dev, "members", "broken@example.org", "-o", "json"))
+    return next(member["bounces"] for member in members if member["address"] == address)
+
+
+def crowd(count, posting="Anyone"):
+    """Resources: a list with `count` members, who are aliases of few mailboxes; and the mailboxes."""
+    names = [f"m{number:05}@example.org" for number in range(count)]
+    boxes = [names[start:start + ALIASES] for start in range(0, count, ALIASES)]
+    docs = [resource("Mailbox", f"box{number}", {
+        "address": f"box{number}@example.org", "aliases": aliases,
+        "passwordSecretRef": {"name": "crowd", "key": "all"}}) for number, aliases in enumerate(boxes)]
+    docs.append(json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "crowd"},
+                            "stringData": {"all": PASSWORD}}))
+    docs.append(mailing_list("crowd", names, posting=posting))
+    # With one partition, its leader is who expands.
+    docs.append(resource("MailCluster", "one", {"partitions": 1}))
+    return len(boxes), names, "\n---\n".join(docs) + "\n"
+
+
+def copies(dev, boxes, node):
+    """How often each member has each message: by token and member, who stands in the Return-Path."""
+    counted = collections.Counter()
+    for number in range(boxes):
+        client = mail.login(dev.node(node)["imaps"], f"box{number}@example.org", PASSWORD)
+        client.select("INBOX", readonly=True)
+        _, data = client.uid("FETCH", "1:*", "(BODY.PEEK[HEADER.FIELDS (X-Token Return-Path)])")
+        for part in data:
+            if isinstance(part, tuple):
+                header = email.message_from_bytes(part[1])
+                member = re.search(r"\+[a-z2-7]{8}-(.*)=example.org@", header["Return-Path"]).group(1)
+                counted[header["X-Token"], member] += 1
+        client.logout()
+    return counted
+
+
+def leader(dev):
+    """The node that leads partition 1."""
+    return next(group["leader"] for group in dev.status()["groups"] if group["group"] == 1)
+
+
+def waiting(dev):
+    done = subprocess.run([str(BIN / "quorumail"), "--dev", str(dev.directory / "data"), "queue", "list", "-o", "json",
+                           "--limit", "1000"], capture_output=True, check=True, timeout=60)
+    return len(json.loads(done.stdout))
+
+
+def resumed(directory):
+    """Expansions that went on in the middle of a list, in the logs of all nodes."""
+    logs = [path.read_text(errors="replace") for path in (directory / "data").rglob("mailnode.log")]
+    return sum(re.search(r"resumed.{0,3}true", line) is not None
+               for log in logs for line in log.splitlines() if "a post was expanded" in line)
+
+
+def test_an_expansion_survives_the_loss_of_its_leader_and_serves_each_of_2000_once(tmp_path):
+    boxes, names, docs = crowd(2000)
+    sent, rounds = [], 0
+    with Dev(tmp_path, {"people.yaml": people(["alice"]), "crowd.yaml": docs}) as dev:
+        assert state(dev, "crowd")["members"] == 2000
+        # Until one was hit in the middle: an expansion takes a fraction of a second.
+        while resumed(tmp_path) == 0 and rounds < 12:
+            leads = mail.wait_for(lambda: leader(dev) is not None and [leader(dev)], what="a leader")[0]
+            other = (leads + 1) % 3
+            pid = dev.nodes[leads]["pid"]
+            sent.append(post(dev, "crowd", subject=f"post {rounds}", node=other)["X-Token"])
+            time.sleep(0.02 * rounds)
+            os.kill(pid, signal.SIGKILL)
+            rounds += 1
+            mail.wait_for(lambda: dev.nodes[leads]["pid"] != pid and all(node["ready"] for node in dev.status()["nodes"]),
+                          within=60, every=0.5, what="the node to come back")
+            mail.wait_for(lambda: state(dev, "crowd")["expanding"] == 0 and waiting(dev) == 0, within=120, every=0.5,
+                          what="the end of the queue")
+        assert resumed(tmp_path) > 0, "no expansion was hit in the middle"
+        counted = copies(dev, boxes, other)
+        wanted = {(token, name.split("@")[0]) for token in sent for name in names}
+        assert {key: count for key, count in counted.items() if count != 1} == {}
+        assert set(counted) == wanted, f"{len(wanted - set(counted))} of {len(wanted)} copies are missing"
+        print(f"{rounds} leaders lost, {resumed(tmp_path)} expansions resumed in the middle, {len(wanted)} copies, each once")
+
+
+def test_a_list_of_10000_members_is_expanded(tmp_path):
+    boxes, names, docs = crowd(10_000)
+    with Dev(tmp_path, {"people.yaml": people(["alice"]), "crowd.yaml": docs}) as dev:
+        assert state(dev, "crowd")["members"] == 10_000
+        begun = time.monotonic()
+        token = post(dev, "crowd")["X-Token"]
+        taken = time.monotonic() - begun
+        mail.wait_for(lambda: state(dev, "crowd")["expanding"] == 0, within=120, what="the end of the expansion")
+        expanded = time.monotonic() - begun
+        mail.wait_for(lambda: waiting(dev) == 0, within=600, every=1, what="the end of the queue")
+        delivered = time.monotonic() - begun
+        counted = copies(dev, boxes, 1)
+        assert counted == {(token, name.split("@")[0]): 1 for name in names}
+        print(f"10,000 members: taken after {taken:.2f} s, expanded after {expanded:.1f} s, delivered after {delivered:.1f} s")
