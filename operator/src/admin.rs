@@ -8,7 +8,7 @@ mod backup;
 mod import;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -27,7 +27,10 @@ use tonic::{
 
 pub use self::backup::GroupFailure;
 pub(crate) use self::{backup::streaming_failure, import::ImportFailure};
-use crate::pki::{CertifiedPem, NODE_NAME};
+use crate::{
+    pki::{CertifiedPem, NODE_NAME},
+    probing::account::is_probe,
+};
 
 /// Time for TCP and TLS to one node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -93,6 +96,8 @@ pub struct Listing {
     pub domains: BTreeMap<String, admin::DomainEntry>,
     /// By address.
     pub mailboxes: BTreeMap<String, admin::MailboxEntry>,
+    /// Addresses of the mailboxes that probes made: nobody's, and in none of the others.
+    pub probes: BTreeSet<String>,
 }
 
 impl AdminClient {
@@ -154,12 +159,16 @@ impl AdminClient {
                 while let Some(entry) = stream.next().await.transpose()? {
                     match entry.entry {
                         Some(Entry::Domain(d)) => drop(listing.domains.insert(d.domain.to_lowercase(), d)),
+                        Some(Entry::Mailbox(m)) if is_probe(&m) => {
+                            listing.probes.insert(m.address.to_lowercase());
+                        }
                         Some(Entry::Mailbox(m)) => {
                             drop(listing.mailboxes.insert(m.address.to_lowercase(), m))
                         }
                         None => {}
                     }
-                    if listing.domains.len() + listing.mailboxes.len() > MAX_DIRECTORY {
+                    if listing.domains.len() + listing.mailboxes.len() + listing.probes.len() > MAX_DIRECTORY
+                    {
                         return Err(Status::out_of_range(format!(
                             "more than {MAX_DIRECTORY} directory entries"
                         )));

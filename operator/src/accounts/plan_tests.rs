@@ -42,6 +42,7 @@ fn listed(domains: &[&str], mailboxes: &[&str]) -> Listing {
     Listing {
         domains: domains.iter().map(domain).collect(),
         mailboxes: mailboxes.iter().map(mailbox).collect(),
+        ..Listing::default()
     }
 }
 

@@ -15,6 +15,7 @@ mod mailbox;
 mod manifest;
 mod node;
 mod output;
+mod probe;
 mod progress;
 mod queue;
 mod repository;
@@ -82,6 +83,8 @@ pub struct Cli {
 enum Command {
     /// Tells whether it is well: mailnodes, partitions, queues, disks, certificates, backups. Exit status 1 when something is not.
     Status(status::StatusArgs),
+    /// Sends a message in each domain and reads it back. Exit status 1 when one fails.
+    Probe(probe::ProbeArgs),
     /// Looks into the queues and acts on what waits there.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -174,6 +177,7 @@ impl Cli {
         let (target, format) = (&self.target, self.output);
         match self.command {
             Command::Status(args) => status::run(target, format, &args).await,
+            Command::Probe(args) => probe::run(target, format, &args).await,
             Command::Queue(command) => queue::run(target, format, &command).await,
             Command::Mailbox(command) => mailbox::run(target, format, &command).await,
             Command::Domain(command) => domain::run(target, format, &command).await,
@@ -224,6 +228,8 @@ mod tests {
             "quorumail -n mail --cluster mail status --partitions",
             "quorumail queue list --class held -o yaml",
             "quorumail queue show ID",
+            "quorumail --dev d probe",
+            "quorumail -n mail probe example.org --within 10 -o json",
             "quorumail queue retry ID ID2",
             "quorumail queue delete --all --class bad",
             "quorumail mailbox usage",
