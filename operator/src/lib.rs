@@ -35,6 +35,7 @@ pub mod pki;
 pub mod probe;
 pub mod probing;
 pub mod rehearsal;
+pub mod report;
 pub mod resource_metrics;
 pub mod retention;
 pub mod run;

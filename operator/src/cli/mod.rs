@@ -18,6 +18,7 @@ mod output;
 mod probe;
 mod progress;
 mod queue;
+mod report;
 mod repository;
 mod restore;
 mod status;
@@ -85,6 +86,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Sends a message in each domain and reads it back. Exit status 1 when one fails.
     Probe(probe::ProbeArgs),
+    /// Reports on a week or a month, from what Prometheus has kept: uptime, deliverability, queues, backups, growth, incidents.
+    Report(report::ReportArgs),
     /// Looks into the queues and acts on what waits there.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -178,6 +181,7 @@ impl Cli {
         match self.command {
             Command::Status(args) => status::run(target, format, &args).await,
             Command::Probe(args) => probe::run(target, format, &args).await,
+            Command::Report(args) => report::run(target, format, &args).await,
             Command::Queue(command) => queue::run(target, format, &command).await,
             Command::Mailbox(command) => mailbox::run(target, format, &command).await,
             Command::Domain(command) => domain::run(target, format, &command).await,
@@ -229,6 +233,8 @@ mod tests {
             "quorumail queue list --class held -o yaml",
             "quorumail queue show ID",
             "quorumail --dev d probe",
+            "quorumail report --since 30d --prometheus http://127.0.0.1:9090 --html",
+            "quorumail -n mail --cluster mail report --prometheus http://127.0.0.1:9090 -o json",
             "quorumail -n mail probe example.org --within 10 -o json",
             "quorumail queue retry ID ID2",
             "quorumail queue delete --all --class bad",
