@@ -184,9 +184,12 @@ pub async fn gather(prometheus: &Prometheus, scope: &Scope) -> Result<Figures, P
             let pass = domains.iter().filter(|one| first(std::slice::from_ref(*one)) > Some(0.0)).count();
             (pass as f64, domains.len() as f64)
         }),
-        incidents: ask.incidents(&n).await?,
+        incidents: ask.incidents(&c).await?,
     })
 }
+
+/// A figure of a policy.
+type FieldOf = fn(&mut Policy) -> &mut Option<f64>;
 
 struct Ask<'p> {
     prometheus: &'p Prometheus,
@@ -227,7 +230,7 @@ impl Ask<'_> {
             )
         };
         let gauge = |name: &str| format!("max by (namespace, policy) (quorumail_{name}{{{n}}})");
-        let wanted: [(String, fn(&mut Policy) -> &mut Option<f64>); 7] = [
+        let wanted: [(String, FieldOf); 7] = [
             (runs("ok"), |policy| &mut policy.succeeded),
             (runs("failed"), |policy| &mut policy.failed),
             (gauge("backup_last_success_timestamp_seconds"), |policy| &mut policy.last),
@@ -247,17 +250,14 @@ impl Ask<'_> {
     }
 
     /// None when nobody watches: then that nothing fired says nothing.
-    async fn incidents(&self, n: &str) -> Result<Option<Vec<Incident>>, PrometheusError> {
-        // Alerts of ours: a rule that is ours alone is evaluated wherever they are.
-        let watched = "count({__name__=~\"quorumail:probes_failed:ratio.*\"}) or count(ALERTS{alertname=\"OperatorDown\"}) \
-                       or count(ALERTS{runbook_url=~\".+\"})";
+    async fn incidents(&self, only: &str) -> Result<Option<Vec<Incident>>, PrometheusError> {
         let names = ALERTS.join("|");
         let step = (self.seconds / INCIDENT_STEPS).max(INCIDENT_STEP);
-        // What concerns no namespace, as OperatorDown, concerns everybody.
-        let only = if n.is_empty() { String::new() } else { n.replacen("=\"", "=~\"|", 1) };
+        // What concerns no namespace or MailCluster, as OperatorDown, concerns all of them.
+        let only = only.replace("=\"", "=~\"|");
         let query = format!("ALERTS{{{only}alertstate=\"firing\",alertname=~\"{names}\"}}");
         let found = self.prometheus.over(&query, self.to - self.seconds, self.to, step).await?;
-        if found.is_empty() && self.one(watched).await?.is_none() {
+        if found.is_empty() && !self.prometheus.has_alert(ONE_OF_OURS).await? {
             return Ok(None);
         }
         let mut all: Vec<_> = found.iter().flat_map(|series| incidents(series, step, self.to)).collect();
@@ -266,29 +266,39 @@ impl Ask<'_> {
     }
 }
 
+/// An alert that is there wherever the rules of the chart are.
+const ONE_OF_OURS: &str = "PartitionLeaderless";
 /// Alerts of the chart.
 const ALERTS: &[&str] = &[
-    "Uptime.*",
-    "Probe.*",
-    "Domain.*",
-    "Mailbox.*",
-    "Partition.*",
-    "Mailnode.*",
-    "Replica.*",
-    "Disk.*",
-    "Versions.*",
-    "LocalQueue.*",
-    "RemoteQueue.*",
-    "BadQueue.*",
-    "Deliverability.*",
-    "Bounce.*",
-    "Certificate.*",
-    "Backup.*",
-    "Retention.*",
-    "Archive.*",
-    "Rehearsal.*",
-    "Operator.*",
-    "Block.*",
+    "ArchiveBroken",
+    "ArchiveLagging",
+    "BackupOverdue",
+    "BadQueueNotEmpty",
+    "BounceSurge",
+    "CertificateExpired",
+    "CertificateExpiring",
+    "DeliverabilityBelowTarget",
+    "DiskFilling",
+    "DiskFull",
+    "DiskSlow",
+    "DomainAuthBroken",
+    "LocalQueueStuck",
+    "MailboxNearQuota",
+    "MailnodeNotReady",
+    "OperatorDown",
+    "OperatorStuck",
+    "PartitionLeaderless",
+    "PartitionUnderReplicated",
+    "ProbeFailing",
+    "ReceiverRefusesMail",
+    "RehearsalFailed",
+    "RemoteQueueOld",
+    "RemoteQueueStuck",
+    "ReplicaUnreadable",
+    "RetentionOverdue",
+    "UptimeBudgetBurn",
+    "UptimeBudgetBurnSlow",
+    "VersionsDiffer",
 ];
 
 /// Values at their places in equal steps.

@@ -72,7 +72,18 @@ impl Prometheus {
         self.ask(&format!("query_range?start={from}&end={to}&step={step}&query={query}")).await
     }
 
+    /// Whether it has a rule for an alert of this name. One that does not tell its rules has none that is known.
+    pub async fn has_alert(&self, name: &str) -> Result<bool, PrometheusError> {
+        let bytes = self.fetch("rules?type=alert").await?;
+        let rules: Rules = serde_json::from_slice(&bytes).unwrap_or_default();
+        Ok(rules.data.groups.iter().flat_map(|group| &group.rules).any(|rule| rule.name == name))
+    }
+
     async fn ask(&self, path: &str) -> Result<Vec<Series>, PrometheusError> {
+        parse(&self.fetch(path).await?)
+    }
+
+    async fn fetch(&self, path: &str) -> Result<Vec<u8>, PrometheusError> {
         let mut answer = self.http.get(format!("{}/api/v1/{path}", self.base)).send().await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = answer.chunk().await? {
@@ -81,7 +92,7 @@ impl Prometheus {
                 return Err(PrometheusError::Malformed("it is too long".to_owned()));
             }
         }
-        parse(&bytes)
+        Ok(bytes)
     }
 }
 
@@ -119,6 +130,30 @@ struct One {
     value: Option<(f64, String)>,
     #[serde(default)]
     values: Vec<(f64, String)>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Rules {
+    data: Groups,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Groups {
+    groups: Vec<Group>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Group {
+    rules: Vec<Rule>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Rule {
+    name: String,
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<Series>, PrometheusError> {

@@ -105,3 +105,13 @@ fn a_scope_selects_by_labels() {
     assert_eq!(scope().of_cluster(), "namespace=\"mail\",mailcluster=\"mc\",");
     assert_eq!(Scope { namespace: None, cluster: None, ..scope() }.of_cluster(), "");
 }
+
+#[test]
+fn the_alerts_of_the_chart_are_those_that_are_told() {
+    let rules = include_str!("../../../charts/quorumail/files/alerts.yaml");
+    let mut named: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    named.sort_unstable();
+    named.dedup();
+    assert_eq!(named, ALERTS);
+    assert!(ALERTS.contains(&ONE_OF_OURS));
+}
