@@ -14,6 +14,10 @@ P = 'namespace=~"$namespace"'
 
 # title, kind (stat | graph | table), unit, width of 24, what it means, queries (expression, legend); a stat may have thresholds.
 OVERVIEW = [
+    ("Uptime", "stat", "percentunit", 6, "Of messages that are sent every minute in every domain, those that came back, in 30 days. The target is 99.9 %.", [(f'sum(increase(quorumail_probe_results_total{{{C}, result="ok"}}[30d])) / sum(increase(quorumail_probe_results_total{{{C}}}[30d]))', "")], None),
+    ("Domains whose probes fail", "stat", "short", 6, "In the last 10 minutes.", [(f'count(sum by (namespace, mailcluster, domain) (increase(quorumail_probe_results_total{{{C}, result="ok"}}[10m])) == 0) or vector(0)', "")], [1, 1]),
+    ("Time of a probe, 99 of 100", "stat", "s", 6, "From sending a message until it was read, in the last hour.", [(f'histogram_quantile(0.99, sum by (le) (rate(quorumail_probe_seconds_bucket{{{C}}}[1h])))', "")], None),
+    ("SPF, DKIM and DMARC records that are wrong", "stat", "short", 6, "Missing, or not what they should be: others cannot tell mail of the domain from forgeries.", [(f'sum(quorumail_domain_dns_records{{{C}, purpose=~"spf|dkim|dmarc", state=~"missing|mismatch"}})', "")], [1, 1000]),
     ("Partitions without a leader", "stat", "short", 4, "Above 0 some people cannot read or get mail.", [(f'sum(max by (namespace, mailcluster, group) (quorumail_group_has_leader{{{C}}}) == bool 0)', "")], [1, 1]),
     ("Replicas missing", "stat", "short", 4, "Above 0 mail is safe, and the next loss may be felt.", [(f'sum(max by (namespace, mailcluster, group) (quorumail_group_voters{{{C}}} - quorumail_group_voters_in_sync{{{C}}}))', "")], [1, 1000]),
     ("Mailnodes ready", "stat", "short", 4, "How many serve mail.", [(f'sum(quorumail_ready{{{C}}})', "")], None),
@@ -25,7 +29,7 @@ OVERVIEW = [
     ("Sessions", "graph", "short", 12, "Programs of people that are connected, and servers that bring mail.", [(f'sum(quorumail_imap_sessions{{{C}}})', "IMAP"), (f'sum by (service) (quorumail_smtp_sessions{{{C}}})', "SMTP {{service}}")], None),
     ("Free space", "graph", "percentunit", 12, "Of each mailnode's volume.", [(f'quorumail_disk_free_bytes{{{C}}} / quorumail_disk_size_bytes{{{C}}}', "{{pod}}")], None),
     ("Time since the last backup", "graph", "s", 12, "Of each BackupPolicy.", [(f'time() - quorumail_backup_last_success_timestamp_seconds{{{P}}}', "{{policy}}")], None),
-    ("Alerts", "table", "short", 12, "What is not well now.", [('ALERTS{alertstate="firing", alertname=~"Partition.*|Mailnode.*|Replica.*|Disk.*|Versions.*|.*Queue.*|Deliver.*|Bounce.*|Certificate.*|Backup.*|Archive.*|Rehearsal.*|Operator.*"}', "{{alertname}}")], None),
+    ("Alerts", "table", "short", 12, "What is not well now.", [('ALERTS{alertstate="firing", alertname=~"Partition.*|Mailnode.*|Replica.*|Disk.*|Versions.*|.*Queue.*|Deliver.*|Bounce.*|Certificate.*|Backup.*|Archive.*|Rehearsal.*|Operator.*|Uptime.*|Probe.*|Domain.*|Mailbox.*"}', "{{alertname}}")], None),
 ]
 DELIVERY = [
     ("Recipients elsewhere that got their mail", "stat", "percentunit", 6, "Of final outcomes in 24 hours; the target is 98 %.", [(f'sum(increase(quorumail_delivery_recipients_total{{{C}, class="remote", outcome="delivered"}}[1d])) / sum(increase(quorumail_delivery_recipients_total{{{C}, class="remote", outcome=~"delivered|bounced|dropped"}}[1d]))', "")], None),
@@ -35,6 +39,7 @@ DELIVERY = [
     ("Waiting recipients", "graph", "short", 12, "By queue.", [(f'sum by (class) (quorumail_queue_recipients{{{C}}})', "{{class}}")], None),
     ("Age of the oldest entry", "graph", "s", 12, "By queue.", [(f'max by (class) (quorumail_queue_oldest_seconds{{{C}}})', "{{class}}")], None),
     ("What came of recipients", "graph", "short", 12, "A minute, elsewhere and here.", [(f'sum by (class, outcome) (rate(quorumail_delivery_recipients_total{{{C}}}[5m])) * 60', "{{class}} {{outcome}}")], None),
+    ("Share that big receivers took", "graph", "percentunit", 12, "Of final outcomes in 24 hours, by who runs the server.", [(f'sum by (receiver) (increase(quorumail_delivery_recipients_total{{{C}, class="remote", outcome="delivered"}}[1d])) / sum by (receiver) (increase(quorumail_delivery_recipients_total{{{C}, class="remote", outcome=~"delivered|bounced|dropped"}}[1d]))', "{{receiver}}")], None),
     ("Time to delivery", "graph", "s", 12, "Half of the mail, and 99 of 100.", [(f'histogram_quantile(0.5, sum by (le) (rate(quorumail_delivery_seconds_bucket{{{C}}}[5m])))', "half"), (f'histogram_quantile(0.99, sum by (le) (rate(quorumail_delivery_seconds_bucket{{{C}}}[5m])))', "99 of 100")], None),
     ("Replies to who brings mail", "graph", "short", 12, "A minute, by first digit: 2 taken, 4 later, 5 never.", [(f'sum by (service, class) (rate(quorumail_smtp_replies_total{{{C}}}[5m])) * 60', "{{service}} {{class}}xx")], None),
     ("Sessions that ended", "graph", "short", 12, "A minute, by how.", [(f'sum by (how) (rate(quorumail_smtp_sessions_closed_total{{{C}}}[5m])) * 60', "{{how}}")], None),

@@ -19,6 +19,8 @@ pub mod kind {
     pub const DKIM_READY: &str = "DkimReady";
     /// All DNS records of a domain are seen as they should be.
     pub const DNS_VERIFIED: &str = "DnsVerified";
+    /// Messages that are sent in a domain every minute come back.
+    pub const PROBED: &str = "Probed";
     /// A mailbox uses more than nine tenths of its quota.
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
@@ -131,7 +133,7 @@ pub mod reason {
     pub const SIGNING: &str = "Signing";
     /// The spec asks for no signatures.
     pub const NOT_SIGNED: &str = "NotSigned";
-    /// What was restored does not serve mail.
+    /// A message was sent and did not come back, or was not taken.
     pub const PROBE_FAILED: &str = "ProbeFailed";
 }
 

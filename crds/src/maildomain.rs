@@ -281,7 +281,8 @@ pub struct MailDomainStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: the mailnodes confirmed that they serve the domain. DkimReady: its mail is signed, and the records of the keys
-    /// that sign are seen. DnsVerified: all records are seen as they should be. Paused: by annotation.
+    /// that sign are seen. DnsVerified: all records are seen as they should be. Probed: messages that the operator sends in it every
+    /// minute come back. Paused: by annotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -8,7 +8,7 @@ mod backup;
 mod import;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
@@ -27,7 +27,10 @@ use tonic::{
 
 pub use self::backup::GroupFailure;
 pub(crate) use self::{backup::streaming_failure, import::ImportFailure};
-use crate::pki::{CertifiedPem, NODE_NAME};
+use crate::{
+    pki::{CertifiedPem, NODE_NAME},
+    probing::account::is_probe,
+};
 
 /// Time for TCP and TLS to one node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,6 +98,8 @@ pub struct Listing {
     pub mailboxes: BTreeMap<String, admin::MailboxEntry>,
     /// Mailing lists, by address.
     pub lists: BTreeMap<String, admin::ListEntry>,
+    /// Addresses of the mailboxes that probes made: nobody's, and in none of the others.
+    pub probes: BTreeSet<String>,
 }
 
 impl AdminClient {
@@ -156,13 +161,20 @@ impl AdminClient {
                 while let Some(entry) = stream.next().await.transpose()? {
                     match entry.entry {
                         Some(Entry::Domain(d)) => drop(listing.domains.insert(d.domain.to_lowercase(), d)),
+                        Some(Entry::Mailbox(m)) if is_probe(&m) => {
+                            listing.probes.insert(m.address.to_lowercase());
+                        }
                         Some(Entry::Mailbox(m)) => {
                             drop(listing.mailboxes.insert(m.address.to_lowercase(), m))
                         }
                         Some(Entry::List(l)) => drop(listing.lists.insert(l.address.to_lowercase(), l)),
                         None => {}
                     }
-                    if listing.domains.len() + listing.mailboxes.len() + listing.lists.len() > MAX_DIRECTORY {
+                    let count = listing.domains.len()
+                        + listing.mailboxes.len()
+                        + listing.probes.len()
+                        + listing.lists.len();
+                    if count > MAX_DIRECTORY {
                         return Err(Status::out_of_range(format!(
                             "more than {MAX_DIRECTORY} directory entries"
                         )));

@@ -82,6 +82,23 @@ fn removals_come_first_and_domains_after_their_mailboxes() {
 }
 
 #[test]
+fn mailboxes_of_probes_are_nobodys_and_go_with_their_domain() {
+    let mut before = listing(&desired(&["x.org", "old.org"], &["a@x.org"]));
+    before.probes.extend(["quorumail-probe-1@old.org".to_owned(), "quorumail-probe-2@x.org".to_owned()]);
+    let mut wanted = desired(&["x.org"], &["a@x.org"]);
+    wanted.remove_domains.insert("old.org".into());
+    assert_eq!(subjects(&kept(&wanted, &before)), ["quorumail-probe-1@old.org", "old.org"]);
+}
+
+#[test]
+fn the_hash_of_a_drawn_password_is_one_that_is_checked_quickly() {
+    use argon2::password_hash::{PasswordHash, PasswordVerifier as _};
+    let hash = hash_of_random("0123456789abcdef").unwrap();
+    assert!(hash.starts_with("$argon2id$v=19$m=8,t=1,p=1$"), "{hash}");
+    Argon2::default().verify_password(b"0123456789abcdef", &PasswordHash::new(&hash).unwrap()).unwrap();
+}
+
+#[test]
 fn a_missing_resource_alone_takes_no_mailbox_away() {
     let before = listing(&desired(&["x.org", "empty.org"], &["a@x.org"]));
     assert_eq!(kept(&Desired::default(), &before), [Step::DeleteDomain("empty.org".into())]);

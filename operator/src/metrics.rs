@@ -5,7 +5,9 @@ use prometheus::{
     TextEncoder,
 };
 
-use crate::runs::metrics::BackupMetrics;
+use crate::{
+    probing::metrics::ProbeMetrics, resource_metrics::ResourceMetrics, runs::metrics::BackupMetrics,
+};
 
 /// All of them.
 #[derive(Clone)]
@@ -23,6 +25,10 @@ pub struct Metrics {
     pub unreadable: IntGaugeVec,
     /// Of backups and restores.
     pub backups: BackupMetrics,
+    /// Of probes.
+    pub probes: ProbeMetrics,
+    /// Of what resources tell.
+    pub resources: ResourceMetrics,
 }
 
 impl Metrics {
@@ -63,7 +69,9 @@ impl Metrics {
         registry.register(Box::new(changes.clone()))?;
         registry.register(Box::new(leader.clone()))?;
         let backups = BackupMetrics::register(&registry)?;
-        Ok(Self { registry, reconciles, seconds, changes, leader, unreadable, backups })
+        let probes = ProbeMetrics::register(&registry)?;
+        let resources = ResourceMetrics::register(&registry)?;
+        Ok(Self { registry, reconciles, seconds, changes, leader, unreadable, backups, probes, resources })
     }
 
     /// Counts one reconciliation.

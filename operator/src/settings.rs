@@ -39,6 +39,10 @@ pub struct Settings {
     #[arg(long = "dns-server", env = "DNS_SERVERS", value_delimiter = ',')]
     pub dns_servers: Vec<SocketAddr>,
 
+    /// Sends no messages through domains to see whether they come back.
+    #[arg(long, env = "NO_PROBES", action = clap::ArgAction::Set, num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    pub no_probes: bool,
+
     /// Runs without asking for the Lease; for development.
     #[arg(long, env = "NO_LEADER_ELECTION")]
     pub no_leader_election: bool,

@@ -79,6 +79,13 @@ def test_mail_sent_through_the_service_is_read_from_every_pod(service):
         client.logout()
 
 
+def test_messages_that_are_sent_every_minute_come_back(service):
+    def probed():
+        return service.condition("maildomain", "example-org", "Probed").get("status") == "True"
+
+    mail.wait_for(probed, within=180, every=2, what="a probe that passed")
+
+
 def test_generated_credentials_open_the_mailbox(service):
     password = service.secret("bob-credentials", "password")
     assert len(password) >= 16

@@ -81,7 +81,7 @@ pub(crate) async fn attempt(
             }
         };
         let (delivered, rest): (Outcomes, Outcomes) =
-            outcomes.into_iter().partition(|(_, outcome)| *outcome == Outcome::Delivered);
+            outcomes.into_iter().partition(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)));
         open.extend(rest);
         // Another destination may take long; a crash meanwhile must not make the message go out twice to this one.
         if !delivered.is_empty() && !groups.is_empty() {
@@ -173,7 +173,7 @@ impl Context {
             let reverse_path = entry.reverse_path.as_ref();
             let delivery = self.queue.deliver_local(&recipient.address, reverse_path, body.clone(), command);
             let outcome = match timeout(LOCAL_WITHIN, delivery).await {
-                Ok(Ok(())) => Outcome::Delivered,
+                Ok(Ok(())) => Outcome::Delivered(None),
                 Ok(Err(LocalFailure::NoSuchUser)) => {
                     Outcome::Failed(Reason::own("5.1.1 there is no such mailbox here"))
                 }
@@ -289,8 +289,8 @@ impl Context {
         if !done.is_empty() || !changed.is_empty() {
             insist(picked.id, update).await;
         }
-        for (class, event) in events {
-            self.observer.observe(class, event);
+        for (class, receiver, event) in events {
+            self.observer.observe(class, receiver, event);
         }
     }
 
@@ -341,7 +341,7 @@ fn outcome(host: &Host, result: RecipientResult) -> Outcome {
         is_reply: code != 0,
     };
     match result {
-        RecipientResult::Delivered { .. } => Outcome::Delivered,
+        RecipientResult::Delivered { .. } => Outcome::Delivered(Some(host.name.clone())),
         RecipientResult::Deferred { code, text } => Outcome::Deferred(reason(code, text)),
         RecipientResult::Failed { code, text } => Outcome::Failed(reason(code, text)),
     }

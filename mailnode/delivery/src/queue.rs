@@ -8,6 +8,8 @@ use quorumail_message::Address;
 use quorumail_store::{CommandId, PartitionId, QueueClass, QueueEntry, QueueId, QueueRecipient, Timestamp};
 use tokio::sync::{Notify, watch};
 
+use crate::Receiver;
+
 /// The queue cannot be asked or changed at the moment; whether a change was made is not known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unavailable: {0}")]
@@ -109,8 +111,8 @@ pub enum Event {
 
 /// Takes events. Called from workers: must not block.
 pub trait Observer: Send + Sync + 'static {
-    /// Something came of a recipient of this class: [`QueueClass::Local`] or [`QueueClass::Remote`].
-    fn observe(&self, class: QueueClass, event: Event);
+    /// Something came of a recipient of this class, [`QueueClass::Local`] or [`QueueClass::Remote`], whose mail goes there.
+    fn observe(&self, class: QueueClass, receiver: Receiver, event: Event);
 }
 
 /// Takes no notice.
@@ -118,5 +120,5 @@ pub trait Observer: Send + Sync + 'static {
 pub struct Unobserved;
 
 impl Observer for Unobserved {
-    fn observe(&self, _: QueueClass, _: Event) {}
+    fn observe(&self, _: QueueClass, _: Receiver, _: Event) {}
 }

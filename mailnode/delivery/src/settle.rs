@@ -5,7 +5,7 @@ use std::time::Duration;
 use quorumail_message::{Address, EnhancedStatus, FailedRecipient};
 use quorumail_store::{QueueClass, QueueEntry, QueueRecipient, Timestamp};
 
-use crate::{Event, Retry, backoff::retry_delay};
+use crate::{Event, Receiver, Retry, backoff::retry_delay};
 
 /// Longest `last_error`, in characters.
 pub(crate) const MAX_ERROR: usize = 1000;
@@ -33,7 +33,8 @@ impl Reason {
 /// What came of an attempt for one recipient.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    Delivered,
+    /// By this host, when it was another.
+    Delivered(Option<String>),
     Deferred(Reason),
     Failed(Reason),
     /// Whether it was delivered is not known, and the same command will find out. It does not count as an attempt.
@@ -50,7 +51,7 @@ pub(crate) struct Settlement {
     /// Recipients that the sender is told about; they are in `done` as well.
     pub(crate) reported: Vec<(QueueRecipient, FailedRecipient)>,
     /// For metrics, once it is done.
-    pub(crate) events: Vec<(QueueClass, Event)>,
+    pub(crate) events: Vec<(QueueClass, Receiver, Event)>,
     /// Reports that are given up, for the log.
     pub(crate) dropped: Vec<String>,
 }
@@ -67,8 +68,9 @@ pub(crate) fn settle(
     let age = Duration::from_millis(u64::try_from(now.0.saturating_sub(entry.arrived.0)).unwrap_or(0));
     for (recipient, outcome) in outcomes {
         match outcome {
-            Outcome::Delivered => {
-                settlement.events.push((recipient.class, Event::Delivered { after: age }));
+            Outcome::Delivered(host) => {
+                let receiver = receiver(&recipient, host.as_deref());
+                settlement.events.push((recipient.class, receiver, Event::Delivered { after: age }));
                 settlement.done.push(recipient.address);
             }
             Outcome::Failed(reason) => {
@@ -84,7 +86,8 @@ pub(crate) fn settle(
                 // The last attempt is made when the time is over, not up to an hour after it.
                 let left = retry.give_up_after.saturating_sub(age);
                 let delay = retry_delay(retry, attempts, random()).min(left);
-                settlement.events.push((recipient.class, Event::Deferred));
+                let receiver = receiver(&recipient, reason.host.as_deref());
+                settlement.events.push((recipient.class, receiver, Event::Deferred));
                 settlement.later(recipient, attempts, now, delay, &reason.text);
             }
             Outcome::Unknown(text) => {
@@ -96,6 +99,13 @@ pub(crate) fn settle(
         }
     }
     settlement
+}
+
+fn receiver(recipient: &QueueRecipient, host: Option<&str>) -> Receiver {
+    match recipient.class {
+        QueueClass::Local => Receiver::Here,
+        _ => Receiver::of(host, recipient.address.domain()),
+    }
 }
 
 impl Settlement {
@@ -124,9 +134,10 @@ impl Settlement {
         status: EnhancedStatus,
     ) {
         let class = recipient.class;
+        let receiver = receiver(&recipient, reason.host.as_deref());
         if entry.reverse_path.is_some() {
             self.done.push(recipient.address.clone());
-            self.events.push((class, Event::Bounced));
+            self.events.push((class, receiver, Event::Bounced));
             let failed = FailedRecipient {
                 address: recipient.address.clone(),
                 status,
@@ -137,12 +148,12 @@ impl Settlement {
             self.reported.push((recipient, failed));
         } else if class == QueueClass::Local {
             // A report must not cause a report (RFC 5321 6.1), and one of our own people misses it.
-            self.events.push((class, Event::Bad));
+            self.events.push((class, receiver, Event::Bad));
             let attempts = recipient.attempts.saturating_add(1);
             let last_error = bounded(&reason.text);
             self.changed.push(QueueRecipient { class: QueueClass::Bad, attempts, last_error, ..recipient });
         } else {
-            self.events.push((class, Event::Dropped));
+            self.events.push((class, receiver, Event::Dropped));
             self.dropped.push(bounded(&reason.text));
             self.done.push(recipient.address);
         }
@@ -226,7 +237,7 @@ mod tests {
                 Outcome::Failed(Reason { text: text.into(), host: Some("mx".into()), is_reply: true });
             let settlement = settled(QueueClass::Remote, Some("a@x.org"), outcome, 1);
             assert_eq!(settlement.reported[0].1.status.to_string(), status);
-            assert_eq!(settlement.events, [(QueueClass::Remote, Event::Bounced)]);
+            assert_eq!(settlement.events, [(QueueClass::Remote, Receiver::Other, Event::Bounced)]);
         }
     }
 
@@ -235,7 +246,7 @@ mod tests {
         let failed = || Outcome::Failed(Reason::own("5.1.1 no"));
         let remote = settled(QueueClass::Remote, None, failed(), 1);
         assert!(remote.reported.is_empty() && remote.done.len() == 1);
-        assert_eq!(remote.events, [(QueueClass::Remote, Event::Dropped)]);
+        assert_eq!(remote.events, [(QueueClass::Remote, Receiver::Other, Event::Dropped)]);
         let local = settled(QueueClass::Local, None, failed(), 1);
         assert!(local.reported.is_empty() && local.done.is_empty());
         assert_eq!((local.changed[0].class, local.changed[0].attempts), (QueueClass::Bad, 3));

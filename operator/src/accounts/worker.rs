@@ -46,6 +46,8 @@ use crate::{
 const RESYNC: Duration = Duration::from_secs(60);
 /// Longest wait after errors, which double it from half a second.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Mailboxes of probes that are there for longer are nobody's any more.
+const FORGOTTEN_PROBE: Duration = Duration::from_secs(2 * 3600);
 /// Addresses in one question for usage.
 const USAGE_BATCH: usize = 1_000;
 /// Statuses that are written in one round only because the usage changed; the others follow in the next round.
@@ -96,6 +98,8 @@ pub struct Worker {
     written_mailboxes: HashMap<String, MailboxStatus>,
     written_lists: HashMap<String, MailingListStatus>,
     usage_writes: usize,
+    /// Mailboxes of probes, and since when they are seen.
+    probes: HashMap<String, Instant>,
 }
 
 impl Worker {
@@ -115,6 +119,7 @@ impl Worker {
             written_mailboxes: HashMap::new(),
             written_lists: HashMap::new(),
             usage_writes: 0,
+            probes: HashMap::new(),
         }
     }
 
@@ -168,9 +173,24 @@ impl Worker {
         let mut plan = plan(&members.domains, &members.mailboxes, &credentials, &signing, &listing);
         plan_lists(&mut plan, &members.lists, &members.mailboxes, &listing);
         let steps = diff(&plan.desired, &listing, &connection.fingerprints, Orphans::RemoveEmptyDomains);
-        let steps: Vec<Step> =
-            steps.into_iter().filter(|step| !self.was_refused(step, &connection)).collect();
+        let steps: Vec<Step> = self
+            .forgotten_probes(&listing)
+            .chain(steps)
+            .filter(|step| !self.was_refused(step, &connection))
+            .collect();
         self.carry_out(&members, &plan, &connection, steps, listing).await
+    }
+
+    /// Removes mailboxes of probes that were ended in the middle: they live for an hour.
+    fn forgotten_probes(&mut self, listing: &Listing) -> impl Iterator<Item = Step> + use<> {
+        let now = Instant::now();
+        self.probes.retain(|address, _| listing.probes.contains(address));
+        for address in &listing.probes {
+            self.probes.entry(address.clone()).or_insert(now);
+        }
+        let old = self.probes.iter().filter(|(_, since)| now.duration_since(**since) > FORGOTTEN_PROBE);
+        let old: Vec<_> = old.map(|(address, _)| address.clone()).collect();
+        old.into_iter().map(|address| Step::DeleteMailbox { address, keep_seconds: 0 })
     }
 
     /// Adds the finalizer to what has none yet: before the mailnodes hear of it.
@@ -385,6 +405,11 @@ impl Worker {
                 Outcome::Show(mut observed) => {
                     let base = with_written(domain, &self.written_domains);
                     let facts = self.domain_facts(&base, &mut observed);
+                    if !self.context.settings.no_probes {
+                        let uid = base.metadata.uid.as_deref().unwrap_or_default();
+                        let old = base.status.as_ref().map_or(&[][..], |status| &status.conditions);
+                        observed.push(self.context.probing.observed(uid, old));
+                    }
                     let facts = maildomain::Facts { mailboxes: held.map(|_| mailboxes), ..facts };
                     let status = maildomain::status(&base, &observed, facts, now);
                     if base.status.as_ref() != Some(&status) {
@@ -641,7 +666,10 @@ fn record(listing: &mut Listing, change: &DirectoryChange, partition: u32) {
             listing.lists.insert(list.address.clone(), entry);
         }
         Some(Change::DeleteList(list)) => drop(listing.lists.remove(&list.address)),
-        Some(Change::DeleteMailbox(mailbox)) => drop(listing.mailboxes.remove(&mailbox.address)),
+        Some(Change::DeleteMailbox(mailbox)) => {
+            listing.mailboxes.remove(&mailbox.address);
+            listing.probes.remove(&mailbox.address);
+        }
         Some(Change::DeleteDomain(domain)) => drop(listing.domains.remove(&domain.domain)),
         None => {}
     }

@@ -16,7 +16,8 @@ use quorumail_operator::{
     lease::Election,
     mailcluster::{self, Context},
     metrics::Metrics,
-    runs,
+    probing::{self, Probing},
+    resource_metrics, runs,
     settings::Settings,
     stores::Stores,
 };
@@ -63,6 +64,7 @@ async fn main() -> anyhow::Result<()> {
     let context = Arc::new(Context {
         clients: Clients::new(client.clone(), stores.clone()),
         dns: Lookups::new(&settings.dns_servers),
+        probing: Probing::default(),
         events: Events::new(client.clone(), &identity),
         client,
         settings,
@@ -95,6 +97,8 @@ async fn work(
         () = controller => false,
         () = accounts::run(context.clone()) => false,
         () = dns_watch::run(context.clone()) => false,
+        () = probing::run(context.clone()) => false,
+        () = resource_metrics::run(context.clone()) => false,
         () = runs::run(context) => false,
         () = lost => true,
     };

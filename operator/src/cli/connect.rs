@@ -24,7 +24,7 @@ use crate::{
     dev::state,
     mailcluster::{
         certificates::{CA_KEY, CERT_KEY, KEY_KEY, text},
-        objects::{CLUSTER_LABEL, Names},
+        objects::{CLUSTER_LABEL, Names, hostname},
     },
     mailnode_config::port,
     pki::CertifiedPem,
@@ -143,10 +143,49 @@ impl Kubernetes {
             while (addresses.len() as u64) < number {
                 addresses.push("127.0.0.1:1".to_owned());
             }
-            addresses.push(forward(api.clone(), pod).await?);
+            addresses.push(forward(api.clone(), pod, port::ADMIN).await?);
         }
         Ok(AdminClient::new(&addresses, &ca, &identity)?)
     }
+
+    /// Forwards to ports of one ready pod; where each is reached.
+    pub(super) async fn forward_to_one<const N: usize>(
+        &self,
+        ports: [u16; N],
+    ) -> Result<[(String, u16); N], Failure> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let labels = format!("{CLUSTER_LABEL}={}", self.cluster);
+        let pods = api.list(&ListParams::default().labels(&labels)).await?.items;
+        let pod = pods.iter().find(|pod| is_ready(pod) && ordinal(&self.cluster, pod).is_some());
+        let pod =
+            pod.ok_or_else(|| Failure::Failed(format!("no pod of MailCluster {} is ready", self.cluster)))?;
+        let mut found = [const { (String::new(), 0) }; N];
+        for (place, wanted) in found.iter_mut().zip(ports) {
+            let address = forward(api.clone(), pod.name_any(), wanted).await?;
+            let at =
+                address.rsplit_once(':').and_then(|(host, at)| Some((host.to_owned(), at.parse().ok()?)));
+            *place = at.ok_or_else(|| Failure::Failed(format!("{address} is no address")))?;
+        }
+        Ok(found)
+    }
+
+    /// The name that mail clients connect to, the certificate for it and, where the Secret has one, its authority.
+    pub(super) async fn public_tls(&self) -> Result<(String, String, Option<String>), Failure> {
+        let clusters: Api<MailCluster> = Api::namespaced(self.client.clone(), &self.namespace);
+        let cluster = clusters.get(&self.cluster).await?;
+        let own = Names::new(&self.cluster).public_tls;
+        let name = cluster.spec.tls.secret_name.clone().unwrap_or(own);
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secret = secrets.get(&name).await?;
+        let certificate = text(&secret, CERT_KEY)
+            .ok_or_else(|| Failure::Failed(format!("Secret {name} has no key `{CERT_KEY}`")))?;
+        Ok((hostname(&cluster), certificate, text(&secret, CA_KEY)))
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.is_some_and(|all| all.iter().any(|one| one.type_ == "Ready" && one.status == "True"))
 }
 
 /// Number of the node that a pod runs.
@@ -157,7 +196,7 @@ fn ordinal(cluster: &str, pod: &Pod) -> Option<u64> {
 }
 
 /// Listens on a port of the loopback interface, and passes each connection through the API server to the pod.
-async fn forward(pods: Api<Pod>, pod: String) -> Result<String, Failure> {
+async fn forward(pods: Api<Pod>, pod: String, wanted: u16) -> Result<String, Failure> {
     let failed = |error: std::io::Error| Failure::Failed(format!("failed to listen for forwarding: {error}"));
     let listener = TcpListener::bind("127.0.0.1:0").await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?.to_string();
@@ -169,8 +208,8 @@ async fn forward(pods: Api<Pod>, pod: String) -> Result<String, Failure> {
             tokio::spawn(async move {
                 let _permit = permit;
                 // A failure closes the connection, and the client tells what it was about.
-                if let Ok(mut forwarder) = pods.portforward(&pod, &[port::ADMIN]).await
-                    && let Some(mut remote) = forwarder.take_stream(port::ADMIN)
+                if let Ok(mut forwarder) = pods.portforward(&pod, &[wanted]).await
+                    && let Some(mut remote) = forwarder.take_stream(wanted)
                 {
                     let _ = copy_bidirectional(&mut local, &mut remote).await;
                 }

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use quorumail_crds::condition::kind;
+use quorumail_crds::condition::{kind, reason};
 use quorumail_proto::admin::{ClusterStatus, NodeHealth, NodeReport, QueueClass};
 use serde::Serialize;
 
@@ -19,6 +19,9 @@ const NAMED: usize = 3;
 /// Of policies, conditions that are False when something is wrong.
 const OF_POLICIES: [&str; 4] =
     [kind::READY, kind::LAST_BACKUP_SUCCEEDED, kind::ARCHIVING_HEALTHY, kind::REHEARSAL_SUCCEEDED];
+
+/// Of domains. Records that nobody has published yet are shown and are no problem; those that others check signatures with are.
+const OF_DOMAINS: [&str; 3] = [kind::READY, kind::PROBED, kind::DKIM_READY];
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -60,6 +63,15 @@ pub(super) struct Resource {
     pub(super) conditions: Vec<Condition>,
 }
 
+/// Resources of one kind of which the same condition is False for the same reason.
+struct Alike {
+    kind: &'static str,
+    type_: String,
+    reason: String,
+    names: Vec<String>,
+    message: String,
+}
+
 fn problem(severity: Severity, runbook: &'static str, text: String) -> Problem {
     Problem { severity, text, runbook: Some(runbook) }
 }
@@ -87,6 +99,14 @@ pub(super) fn queues(status: &ClusterStatus) -> Vec<Queue> {
         }
     };
     classes.into_iter().map(total).collect()
+}
+
+/// When the first certificate of a mailnode that answers expires.
+pub(super) fn first_to_expire(status: &ClusterStatus) -> Option<Timestamp> {
+    let ends = status.nodes.iter().filter_map(health).flat_map(|health| &health.certificates);
+    // Zero: it cannot be told.
+    let first = ends.map(|certificate| certificate.not_after).filter(|end| *end != 0).min()?;
+    Timestamp::from_second(first).ok()
 }
 
 /// What the mailnodes tell that is not well, the worst first.
@@ -180,10 +200,14 @@ fn of_node(node: u64, health: &NodeHealth, now: Timestamp, found: &mut Vec<Probl
 /// What resources tell that is not well, the worst first. Of those of one kind with the same reason a few are named.
 pub(super) fn of_resources(resources: &[Resource]) -> Vec<Problem> {
     let mut found = Vec::new();
-    let mut alike: Vec<(&'static str, String, Vec<String>, String)> = Vec::new();
+    let mut alike: Vec<Alike> = Vec::new();
     for resource in resources {
         let is_policy = resource.kind == "BackupPolicy";
-        let wanted: &[&str] = if is_policy { &OF_POLICIES } else { &[kind::READY] };
+        let wanted: &[&str] = match resource.kind {
+            "BackupPolicy" => &OF_POLICIES,
+            "MailDomain" => &OF_DOMAINS,
+            _ => &[kind::READY],
+        };
         for condition in &resource.conditions {
             if condition.status != "False" || !wanted.contains(&condition.type_.as_str()) {
                 continue;
@@ -199,21 +223,35 @@ pub(super) fn of_resources(resources: &[Resource]) -> Vec<Problem> {
                 continue;
             }
             let reason = condition.reason.clone();
-            match alike.iter_mut().find(|(kind, known, ..)| *kind == resource.kind && *known == reason) {
-                Some((.., names, _)) => names.push(resource.name.clone()),
-                None => {
-                    let names = vec![resource.name.clone()];
-                    alike.push((resource.kind, reason, names, condition.message.clone()));
-                }
+            if reason == reason::NOT_SIGNED {
+                continue;
+            }
+            let same = |other: &&mut Alike| {
+                other.kind == resource.kind && other.type_ == condition.type_ && other.reason == reason
+            };
+            match alike.iter_mut().find(same) {
+                Some(other) => other.names.push(resource.name.clone()),
+                None => alike.push(Alike {
+                    kind: resource.kind,
+                    type_: condition.type_.clone(),
+                    reason,
+                    names: vec![resource.name.clone()],
+                    message: condition.message.clone(),
+                }),
             }
         }
     }
-    for (kind, _, names, message) in alike {
+    for Alike { kind, type_, names, message, .. } in alike {
         let shown = names.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
         let more = names.len().saturating_sub(NAMED);
         let names = if more > 0 { format!("{shown} and {more} more") } else { shown };
-        let text = format!("{kind} {names} not ready: {message}");
-        found.push(Problem { severity: Severity::Warning, text, runbook: None });
+        let (what, runbook) = match type_.as_str() {
+            kind::PROBED => ("probes fail", Some("ProbeFailing")),
+            kind::DKIM_READY => ("signatures", Some("DomainAuthBroken")),
+            _ => ("not ready", None),
+        };
+        let text = format!("{kind} {names} {what}: {message}");
+        found.push(Problem { severity: Severity::Warning, text, runbook });
     }
     found.sort();
     found
@@ -340,6 +378,7 @@ mod tests {
             .into();
         all.push(resource("Mailbox", "f", "NearQuota", "False", ""));
         all.push(resource("MailDomain", "g", "Ready", "True", ""));
+        all.push(resource("MailDomain", "h", "Probed", "False", "it was not taken"));
         all.push(resource("BackupPolicy", "nightly", "RehearsalSucceeded", "False", "it failed"));
         let told = of_resources(&all);
         let texts: Vec<_> = told.iter().map(|found| (found.text.as_str(), found.runbook)).collect();
@@ -347,6 +386,7 @@ mod tests {
             texts,
             [
                 ("BackupPolicy nightly: it failed", Some("RehearsalFailed")),
+                ("MailDomain h probes fail: it was not taken", Some("ProbeFailing")),
                 ("Mailbox a, b, c and 2 more not ready: make the MailDomain", None),
             ]
         );

@@ -16,8 +16,10 @@ mod mailbox;
 mod manifest;
 mod node;
 mod output;
+mod probe;
 mod progress;
 mod queue;
+mod report;
 mod repository;
 mod restore;
 mod status;
@@ -83,6 +85,10 @@ pub struct Cli {
 enum Command {
     /// Tells whether it is well: mailnodes, partitions, queues, disks, certificates, backups. Exit status 1 when something is not.
     Status(status::StatusArgs),
+    /// Sends a message in each domain and reads it back. Exit status 1 when one fails.
+    Probe(probe::ProbeArgs),
+    /// Reports on a week or a month, from what Prometheus has kept: uptime, deliverability, queues, backups, growth, incidents.
+    Report(report::ReportArgs),
     /// Looks into the queues and acts on what waits there.
     #[command(subcommand)]
     Queue(queue::QueueCommand),
@@ -178,6 +184,8 @@ impl Cli {
         let (target, format) = (&self.target, self.output);
         match self.command {
             Command::Status(args) => status::run(target, format, &args).await,
+            Command::Probe(args) => probe::run(target, format, &args).await,
+            Command::Report(args) => report::run(target, format, &args).await,
             Command::Queue(command) => queue::run(target, format, &command).await,
             Command::Mailbox(command) => mailbox::run(target, format, &command).await,
             Command::List(command) => list::run(target, format, &command).await,
@@ -229,6 +237,10 @@ mod tests {
             "quorumail -n mail --cluster mail status --partitions",
             "quorumail queue list --class held -o yaml",
             "quorumail queue show ID",
+            "quorumail --dev d probe",
+            "quorumail report --since 30d --prometheus http://127.0.0.1:9090 --html",
+            "quorumail -n mail --cluster mail report --prometheus http://127.0.0.1:9090 -o json",
+            "quorumail -n mail probe example.org --within 10 -o json",
             "quorumail queue retry ID ID2",
             "quorumail queue delete --all --class bad",
             "quorumail mailbox usage",

@@ -5,7 +5,9 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use quorumail_crds::{
-    BackupPolicy, BackupPolicyStatus, ClusterRef, MailCluster, MailDomain, Mailbox, backup::is_rehearsal,
+    BackupPolicy, BackupPolicyStatus, ClusterRef, MailCluster, MailDomain, Mailbox,
+    backup::is_rehearsal,
+    condition::{find, kind, reason},
 };
 use quorumail_proto::admin::{ClusterStatus, NodeReport};
 use serde::{Serialize, de::DeserializeOwned};
@@ -37,6 +39,12 @@ struct Facts {
     queues: Vec<Queue>,
     /// Of BackupPolicies, in Kubernetes.
     backups: Vec<Backup>,
+    /// Of MailDomains, in Kubernetes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domains: Option<Domains>,
+    /// When the first certificate of a mailnode expires.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate_expires: Option<Timestamp>,
     /// At which the cluster writes: the highest that a node tells.
     format_level: u32,
 }
@@ -78,6 +86,40 @@ struct Backup {
     archive_lag: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     last_rehearsed: Option<Timestamp>,
+}
+
+/// How many MailDomains there are, and of how many what is known.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Domains {
+    total: usize,
+    /// Whose messages come back.
+    probed: usize,
+    /// Whose messages do not.
+    probes_failed: usize,
+    /// Whose DNS records are all seen.
+    verified: usize,
+    /// Of whose DNS records some are missing or differ.
+    records_wrong: usize,
+    /// Whose signatures cannot be checked.
+    dkim_wrong: usize,
+}
+
+impl Domains {
+    fn add(&mut self, conditions: &[Condition]) {
+        let of = |kind: &str, status: &str| {
+            usize::from(find(conditions, kind).is_some_and(|condition| condition.status == status))
+        };
+        self.total += 1;
+        self.probed += of(kind::PROBED, "True");
+        self.probes_failed += of(kind::PROBED, "False");
+        self.verified += of(kind::DNS_VERIFIED, "True");
+        self.records_wrong += of(kind::DNS_VERIFIED, "False");
+        self.dkim_wrong += usize::from(
+            find(conditions, kind::DKIM_READY)
+                .is_some_and(|dkim| dkim.status == "False" && dkim.reason != reason::NOT_SIGNED),
+        );
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -137,6 +179,8 @@ pub(super) async fn run(target: &Target, format: Format, args: &StatusArgs) -> R
 struct Resources {
     all: Vec<Resource>,
     backups: Vec<Backup>,
+    /// None where the resources cannot be read.
+    domains: Option<Domains>,
 }
 
 impl Resources {
@@ -158,6 +202,8 @@ impl Resources {
             }
         }
         for domain in domains.iter().filter(|domain| ours(domain.spec.cluster_ref.as_ref())) {
+            let conditions = domain.status.as_ref().map_or(&[][..], |status| &status.conditions);
+            found.domains.get_or_insert_default().add(conditions);
             found.add("MailDomain", domain, domain.status.as_ref().map(|status| &status.conditions));
         }
         for mailbox in mailboxes.iter().filter(|mailbox| ours(mailbox.spec.cluster_ref.as_ref())) {
@@ -209,6 +255,7 @@ fn facts(status: ClusterStatus, resources: Resources, now: Timestamp) -> Facts {
     problems.extend(health::of_resources(&resources.all));
     problems.sort();
     let queues = health::queues(&status);
+    let certificate_expires = health::first_to_expire(&status);
     let groups: Vec<Group> = status
         .groups
         .into_iter()
@@ -261,8 +308,19 @@ fn facts(status: ClusterStatus, resources: Resources, now: Timestamp) -> Facts {
         moving: status.moving,
         paused: status.paused,
     };
-    let backups = resources.backups;
-    Facts { well: problems.is_empty(), problems, nodes, partitions, groups, queues, backups, format_level }
+    let Resources { backups, domains, .. } = resources;
+    Facts {
+        well: problems.is_empty(),
+        problems,
+        nodes,
+        partitions,
+        groups,
+        queues,
+        backups,
+        domains,
+        certificate_expires,
+        format_level,
+    }
 }
 
 /// How far a node is that joins or leaves.
@@ -334,6 +392,19 @@ fn summary(facts: &Facts, now: Timestamp) -> String {
         })
         .collect();
     let mut text = format!("queues: {}\n", waiting.join(", "));
+    if let Some(domains) = &facts.domains {
+        let Domains { total, probed, probes_failed, verified, records_wrong, dkim_wrong } = domains;
+        text += &format!(
+            "probes: {probed} of {total} domains pass, {probes_failed} fail\n\
+             dns: {verified} of {total} domains verified, {records_wrong} lack records, {dkim_wrong} have signatures that cannot be checked\n"
+        );
+    }
+    if let Some(end) = facts.certificate_expires {
+        text += &format!(
+            "certificates: the first expires in {}\n",
+            output::span(end.duration_since(now).as_secs().max(0))
+        );
+    }
     for backup in &facts.backups {
         let mut parts = vec![format!("last {}", ago(backup.last_successful))];
         if let Some(next) = backup.next {
@@ -411,6 +482,7 @@ fn table(facts: &Facts, with_partitions: bool, now: Timestamp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use quorumail_crds::condition::{Observed, merge};
     use quorumail_proto::admin::{GroupStatus, NodeStatus};
 
     use super::*;
@@ -468,7 +540,14 @@ mod tests {
             ..Default::default()
         };
         let backups = vec![backup("nightly".into(), Some(&told))];
-        let facts = facts(status, Resources { all: Vec::new(), backups }, now);
+        let mut domains = Domains::default();
+        let told = [
+            Observed::yes(kind::PROBED, reason::SUCCEEDED, ""),
+            Observed::no(kind::DKIM_READY, reason::RECORDS_WRONG, ""),
+        ];
+        domains.add(&merge(&[], &told, None, now));
+        domains.add(&merge(&[], &[Observed::no(kind::DKIM_READY, reason::NOT_SIGNED, "")], None, now));
+        let facts = facts(status, Resources { backups, domains: Some(domains), ..Resources::default() }, now);
         assert_eq!((facts.partitions.leaderless, facts.partitions.under_replicated), (1, 1));
         let text = table(&facts, true, now);
         assert!(
@@ -482,6 +561,8 @@ mod tests {
         assert_eq!(facts.nodes[0].leads, 2);
         assert!(text.starts_with("NOT WELL") && text.contains("(runbook PartitionLeaderless)"), "{text}");
         assert!(text.contains("backups by nightly: last 60m ago, archive 12s behind\n"), "{text}");
+        assert!(text.contains("probes: 1 of 2 domains pass, 0 fail\n"), "{text}");
+        assert!(text.contains("0 lack records, 1 have signatures that cannot be checked\n"), "{text}");
         assert!(text.contains("queues: local 0, remote 0, bad 0, held 0\n"), "{text}");
     }
 }

@@ -46,6 +46,7 @@ use crate::{
     mailnode_config::MailnodeConfig,
     metrics::Metrics,
     pki::PkiError,
+    probing::Probing,
     settings::{FIELD_MANAGER, Settings},
     shape::Shape,
     status::{Ours, write},
@@ -73,6 +74,8 @@ pub struct Context {
     pub clients: Clients,
     /// What is known of the records of domains.
     pub dns: Lookups,
+    /// What probes of domains came to.
+    pub probing: Probing,
     /// For people.
     pub events: Events,
     /// For Prometheus.

@@ -157,7 +157,8 @@ pub fn hostname(cluster: &MailCluster) -> String {
     cluster.spec.hostname.clone().unwrap_or_else(|| service_host(cluster))
 }
 
-fn service_host(cluster: &MailCluster) -> String {
+/// The name of the Service that clients connect to.
+pub fn service_host(cluster: &MailCluster) -> String {
     format!("{}.{}.svc", cluster.name_any(), cluster.namespace().unwrap_or_default())
 }
 

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use quorumail_delivery::{
     Config, ConnectFailure, Credentials, Event, Host, Limits, LocalFailure, LookupFailure, MxRecord,
-    Observer, Queue, RecipientResult, RemoteEnvelope, Resolver, Retry, Tls, Transport, Unavailable, Worker,
+    Observer, Queue, Receiver, RecipientResult, RemoteEnvelope, Resolver, Retry, Tls, Transport, Unavailable,
+    Worker,
 };
 use quorumail_message::{Address, Domain};
 use quorumail_store::{CommandId, PartitionId, QueueClass, QueueEntry, QueueId, QueueRecipient, Timestamp};
@@ -318,7 +319,7 @@ fn taken() -> RecipientResult {
 pub(crate) struct Events(pub Mutex<Vec<(QueueClass, Event)>>);
 
 impl Observer for Events {
-    fn observe(&self, class: QueueClass, event: Event) {
+    fn observe(&self, class: QueueClass, _: Receiver, event: Event) {
         self.0.lock().push((class, event));
     }
 }

@@ -1,7 +1,7 @@
 //! What delivery counts.
 
 use prometheus::{Histogram, IntCounterVec, Registry};
-use quorumail_delivery::{Event, Observer};
+use quorumail_delivery::{Event, Observer, Receiver};
 use quorumail_store::QueueClass;
 
 use super::{Maker, Metrics, class_name};
@@ -22,8 +22,8 @@ impl Delivery {
         Self {
             recipients: make.counter(
                 "recipients_total",
-                "Recipients, by what came of them.",
-                &["class", "outcome"],
+                "Recipients, by what came of them and who runs the server that their mail goes to.",
+                &["class", "outcome", "receiver"],
             ),
             seconds: seconds.with_label_values::<&str>(&[]),
         }
@@ -31,7 +31,7 @@ impl Delivery {
 }
 
 impl Observer for Metrics {
-    fn observe(&self, class: QueueClass, event: Event) {
+    fn observe(&self, class: QueueClass, receiver: Receiver, event: Event) {
         let outcome = match event {
             Event::Delivered { after } => {
                 self.delivery.seconds.observe(after.as_secs_f64());
@@ -42,6 +42,6 @@ impl Observer for Metrics {
             Event::Dropped => "dropped",
             Event::Bad => "bad",
         };
-        self.delivery.recipients.with_label_values(&[class_name(class), outcome]).inc();
+        self.delivery.recipients.with_label_values(&[class_name(class), outcome, receiver.name()]).inc();
     }
 }

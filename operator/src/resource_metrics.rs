@@ -1,0 +1,204 @@
+//! What resources tell, as metrics: the DNS records of domains by state, and how many mailboxes are near their quota.
+//!
+//! No address is a label; a domain is one, of which there are as many as MailDomains.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use kube::ResourceExt as _;
+use prometheus::{IntGaugeVec, Opts, Registry};
+use quorumail_crds::{
+    ClusterRef, MailDomain, Mailbox,
+    condition::{find, kind},
+    maildomain::{DnsRecord, DnsState},
+};
+
+use crate::mailcluster::Context;
+
+/// How often they are told anew.
+const EVERY: Duration = Duration::from_secs(15);
+
+/// Namespace, MailCluster, domain, what the records are for, and their state.
+type OfRecords = [String; 5];
+/// Namespace and MailCluster.
+type OfMailboxes = [String; 2];
+
+/// All of them, and which are shown.
+#[derive(Clone)]
+pub struct ResourceMetrics {
+    records: IntGaugeVec,
+    near_quota: IntGaugeVec,
+}
+
+impl ResourceMetrics {
+    /// Makes and registers them.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let gauge = |name: &str, help: &str, labels: &[&str]| IntGaugeVec::new(Opts::new(name, help), labels);
+        let all = Self {
+            records: gauge(
+                "quorumail_domain_dns_records",
+                "DNS records that a domain needs, by what they are for and by what was found.",
+                &["namespace", "mailcluster", "domain", "purpose", "state"],
+            )?,
+            near_quota: gauge(
+                "quorumail_mailboxes_near_quota",
+                "Mailboxes that use more than nine tenths of their quota.",
+                &["namespace", "mailcluster"],
+            )?,
+        };
+        registry.register(Box::new(all.records.clone()))?;
+        registry.register(Box::new(all.near_quota.clone()))?;
+        Ok(all)
+    }
+}
+
+/// Sets what there is, and takes out what was shown and is not there any more.
+fn show<const N: usize>(
+    gauge: &IntGaugeVec,
+    shown: &mut BTreeSet<[String; N]>,
+    figures: BTreeMap<[String; N], i64>,
+) {
+    for (labels, value) in &figures {
+        gauge.with_label_values(&labels.each_ref().map(String::as_str)).set(*value);
+    }
+    for gone in shown.iter().filter(|labels| !figures.contains_key(*labels)) {
+        let _ = gauge.remove_label_values(&gone.each_ref().map(String::as_str));
+    }
+    *shown = figures.into_keys().collect();
+}
+
+/// Runs until it is dropped.
+pub async fn run(context: Arc<Context>) {
+    let (mut records, mut near_quota) = (BTreeSet::new(), BTreeSet::new());
+    let stores = &context.stores;
+    let cluster_of = |namespace: &str, named: Option<&ClusterRef>| {
+        stores.cluster_of(namespace, named).ok().map(|cluster| cluster.name_any())
+    };
+    loop {
+        let metrics = &context.metrics.resources;
+        show(&metrics.records, &mut records, of_domains(&stores.domains.state(), cluster_of));
+        show(&metrics.near_quota, &mut near_quota, of_mailboxes(&stores.mailboxes.state(), cluster_of));
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// What a record is for.
+pub(crate) fn purpose(record: &DnsRecord) -> &'static str {
+    match record.type_.as_str() {
+        "MX" => "mx",
+        "TXT" if record.name.starts_with("_dmarc.") => "dmarc",
+        "TXT" if record.name.contains("._domainkey.") => "dkim",
+        "TXT" if record.value.starts_with("v=spf1") => "spf",
+        _ => "other",
+    }
+}
+
+fn of_domains(
+    domains: &[Arc<MailDomain>],
+    cluster_of: impl Fn(&str, Option<&ClusterRef>) -> Option<String>,
+) -> BTreeMap<OfRecords, i64> {
+    let mut figures = BTreeMap::new();
+    for domain in domains {
+        let namespace = domain.namespace().unwrap_or_default();
+        let Some(cluster) = cluster_of(&namespace, domain.spec.cluster_ref.as_ref()) else { continue };
+        let name = domain.spec.domain.to_lowercase();
+        for record in domain.status.iter().flat_map(|status| &status.dns_records) {
+            for state in [DnsState::Present, DnsState::Missing, DnsState::Mismatch, DnsState::Unknown] {
+                let state_name = match state {
+                    DnsState::Present => "present",
+                    DnsState::Missing => "missing",
+                    DnsState::Mismatch => "mismatch",
+                    DnsState::Unknown => "unknown",
+                };
+                let labels = [&namespace, &cluster, &name, purpose(record), state_name].map(str::to_owned);
+                *figures.entry(labels).or_default() += i64::from(record.state == state);
+            }
+        }
+    }
+    figures
+}
+
+fn of_mailboxes(
+    mailboxes: &[Arc<Mailbox>],
+    cluster_of: impl Fn(&str, Option<&ClusterRef>) -> Option<String>,
+) -> BTreeMap<OfMailboxes, i64> {
+    let mut figures = BTreeMap::new();
+    // Many mailboxes name few clusters: each is looked for once.
+    let mut clusters: BTreeMap<(String, Option<String>), Option<String>> = BTreeMap::new();
+    for mailbox in mailboxes {
+        let namespace = mailbox.namespace().unwrap_or_default();
+        let named = mailbox.spec.cluster_ref.as_ref();
+        let which = (namespace.clone(), named.map(|named| named.name.clone()));
+        let cluster = clusters.entry(which).or_insert_with(|| cluster_of(&namespace, named));
+        let Some(cluster) = cluster.clone() else { continue };
+        let conditions = mailbox.status.as_ref().map_or(&[][..], |status| &status.conditions);
+        let is_near = find(conditions, kind::NEAR_QUOTA).is_some_and(|near| near.status == "True");
+        *figures.entry([namespace, cluster]).or_default() += i64::from(is_near);
+    }
+    figures
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster_of(_: &str, named: Option<&ClusterRef>) -> Option<String> {
+        Some(named.map_or_else(|| "mc".to_owned(), |named| named.name.clone())).filter(|name| name != "gone")
+    }
+
+    fn domain(text: &str) -> Arc<MailDomain> {
+        let head = "apiVersion: quorumail.io/v1alpha1, kind: MailDomain";
+        serde_yaml::from_str(&format!("{{{head}, metadata: {{name: a, namespace: mail}}, {text}}}")).unwrap()
+    }
+
+    #[test]
+    fn records_are_counted_by_what_they_are_for_and_every_state_is_told() {
+        let records = "[{name: example.org, type: MX, value: 10 mx, state: Present},
+            {name: example.org, type: TXT, value: v=spf1 mx -all, state: Mismatch},
+            {name: q1._domainkey.example.org, type: TXT, value: v=DKIM1, state: Missing},
+            {name: q2._domainkey.example.org, type: TXT, value: v=DKIM1, state: Missing},
+            {name: _dmarc.example.org, type: TXT, value: v=DMARC1, state: Unknown},
+            {name: _imaps._tcp.example.org, type: SRV, value: 0 1 993 mx, state: Present}]";
+        let all = [
+            domain(&format!("spec: {{domain: Example.org}}, status: {{dnsRecords: {records}}}")),
+            domain("spec: {domain: b.org, clusterRef: {name: gone}}"),
+        ];
+        let figures = of_domains(&all, cluster_of);
+        let of = |purpose: &str, state: &str| {
+            figures[&["mail", "mc", "example.org", purpose, state].map(str::to_owned)]
+        };
+        assert_eq!((of("spf", "mismatch"), of("spf", "present"), of("dkim", "missing")), (1, 0, 2));
+        assert_eq!((of("dmarc", "unknown"), of("mx", "present"), of("other", "present")), (1, 1, 1));
+        assert_eq!(figures.len(), 5 * 4);
+    }
+
+    #[test]
+    fn mailboxes_near_their_quota_are_counted_and_not_named() {
+        let mailbox = |near: &str| -> Arc<Mailbox> {
+            let text = format!(
+                "{{apiVersion: quorumail.io/v1alpha1, kind: Mailbox, metadata: {{name: a, namespace: mail}}, spec: {{address: a@x.org}},
+                status: {{conditions: [{{type: NearQuota, status: \"{near}\", reason: r, message: m, lastTransitionTime: \"2026-01-01T00:00:00Z\"}}]}}}}"
+            );
+            serde_yaml::from_str(&text).unwrap()
+        };
+        let figures = of_mailboxes(&[mailbox("True"), mailbox("False"), mailbox("True")], cluster_of);
+        assert_eq!(figures, BTreeMap::from([(["mail".to_owned(), "mc".to_owned()], 2)]));
+    }
+
+    #[test]
+    fn what_is_gone_is_not_shown_any_more() {
+        let registry = Registry::new();
+        let metrics = ResourceMetrics::register(&registry).unwrap();
+        let mut shown = BTreeSet::new();
+        let figures = |count: i64| BTreeMap::from([(["mail".to_owned(), format!("mc{count}")], count)]);
+        show(&metrics.near_quota, &mut shown, figures(1));
+        show(&metrics.near_quota, &mut shown, figures(2));
+        let families = registry.gather();
+        let family =
+            families.iter().find(|family| family.name() == "quorumail_mailboxes_near_quota").unwrap();
+        assert_eq!(family.get_metric().len(), 1);
+    }
+}
