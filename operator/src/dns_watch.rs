@@ -77,12 +77,17 @@ fn is_same(a: &DnsRecord, b: &DnsRecord) -> bool {
     a.name == b.name && a.type_ == b.type_ && a.value == b.value
 }
 
+/// While DNS does not answer, why it does not may differ from time to time.
+fn says_the_same(a: &DnsRecord, b: &DnsRecord) -> bool {
+    a.state == b.state && (a.found == b.found || a.state == DnsState::Unknown)
+}
+
 fn with_state(record: DnsRecord, fresh: &[DnsRecord], old: &[DnsRecord]) -> DnsRecord {
     let told = old.iter().find(|other| is_same(other, &record));
     let Some(found) = fresh.iter().find(|other| is_same(other, &record)) else {
         return told.cloned().unwrap_or(record);
     };
-    let unchanged = told.filter(|told| told.state == found.state && told.found == found.found);
+    let unchanged = told.filter(|told| says_the_same(told, found));
     let age = |told: &DnsRecord| {
         let (told, found) = (told.checked_at.as_ref(), found.checked_at.as_ref());
         told.zip(found).map(|(told, found)| found.0.as_second() - told.0.as_second())
@@ -152,7 +157,7 @@ async fn look(context: &Context, resolver: &TokioResolver, domain: Arc<MailDomai
     let changed = records
         .iter()
         .zip(records_of(&domain))
-        .any(|(new, old)| new.state != old.state || new.found != old.found || old.checked_at.is_none());
+        .any(|(new, old)| !says_the_same(new, old) || old.checked_at.is_none());
     let all_there = records.iter().all(|record| record.state == DnsState::Present);
     // Spread, so that many domains do not ask at the same instant for ever.
     let wait = if all_there { LATER } else { SOON }.mul_f64(rand::random_range(0.8..1.2));
@@ -230,6 +235,7 @@ mod tests {
         for (second, state, is_told_anew) in [
             (2000, DnsState::Present, false),
             (2000, DnsState::Missing, true),
+            (2000, DnsState::Unknown, true),
             (1000 + TOLD_EVERY, DnsState::Present, true),
         ] {
             let found = at(second, state);
@@ -238,5 +244,14 @@ mod tests {
             let is = lookups.with_states("u", wanted(), &told);
             assert_eq!(is, if is_told_anew { found } else { told.clone() });
         }
+        let failed = |second, why: &str| {
+            let mut records = at(second, DnsState::Unknown);
+            records.iter_mut().for_each(|record| record.found = Some(why.to_owned()));
+            records
+        };
+        let seen = Seen { records: failed(2000, "no answer in time"), next: Instant::now() };
+        lookups.seen.lock().insert("u".to_owned(), seen);
+        let told = failed(1000, "request timed out");
+        assert_eq!(lookups.with_states("u", wanted(), &told), told);
     }
 }
