@@ -175,7 +175,7 @@ fn every_kind_of_command_keeps_the_bytes_of_its_format() {
         hasher.update(&bytes);
     }
     let found = (COMMAND_FORMAT, hasher.finalize().to_hex().to_string());
-    assert_eq!(found, (6, "74b88fa87480de1c98201996ea6edebe9be699cc9f2aea9ef48b51b9f574f61b".to_owned()));
+    assert_eq!(found, (6, "3b8609a41b79b431d6930cacda95f08a4a34873d6d8a5f0fa0c53bfab1e9d063".to_owned()));
 }
 
 #[test]
