@@ -103,13 +103,14 @@ def test_any_order_ends_ready_and_a_diff_of_the_same_files_is_empty(cluster, dec
 
 
 def test_nothing_is_written_while_nothing_changes(cluster, declared):
-    # DNS was asked once, a message went its way, and both are told.
+    # DNS was asked once, a message went its way, the mailnodes were asked what they hold, and all that is told.
     def settled():
         status = cluster.get("-n", NAMESPACE, "maildomain", "example-org")["status"]
         probed = any(c["type"] == "Probed" and c["status"] == "True" for c in status["conditions"])
-        return probed and all("checkedAt" in record for record in status["dnsRecords"])
+        used = all("usage" in thing["status"] for thing in cluster.get("-n", NAMESPACE, "mailboxes")["items"])
+        return probed and used and all("checkedAt" in record for record in status["dnsRecords"])
 
-    mail.wait_for(settled, within=150, every=1, what="a probe and an answer of DNS")
+    mail.wait_for(settled, within=180, every=1, what="a probe, an answer of DNS and what the mailboxes hold")
     time.sleep(3)
     before = versions(cluster)
     # Longer than it takes until DNS is asked and a message is sent again.
