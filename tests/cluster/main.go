@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
@@ -76,8 +77,9 @@ func parse(args []string) (o *options, rest []string, err error) {
 		clusterFlag = "cluster"
 		flags.StringVar(&o.image, "name", "", "name of the image")
 	}
-	flags.StringVar(&o.name, clusterFlag, "qm", "name of the cluster")
-	flags.StringVar(&o.network, "network", "10.213", "first two numbers of the /16 that the cluster uses")
+	flags.StringVar(&o.name, clusterFlag, cmp.Or(os.Getenv("QUORUMAIL_CLUSTER_NAME"), "qm"), "name of the cluster")
+	flags.StringVar(&o.network, "network", cmp.Or(os.Getenv("QUORUMAIL_CLUSTER_NETWORK"), "10.213"),
+		"first two numbers of the /16 that the cluster uses")
 	flags.StringVar(&o.output, "o", "", "output format: json")
 	flags.IntVar(&o.nodes, "nodes", 3, "number of nodes")
 	flags.BoolVar(&o.hard, "hard", false, "without a shutdown")

@@ -553,6 +553,8 @@ def test_disaster_recovery_brings_everything_back(service, s3, tmp_path):
         service.apply(resource("MailRestore", "everything", {"source": source, "scope": {"cluster": {}}}, AGAIN))
         done = ended(service, "mailrestore", "everything", within=240, namespace=AGAIN)
         assert done["phase"] == "Succeeded" and done["verified"] and done["restored"]["messages"] == 38, done
+        # A restore goes to the pod; the Service of the new cluster may get its route a moment later.
+        kubernetes.wait_port(service.address("service/mail", 993, AGAIN))
         for name in NAMES:
             found = mail.contents(login(service, "mail", AGAIN, name))
             for folder, expected in before[name].items():
