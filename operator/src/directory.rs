@@ -323,6 +323,7 @@ impl DesiredList {
             .into(),
             max_bytes: self.max_bytes,
             revision,
+            secret: Vec::new(),
         }
     }
 }

@@ -14,6 +14,7 @@ import time
 import pytest
 
 import mail
+import repository
 from dev import BIN, Dev, people
 
 PASSWORD = "a password"
@@ -63,6 +64,8 @@ def three(tmp_path_factory):
             mailing_list("broken", ["nobody@example.org", "alice@example.org"], posting="Anyone"),
             mailing_list("outer", ["inner@example.org", "alice@example.org"], posting="Anyone"),
             mailing_list("inner", ["outer@example.org", "bob@example.org"]),
+            mailing_list("kept", ["alice@example.org", "bob@example.org", "nobody@example.org", owner("carol")],
+                         subscription="Open", subjectPrefix="[kept]"),
         ),
     }
     with Dev(directory, resources) as dev:
@@ -213,8 +216,44 @@ def test_a_member_whose_mail_comes_back_is_suspended_and_can_be_resumed(three):
     assert state(three, "broken") | {"members": 2, "bouncing": []} == state(three, "broken")
 
 
-def bounces(dev, address):
-    members = json.loads(command(dev, "members", "broken@example.org", "-o", "json"))
+def test_what_a_list_remembers_comes_back_with_a_backup(three, tmp_path):
+    post(three, "kept-join", sender="dora")
+    post(three, "kept-leave", sender="bob")
+    one(three, "bob", "Subject", "Your membership of kept@example.org")
+    one(three, "dora", "Subject", "Your membership of kept@example.org")
+    sent = post(three, "kept", subject="one bounces")
+    one(three, "dora", "X-Token", sent["X-Token"])
+    mail.wait_for(lambda: bounces(three, "nobody@example.org", "kept") == 1, what="the bounce")
+    stranger = mail.message("someone@elsewhere.example", "kept@example.org", "let me in")
+    mail.send(three.node(0)["smtp"], stranger)
+    members = command(three, "members", "kept@example.org", "-o", "json")
+    [held] = mail.wait_for(lambda: json.loads(command(three, "held", "kept@example.org", "-o", "json")), what="the held message")
+
+    place = repository.Directory(tmp_path / "backups")
+    place.backup(three)
+    with Dev(tmp_path / "fresh", {}) as fresh:
+        restored = place.run("restore", "--all", dev=fresh)
+        # bob left, dora joined, nobody bounced.
+        assert (restored["remembered"], restored["posts"], restored["problems"]) == (3, 1, []), restored
+        assert restored["lists"] == len(json.loads(command(three, "status", "-o", "json")))
+        assert command(fresh, "members", "kept@example.org", "-o", "json") == members
+        [waits] = json.loads(command(fresh, "held", "kept@example.org", "-o", "json"))
+        assert {**waits, "arrivedAt": None} == {**held, "arrivedAt": None}
+        again = place.run("restore", "--all", dev=fresh)
+        assert (again["lists"], again["remembered"], again["posts"], again["problems"]) == (0, 0, 0, []), again
+        command(fresh, "approve", "kept@example.org", waits["id"])
+        for user in ["alice", "dora"]:
+            got = one(fresh, user, "X-Token", stranger["X-Token"])
+            assert got["Subject"] == "[kept] let me in"
+        assert found(fresh, "bob", "X-Token", stranger["X-Token"]) == []
+        # An address that was in mail of the lost cluster is still the list's.
+        back = [message["Return-Path"] for message in found(three, "dora", "X-Token", sent["X-Token"])]
+        now = [message["Return-Path"] for message in found(fresh, "dora", "X-Token", stranger["X-Token"])]
+        assert back == now and "kept-bounces" in back[0], (back, now)
+
+
+def bounces(dev, address, name="broken"):
+    members = json.loads(command(dev, "members", f"{name}@example.org", "-o", "json"))
     return next(member["bounces"] for member in members if member["address"] == address)
 
 

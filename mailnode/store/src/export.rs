@@ -9,10 +9,10 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::{
-    BodyId, DomainRecord, FolderId, FolderInfo, MailboxId, MailboxRecord, MessageMeta, QueueEntry, Store,
-    StoreError, Timestamp, Uid, Usage, body_table, folders, keys,
+    BodyId, DomainRecord, FolderId, FolderInfo, ListId, ListPost, MailboxId, MailboxRecord, MessageMeta,
+    QueueEntry, Store, StoreError, Subscriber, Timestamp, Uid, Usage, body_table, folders, keys, lists,
     live::Reading,
-    records::{self, MailboxEntry, Message, Queued},
+    records::{self, MailboxEntry, Message, Posted, Queued},
     txn::{SnapshotView, View},
 };
 
@@ -116,6 +116,26 @@ impl Export<'_> {
             let body = ExportedBody { export: self, id: body, len: entry.size };
             visit((entry, body))
         })
+    }
+
+    /// Posts to mailing lists, those that wait for a moderator first.
+    pub fn posts<'e>(
+        &'e self,
+        visit: &mut ExportVisit<'_, (ListPost, ExportedBody<'e>)>,
+    ) -> Result<(), StoreError> {
+        for tag in [keys::LIST_HELD, keys::LIST_POST] {
+            self.view.scan(&[tag], &[tag], &mut |_, value| {
+                let Posted { body, post } = records::decode(value)?;
+                let body = ExportedBody { export: self, id: body, len: post.size };
+                visit((post, body))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What is remembered of a mailing list's addresses, at most [`MAX_SUBSCRIBERS`](crate::MAX_SUBSCRIBERS).
+    pub fn subscribers(&self, list: ListId) -> Result<Vec<Subscriber>, StoreError> {
+        lists::subscribers(&self.view, list)
     }
 
     /// Domains of the directory (group 0), by name.

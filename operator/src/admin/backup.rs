@@ -2,7 +2,10 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use quorumail_proto::admin::{self, BackupGroupProgress, BackupGroupRequest, RestoreQueueEntryRequest};
+use quorumail_proto::admin::{
+    self, BackupGroupProgress, BackupGroupRequest, RestoreListMembersRequest, RestoreListPostRequest,
+    RestoreQueueEntryRequest,
+};
 use tonic::{Code, Status, transport::Channel};
 
 use super::{AdminClient, AdminError, Grpc, WRITE_DEADLINE, grpc, is_elsewhere, timed, words};
@@ -73,6 +76,36 @@ impl AdminClient {
             .any(WRITE_DEADLINE, |mut node, deadline| {
                 let request = timed(tokio_stream::iter(messages.clone()), deadline);
                 async move { node.restore_queue_entry(request).await }
+            })
+            .await?;
+        Ok(answer.added)
+    }
+
+    /// Remembers again what a backup knows of a list's addresses, at most 1,000; of how many nothing was remembered.
+    pub async fn restore_list_members(&self, request: RestoreListMembersRequest) -> Result<u32, AdminError> {
+        let (_, answer) = self
+            .any(WRITE_DEADLINE, |mut node, deadline| {
+                let request = timed(request.clone(), deadline);
+                async move { node.restore_list_members(request).await }
+            })
+            .await?;
+        Ok(answer.restored)
+    }
+
+    /// Puts a post of a backup back, waiting for a moderator; whether it was not there.
+    pub async fn restore_list_post(
+        &self,
+        first: RestoreListPostRequest,
+        body: &[u8],
+    ) -> Result<bool, AdminError> {
+        let pieces = body
+            .chunks(PIECE)
+            .map(|piece| RestoreListPostRequest { body: piece.to_vec(), ..Default::default() });
+        let messages: Vec<_> = std::iter::once(first).chain(pieces).collect();
+        let (_, answer) = self
+            .any(WRITE_DEADLINE, |mut node, deadline| {
+                let request = timed(tokio_stream::iter(messages.clone()), deadline);
+                async move { node.restore_list_post(request).await }
             })
             .await?;
         Ok(answer.added)

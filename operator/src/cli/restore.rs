@@ -202,6 +202,9 @@ fn text(restored: &Restored) -> String {
         (restored.already_there, "messages were there already"),
         (restored.domains, "domains made"),
         (restored.accounts, "mailboxes made"),
+        (restored.lists, "mailing lists made"),
+        (restored.remembered, "addresses of lists remembered"),
+        (restored.posts, "messages to lists held"),
         (restored.queued, "queue entries held"),
     ] {
         if count > 0 {

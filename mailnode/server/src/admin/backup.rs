@@ -5,6 +5,7 @@
 //! a prune removes it. Credentials live as long as the call.
 
 use std::{
+    mem,
     path::PathBuf,
     sync::{
         Arc,
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use quorumail_backup::{
     BackupKey, GroupManifest, Limits, Location, Progress, Repository, RepositoryConfig, RepositoryError, S3,
     Source, take_group,
@@ -279,24 +280,36 @@ pub(super) async fn restore_queue_entry(
     groups: &Groups,
     mut stream: Streaming<RestoreQueueEntryRequest>,
 ) -> Result<bool, Status> {
-    let first = stream.message().await?.ok_or_else(|| Status::invalid_argument("the request is empty"))?;
+    let mut first =
+        stream.message().await?.ok_or_else(|| Status::invalid_argument("the request is empty"))?;
     let entry = first.entry.ok_or_else(|| Status::invalid_argument("the first message has no entry"))?;
-    let mut body = BytesMut::from(&first.body[..]);
-    while let Some(more) = stream.message().await? {
-        if body.len() + more.body.len() > MAX_QUEUED {
-            return Err(Status::invalid_argument(format!("the message has more than {MAX_QUEUED} bytes")));
-        }
-        body.extend_from_slice(&more.body);
-    }
+    let body = rest_of(mem::take(&mut first.body), stream, |more| more.body).await?;
     // Where it was: there an entry that never went is found again. Of a cluster with more partitions, always the same.
     let group = GroupId(1 + entry.partition.saturating_sub(1) % groups.partitions);
     let entry = held(entry, first.eight_bit, groups::now())?;
     let command = groups::random_command();
-    match groups.propose(group, command, Op::Enqueue(entry), body.freeze(), WITHIN).await {
+    match groups.propose(group, command, Op::Enqueue(entry), body, WITHIN).await {
         Ok(_) => Ok(true),
         Err(CommandFailure::Refused(Refusal::AlreadyExists(_))) => Ok(false),
         Err(failure) => Err(failed(failure)),
     }
+}
+
+/// A body whose first piece came already.
+pub(super) async fn rest_of<T>(
+    first: Vec<u8>,
+    mut stream: Streaming<T>,
+    piece: impl Fn(T) -> Vec<u8>,
+) -> Result<Bytes, Status> {
+    let mut body = BytesMut::from(&first[..]);
+    while let Some(more) = stream.message().await? {
+        let more = piece(more);
+        if body.len() + more.len() > MAX_QUEUED {
+            return Err(Status::invalid_argument(format!("the message has more than {MAX_QUEUED} bytes")));
+        }
+        body.extend_from_slice(&more);
+    }
+    Ok(body.freeze())
 }
 
 /// The entry, with every recipient waiting for a person.

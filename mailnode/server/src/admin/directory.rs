@@ -196,7 +196,7 @@ fn mailing_list(put: admin::MailingList) -> Result<ListRecord, String> {
         // All three are kept by the state machine where the list is there already.
         id: ListId(0),
         partition: PartitionId(0),
-        secret: ListSecret(rand::random()),
+        secret: list_secret(&put.secret)?,
         address,
         members: put.members.into_iter().map(list_member).collect::<Result<_, _>>()?,
         posting,
@@ -206,6 +206,13 @@ fn mailing_list(put: admin::MailingList) -> Result<ListRecord, String> {
         max_bytes: put.max_bytes,
         revision: put.revision,
     })
+}
+
+fn list_secret(bytes: &[u8]) -> Result<ListSecret, String> {
+    match bytes {
+        [] => Ok(ListSecret(rand::random())),
+        bytes => bytes.try_into().map(ListSecret).map_err(|_| "the secret of a list has 32 bytes".to_owned()),
+    }
 }
 
 fn list_member(member: admin::ListMember) -> Result<ListMember, String> {

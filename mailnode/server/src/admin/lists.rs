@@ -1,18 +1,25 @@
 //! Mailing lists, as people see them and act on them.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    mem,
+    sync::Arc,
+};
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use quorumail_message::Address;
 use quorumail_proto::admin::{
     ActOnListRequest, GetHeldPostRequest, GetHeldPostResponse, GetListsRequest, HeldPost, ListMemberState,
-    ListState, act_on_list_request::Action, list_member::Role,
+    ListState, RememberedAddress, RestoreListMembersRequest, RestoreListPostRequest,
+    act_on_list_request::Action, list_member::Role,
 };
 use quorumail_store::{
-    ListPost, ListRecord, ListRole, PostState, QueueId, Refusal, Subscriber, SubscriberChange,
+    ListPost, ListRecord, ListRole, PostState, QueueId, Refusal, SUSPENDING_BOUNCES, Subscriber,
+    SubscriberChange,
 };
-use tonic::Status;
+use tonic::{Status, Streaming};
 
-use super::{failed, unreadable};
+use super::{backup, failed, unreadable};
 use crate::{
     groups::{self, CommandFailure},
     lists::{ListFailure, Lists, policy},
@@ -22,6 +29,10 @@ use crate::{
 const SHOWN: usize = 1024 * 1024;
 /// Things that one call acts on.
 const MAX_SUBJECTS: usize = 1000;
+/// Characters of what is for people of a post that is put back.
+const MAX_TEXT: usize = 320;
+/// Addresses that are put back at a time.
+const RESTORED_AT_ONCE: usize = 32;
 
 fn not_done(failure: ListFailure) -> Status {
     match failure {
@@ -184,5 +195,104 @@ async fn decide(lists: &Lists, record: &ListRecord, text: &str, approve: bool) -
         Ok(()) => Ok(true),
         Err(CommandFailure::Refused(Refusal::NotFound(_))) => Ok(false),
         Err(error) => Err(failed(error)),
+    }
+}
+
+/// What has to happen with an address of which nothing is known for it to be remembered as it was.
+fn changes(known: &RememberedAddress) -> Vec<SubscriberChange> {
+    let mut changes = Vec::new();
+    if known.joined {
+        changes.push(SubscriberChange::Join { listed: false });
+    }
+    if known.left {
+        changes.push(SubscriberChange::Leave { listed: true });
+    }
+    if known.asked {
+        changes.push(SubscriberChange::Ask);
+    }
+    changes.extend((0..known.bounces.min(SUSPENDING_BOUNCES)).map(|_| SubscriberChange::Bounce));
+    changes
+}
+
+/// Of how many addresses something is remembered that was not.
+pub(super) async fn restore_members(
+    lists: &Lists,
+    request: RestoreListMembersRequest,
+) -> Result<u32, Status> {
+    if request.addresses.len() > MAX_SUBJECTS {
+        return Err(Status::invalid_argument(format!("at most {MAX_SUBJECTS} at a time")));
+    }
+    let record = named(lists, &request.list).await?;
+    let there = lists.subscribers(&record).await.map_err(not_done)?;
+    let there: HashSet<String> = there.iter().map(|subscriber| subscriber.address.key()).collect();
+    let mut wanted = Vec::new();
+    for known in &request.addresses {
+        let address: Address = known
+            .address
+            .parse()
+            .map_err(|error| Status::invalid_argument(format!("{:?}: {error}", known.address)))?;
+        if !there.contains(&address.key()) {
+            wanted.push((address, changes(known)));
+        }
+    }
+    let restored = futures::stream::iter(wanted.into_iter().map(|(address, changes)| {
+        let record = &record;
+        async move {
+            for change in &changes {
+                let id = groups::random_queue_id();
+                lists.change(record, id, &address, *change).await.map_err(not_done)?;
+            }
+            Ok::<_, Status>(u32::from(!changes.is_empty()))
+        }
+    }));
+    restored.buffer_unordered(RESTORED_AT_ONCE).try_fold(0, |sum, one| async move { Ok(sum + one) }).await
+}
+
+/// Whether the list did not have it.
+pub(super) async fn restore_post(
+    lists: &Lists,
+    mut stream: Streaming<RestoreListPostRequest>,
+) -> Result<bool, Status> {
+    let mut first =
+        stream.message().await?.ok_or_else(|| Status::invalid_argument("the request is empty"))?;
+    let post = first.post.take().ok_or_else(|| Status::invalid_argument("the first message has no post"))?;
+    let body = backup::rest_of(mem::take(&mut first.body), stream, |more| more.body).await?;
+    let record = named(lists, &first.list).await?;
+    let post = ListPost {
+        id: parse_id(&post.id)?,
+        list: record.id,
+        state: PostState::Held(shortened(&post.reason)),
+        author: shortened(&post.author),
+        subject: shortened(&post.subject),
+        arrived: groups::now(),
+        // The store puts in the length of the body.
+        size: 0,
+        eight_bit: first.eight_bit,
+    };
+    match lists.keep(&record, post, groups::random_command(), body).await {
+        Ok(()) => Ok(true),
+        Err(CommandFailure::Refused(Refusal::AlreadyExists(_))) => Ok(false),
+        Err(failure) => Err(failed(failure)),
+    }
+}
+
+/// As the store wants what is for people.
+fn shortened(text: &str) -> String {
+    text.chars().take(MAX_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_remembered_as_it_was() {
+        let known = RememberedAddress { joined: true, bounces: 2, ..RememberedAddress::default() };
+        let bounce = SubscriberChange::Bounce;
+        assert_eq!(changes(&known), [SubscriberChange::Join { listed: false }, bounce, bounce]);
+        let known = RememberedAddress { left: true, asked: true, ..RememberedAddress::default() };
+        assert_eq!(changes(&known), [SubscriberChange::Leave { listed: true }, SubscriberChange::Ask]);
+        let known = RememberedAddress { bounces: u32::MAX, ..RememberedAddress::default() };
+        assert_eq!(changes(&known).len(), SUSPENDING_BOUNCES as usize);
     }
 }

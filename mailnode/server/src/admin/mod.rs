@@ -25,7 +25,8 @@ use quorumail_proto::admin::{
     GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem,
     ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse,
     ListDirectoryRequest, ListQueueRequest, ListQueueResponse, NodeStatus, ReconfigureRequest,
-    ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse, UndeleteRequest,
+    ReconfigureResponse, RestoreListMembersRequest, RestoreListMembersResponse, RestoreListPostRequest,
+    RestoreListPostResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse, UndeleteRequest,
     UndeleteResponse,
     admin_server::{Admin, AdminServer},
 };
@@ -221,6 +222,22 @@ impl Admin for AdminService {
     ) -> Result<Response<ActOnListResponse>, Status> {
         let changed = lists::act(&self.lists, request.into_inner()).await?;
         Ok(Response::new(ActOnListResponse { changed }))
+    }
+
+    async fn restore_list_members(
+        &self,
+        request: Request<RestoreListMembersRequest>,
+    ) -> Result<Response<RestoreListMembersResponse>, Status> {
+        let restored = lists::restore_members(&self.lists, request.into_inner()).await?;
+        Ok(Response::new(RestoreListMembersResponse { restored }))
+    }
+
+    async fn restore_list_post(
+        &self,
+        request: Request<Streaming<RestoreListPostRequest>>,
+    ) -> Result<Response<RestoreListPostResponse>, Status> {
+        let added = lists::restore_post(&self.lists, request.into_inner()).await?;
+        Ok(Response::new(RestoreListPostResponse { added }))
     }
 
     async fn hand_over(

@@ -194,15 +194,26 @@ impl Lists {
         };
         let held = matches!(post.state, PostState::Held(_)).then(|| post.clone());
         let command = CommandId(derive("post", incoming.id, &record.id.to_string()));
-        let group = Groups::group(record.partition);
-        match self.groups.propose(group, command, Op::PostToList(post), body, WITHIN).await {
-            Ok(_) | Err(CommandFailure::Refused(Refusal::AlreadyExists(_))) => {}
+        match self.keep(record, post, command, body).await {
+            Ok(()) | Err(CommandFailure::Refused(Refusal::AlreadyExists(_))) => {}
             Err(error) => return Err(failed(error)),
         }
         if let Some(post) = held {
             self.tell_moderators(record, &post).await;
         }
         Ok(())
+    }
+
+    /// Keeps a post in the list's home.
+    pub async fn keep(
+        &self,
+        record: &ListRecord,
+        post: ListPost,
+        command: CommandId,
+        body: Bytes,
+    ) -> Result<(), CommandFailure> {
+        let group = Groups::group(record.partition);
+        self.groups.propose(group, command, Op::PostToList(post), body, WITHIN).await.map(|_| ())
     }
 
     /// The message as all members get it, and its subject.

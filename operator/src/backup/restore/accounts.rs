@@ -1,10 +1,15 @@
-//! Domains and mailboxes that a restore needs: what is there is left alone, what is missing is made as it was, passwords
+//! Domains, mailboxes and mailing lists that a restore needs: what is there is left alone, what is missing is made as it was, passwords
 //! included.
 
 use std::time::Duration;
 
-use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change, directory_result::Code};
-use quorumail_store::{DkimAlgorithm, DkimKey, DomainRecord, MailboxRecord, StsMode};
+use quorumail_proto::admin::{
+    self, DirectoryChange, directory_change::Change, directory_result::Code, list_member::Role, mailing_list,
+};
+use quorumail_store::{
+    DkimAlgorithm, DkimKey, DomainRecord, ListMember, ListRecord, ListRole, MailboxRecord, Posting, StsMode,
+    Subscription,
+};
 
 use super::{RestoreError, RestoreRequest, Tally, scope::Parts};
 use crate::{admin::AdminClient, directory::BATCH};
@@ -63,6 +68,15 @@ pub(super) async fn restore(
         put(admin, missing.into_iter().map(|record| put_mailbox(record, request.locked)).collect(), tally)
             .await?;
     tally.add(|restored| restored.accounts += made);
+    let lists = parts
+        .lists
+        .iter()
+        .filter(|record| !listing.lists.contains_key(&record.address.to_string().to_lowercase()));
+    for list in lists {
+        // One may be as large as many mailboxes, and goes alone.
+        let made = put(admin, vec![put_list(list)], tally).await?;
+        tally.add(|restored| restored.lists += made);
+    }
     Ok(())
 }
 
@@ -109,6 +123,7 @@ fn subject(change: &DirectoryChange) -> String {
     match &change.change {
         Some(Change::PutDomain(domain)) => format!("domain {}", domain.domain),
         Some(Change::PutMailbox(mailbox)) => format!("mailbox {}", mailbox.address),
+        Some(Change::PutList(list)) => format!("mailing list {}", list.address),
         _ => "a change".to_owned(),
     }
 }
@@ -140,6 +155,42 @@ fn dkim_key(key: &DkimKey) -> admin::DkimKey {
         algorithm: algorithm.into(),
         private_key: key.private.to_vec(),
     }
+}
+
+fn put_list(record: &ListRecord) -> DirectoryChange {
+    let member = |member: &ListMember| admin::ListMember {
+        address: member.address.to_string(),
+        role: match member.role {
+            ListRole::Member => Role::Member,
+            ListRole::Moderator => Role::Moderator,
+            ListRole::Owner => Role::Owner,
+        }
+        .into(),
+    };
+    let list = admin::MailingList {
+        address: record.address.to_string(),
+        members: record.members.iter().map(member).collect(),
+        posting: match record.posting {
+            Posting::Members => mailing_list::Posting::Members,
+            Posting::Moderated => mailing_list::Posting::Moderated,
+            Posting::Anyone => mailing_list::Posting::Anyone,
+            Posting::Owners => mailing_list::Posting::Owners,
+        }
+        .into(),
+        subject_prefix: record.subject_prefix.clone(),
+        reply_to_list: record.reply_to_list,
+        subscription: match record.subscription {
+            Subscription::Open => mailing_list::Subscription::Open,
+            Subscription::Confirm => mailing_list::Subscription::Confirm,
+            Subscription::Approve => mailing_list::Subscription::Approve,
+            Subscription::Closed => mailing_list::Subscription::Closed,
+        }
+        .into(),
+        max_bytes: record.max_bytes,
+        revision: REVISION.to_owned(),
+        secret: record.secret.0.to_vec(),
+    };
+    DirectoryChange { change: Some(Change::PutList(list)) }
 }
 
 fn put_mailbox(record: &MailboxRecord, locked: bool) -> DirectoryChange {

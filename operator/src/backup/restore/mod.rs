@@ -4,13 +4,14 @@
 //! Every step can be repeated: accounts that are there are left alone, a message that is there is not added again, and one
 //! that was restored and deleted since does not come back. So a restore that was interrupted is run again, and goes on.
 //!
-//! [`choose`] says which backup, [`scope`] what of it goes where, [`walk`] reads; [`accounts`], [`cluster`] and [`queue`]
-//! write into a cluster, [`files`] into Maildirs and mboxes.
+//! [`choose`] says which backup, [`scope`] what of it goes where, [`walk`] reads; [`accounts`], [`cluster`], [`lists`] and
+//! [`queue`] write into a cluster, [`files`] into Maildirs and mboxes.
 
 mod accounts;
 mod choose;
 mod cluster;
 pub mod files;
+mod lists;
 mod queue;
 mod scope;
 mod verify;
@@ -66,7 +67,7 @@ pub struct RestoreRequest {
     pub into: Option<String>,
     /// Folder under which everything comes; none: under the names that it had, with its UIDs.
     pub prefix: Option<String>,
-    /// Whether domains and mailboxes that are missing are made.
+    /// Whether domains, mailboxes and mailing lists that are missing are made.
     pub accounts: bool,
     /// Whether those that are made are of no use to anybody: without log-in, without mail in or out, and without a quota that
     /// could keep mail from coming back. For rehearsals.
@@ -125,6 +126,8 @@ pub struct Restored {
     pub domains: u64,
     /// Mailboxes that were made.
     pub accounts: u64,
+    /// Mailing lists that were made.
+    pub lists: u64,
     /// Mailboxes whose mail was restored.
     pub mailboxes: u64,
     /// Folders that were looked at.
@@ -137,6 +140,10 @@ pub struct Restored {
     pub already_there: u64,
     /// Queue entries that were added, held.
     pub queued: u64,
+    /// Messages to mailing lists that were added; they wait for a moderator.
+    pub posts: u64,
+    /// Addresses that joined or left a mailing list by mail, or whose mail came back, and of which the list knew nothing.
+    pub remembered: u64,
     /// Messages that were read back and are equal; none when that was not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verified: Option<u64>,
@@ -375,6 +382,7 @@ pub async fn restore(
         done?;
     }
     drop(mailboxes);
+    lists::restore(admin, opened.store(), &parts.lists, &tally).await?;
     if with_queue {
         queue::restore(admin, opened.store(), &groups, &tally).await?;
     }

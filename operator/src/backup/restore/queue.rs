@@ -4,16 +4,19 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use quorumail_proto::admin;
-use quorumail_store::{QueueEntry, Store};
+use quorumail_store::{Export, ExportedBody, QueueEntry, Store, StoreError};
 use tokio::sync::mpsc;
 
 use super::{RestoreError, Tally};
 use crate::admin::{AdminClient, AdminError};
 
-/// Entries that are read and not yet written.
+/// Entries with their bodies that are read and not yet written.
 const AHEAD: usize = 2;
 
-type Read = Result<(QueueEntry, Result<Bytes, String>), RestoreError>;
+/// Something with a body, and why that cannot be read.
+type Read<T> = Result<(T, Result<Bytes, String>), RestoreError>;
+/// Where what is found goes; breaks when nobody wants more.
+type Sink<'a, T> = dyn FnMut(T, ExportedBody<'_>) -> ControlFlow<()> + 'a;
 
 /// Puts the entries of all groups back.
 pub(super) async fn restore(
@@ -23,7 +26,8 @@ pub(super) async fn restore(
     tally: &Tally<'_>,
 ) -> Result<(), RestoreError> {
     for group in groups {
-        let mut entries = read(store, *group);
+        let mut entries =
+            read(store, *group, |export, found| export.queue(&mut |(entry, body)| Ok(found(entry, body))));
         while let Some(read) = entries.recv().await {
             let (entry, body) = read?;
             let name = format!("queue entry {}", entry.id);
@@ -45,26 +49,32 @@ pub(super) async fn restore(
     Ok(())
 }
 
-fn read(store: &Store, group: u32) -> mpsc::Receiver<Read> {
-    let (send, entries) = mpsc::channel::<Read>(AHEAD);
+/// What a walk over a group finds, with the bodies, a few ahead.
+pub(super) fn read<T: Send + 'static>(
+    store: &Store,
+    group: u32,
+    walk: impl FnOnce(&Export<'_>, &mut Sink<'_, T>) -> Result<(), StoreError> + Send + 'static,
+) -> mpsc::Receiver<Read<T>> {
+    let (send, found) = mpsc::channel::<Read<T>>(AHEAD);
     let store = store.clone();
     tokio::task::spawn_blocking(move || {
+        let mut sink = |thing: T, body: ExportedBody<'_>| {
+            let body = body.read().map_err(|error| error.to_string());
+            match send.blocking_send(Ok((thing, body))) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        };
         let walked = store.export(group).and_then(|export| match export {
             None => Ok(()),
-            Some(export) => export.queue(&mut |(entry, body)| {
-                let body = body.read().map_err(|error| error.to_string());
-                Ok(match send.blocking_send(Ok((entry, body))) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(_) => ControlFlow::Break(()),
-                })
-            }),
+            Some(export) => walk(&export, &mut sink),
         });
         if let Err(error) = walked {
             // Nobody listens any more, or is about to hear it.
             let _ = send.blocking_send(Err(error.into()));
         }
     });
-    entries
+    found
 }
 
 fn to_wire(group: u32, entry: QueueEntry) -> admin::QueueEntry {

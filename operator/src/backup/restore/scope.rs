@@ -8,7 +8,7 @@ use std::{
 
 use quorumail_backup::{BackupId, Manifest};
 use quorumail_message::Domain;
-use quorumail_store::{DkimKey, DomainRecord, MailboxRecord, Store, StsMode};
+use quorumail_store::{DkimKey, DomainRecord, ListRecord, MailboxRecord, Store, StsMode};
 
 use super::{RestoreError, RestoreRequest};
 
@@ -92,6 +92,8 @@ pub(super) struct Parts {
     pub(super) sts: BTreeMap<Domain, StsMode>,
     /// Mailboxes.
     pub(super) mailboxes: Vec<Part>,
+    /// Mailing lists.
+    pub(super) lists: Vec<Arc<ListRecord>>,
 }
 
 impl Parts {
@@ -103,8 +105,10 @@ impl Parts {
     /// The groups that hold it; all of a manifest when its queue is wanted as well.
     pub(super) fn groups(&self, all: Option<&Manifest>) -> Vec<u32> {
         let of_mailboxes = self.mailboxes.iter().map(|part| part.record.partition.0);
+        let of_lists = self.lists.iter().map(|record| record.partition.0);
         let of_queue = all.into_iter().flat_map(|all| &all.groups).map(|group| group.group);
-        let groups: BTreeSet<u32> = of_mailboxes.chain(of_queue).filter(|group| *group != 0).collect();
+        let groups = of_mailboxes.chain(of_lists).chain(of_queue);
+        let groups: BTreeSet<u32> = groups.filter(|group| *group != 0).collect();
         groups.into_iter().collect()
     }
 }
@@ -159,6 +163,13 @@ pub(super) fn parts(
     let keys = domains
         .iter()
         .filter_map(|record| Some((record.domain.clone(), directory.dkim_keys(&record.domain)?)));
+    let is_wanted = |record: &ListRecord| match &request.scope {
+        Scope::Cluster => true,
+        Scope::Domain(domain) => record.address.domain().as_str().eq_ignore_ascii_case(domain),
+        Scope::Mailbox(_) | Scope::Folder { .. } => false,
+    };
+    // Where nothing may happen by itself no list is of use.
+    let lists = directory.lists().into_iter().filter(|record| !request.locked && is_wanted(record)).collect();
     let sts = domains
         .iter()
         .filter_map(|record| Some((record.domain.clone(), directory.sts_mode(&record.domain)?)));
@@ -167,6 +178,7 @@ pub(super) fn parts(
         sts: sts.collect(),
         domains,
         mailboxes: mailboxes.into_iter().map(part).collect(),
+        lists,
     })
 }
 
