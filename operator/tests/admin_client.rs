@@ -20,10 +20,11 @@ use quorumail_proto::admin::{
     ClusterStatus, DirectoryChange, DirectoryEntry, DirectoryResult, DomainEntry, ExportItem,
     ExportMailboxRequest, FindImportedRequest, FindImportedResponse, GetClusterStatusRequest,
     GetHeldPostRequest, GetHeldPostResponse, GetListsRequest, GetListsResponse, GetNodeStatusRequest,
-    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, ImportItem, ImportResult,
+    GetUsageRequest, GetUsageResponse, HandOverRequest, HandOverResponse, HeldPost, ImportItem, ImportResult,
     ListDeletedMailboxesRequest, ListDeletedMailboxesResponse, ListDeletedRequest, ListDeletedResponse,
     ListDirectoryRequest, ListQueueRequest, ListQueueResponse, MailboxEntry, NodeStatus, QueueEntry,
-    ReconfigureRequest, ReconfigureResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
+    ReconfigureRequest, ReconfigureResponse, RestoreListMembersRequest, RestoreListMembersResponse,
+    RestoreListPostRequest, RestoreListPostResponse, RestoreQueueEntryRequest, RestoreQueueEntryResponse,
     UndeleteRequest, UndeleteResponse,
     admin_server::{Admin, AdminServer},
     directory_entry::Entry,
@@ -165,6 +166,27 @@ impl Admin for Node {
 
     async fn act_on_list(&self, _: Request<ActOnListRequest>) -> Result<Response<ActOnListResponse>, Status> {
         self.answer(|_| ActOnListResponse::default())
+    }
+
+    async fn restore_list_members(
+        &self,
+        _: Request<RestoreListMembersRequest>,
+    ) -> Result<Response<RestoreListMembersResponse>, Status> {
+        self.answer(|_| RestoreListMembersResponse::default())
+    }
+
+    async fn restore_list_post(
+        &self,
+        request: Request<Streaming<RestoreListPostRequest>>,
+    ) -> Result<Response<RestoreListPostResponse>, Status> {
+        let mut stream = request.into_inner();
+        let post = stream.message().await?.and_then(|first| first.post);
+        let mut bytes = 0;
+        while let Some(more) = stream.message().await? {
+            bytes += more.body.len();
+        }
+        let added = post.is_some_and(|post| post.size == bytes as u64);
+        self.answer(|_| RestoreListPostResponse { added })
     }
 
     async fn archive(&self, _: Request<ArchiveRequest>) -> Result<Response<ArchiveStatus>, Status> {
@@ -318,11 +340,14 @@ async fn the_backup_of_a_group_is_told_to_its_end_and_its_failures_are_judged() 
 }
 
 #[tokio::test]
-async fn a_large_queue_entry_travels_whole() {
+async fn large_queue_entries_and_posts_travel_whole() {
     let authority = authority();
     let (node, _) = start(&authority, Role::Node, Ok(1)).await;
     let client = client(&authority, &[nobody().await, node]);
     let body = vec![b'x'; 3_000_000];
     let entry = QueueEntry { size: body.len() as u64, ..Default::default() };
     assert!(client.restore_queue_entry(entry, &body, false).await.unwrap());
+    let post = Some(HeldPost { size: body.len() as u64, ..Default::default() });
+    let first = RestoreListPostRequest { post, ..Default::default() };
+    assert!(client.restore_list_post(first, &body).await.unwrap());
 }
