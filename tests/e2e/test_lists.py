@@ -3,11 +3,14 @@
 import collections
 import email
 import email.policy
+import http.client
 import json
 import os
 import re
 import signal
 import smtplib
+import socket
+import ssl
 import subprocess
 import time
 
@@ -250,6 +253,87 @@ def test_what_a_list_remembers_comes_back_with_a_backup(three, tmp_path):
         back = [message["Return-Path"] for message in found(three, "dora", "X-Token", sent["X-Token"])]
         now = [message["Return-Path"] for message in found(fresh, "dora", "X-Token", stranger["X-Token"])]
         assert back == now and "kept-bounces" in back[0], (back, now)
+
+
+def issue(dev, host):
+    """Gives the nodes a certificate that an authority issued, as people have one; they take it up while they run."""
+    new = dev.directory / "issued"
+    new.mkdir()
+
+    def openssl(*words):
+        subprocess.run(["openssl", *words], check=True, capture_output=True, cwd=new)
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-days", "2", "-subj", "/CN=an authority")
+    openssl("req", *key, "-keyout", "tls.key", "-out", "tls.csr", "-subj", f"/CN={host}", "-addext", f"subjectAltName=DNS:{host}")
+    openssl("x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+            "-copy_extensions", "copy", "-out", "tls.crt")
+    for file in ["tls.key", "tls.crt"]:
+        os.replace(new / file, dev.directory / "data" / "pki" / "public" / file)
+    context = ssl.create_default_context(cafile=new / "ca.crt")
+
+    def is_taken_up():
+        for node in range(3):
+            address, port = dev.node(node)["https"].rsplit(":", 1)
+            with socket.create_connection((address, int(port)), timeout=5) as plain, \
+                    context.wrap_socket(plain, server_hostname=host):
+                pass
+        return True
+    mail.wait_for(is_taken_up, what="the certificate")
+    return context
+
+
+class To(http.client.HTTPSConnection):
+    """HTTPS to a host by its name, wherever it is."""
+
+    def __init__(self, host, address, context):
+        super().__init__(host, timeout=30, context=context)
+        self.address, self.verified = address, context
+
+    def connect(self):
+        host, port = self.address.rsplit(":", 1)
+        self.sock = self.verified.wrap_socket(socket.create_connection((host, int(port)), self.timeout), server_hostname=self.host)
+
+
+def test_people_leave_with_one_click_where_the_certificate_can_be_trusted(tmp_path):
+    host = "mail.example.org"
+    cluster = resource("MailCluster", "dev", {"hostname": host})
+    some = mailing_list("news", ["alice@example.org", "bob@example.org", owner("carol")], posting="Anyone")
+    with Dev(tmp_path, {"cluster.json": cluster, "people.yaml": people(["alice", "bob", "carol"]), "lists.yaml": lists(some)}) as dev:
+        def copy(user, subject):
+            return one(dev, user, "X-Token", post(dev, "news", subject=subject)["X-Token"])
+        # Nobody can be sure of a certificate that signs itself: by mail alone.
+        alone = copy("bob", "a certificate of our own")
+        assert alone["List-Unsubscribe"] == "<mailto:news-leave@example.org>" and alone["List-Unsubscribe-Post"] is None
+
+        context = issue(dev, host)
+        got = copy("bob", "an issued certificate")
+        assert got["List-Unsubscribe-Post"] == "List-Unsubscribe=One-Click"
+        link, by_mail = [part.strip().strip("<>") for part in got["List-Unsubscribe"].split(",")]
+        assert by_mail == "mailto:news-leave@example.org" and link.startswith(f"https://{host}/")
+        # RFC 8058 4: the signature must cover both.
+        signed = "".join(re.search(r"\bh=([^;]*)", got["DKIM-Signature"]).group(1).split()).lower().split(":")
+        assert {"list-unsubscribe", "list-unsubscribe-post"} <= set(signed), signed
+
+        def ask(method, path, node=0, **kwargs):
+            client = To(host, dev.node(node)["https"], context)
+            client.request(method, path, **kwargs)
+            answer = client.getresponse()
+            text = answer.read().decode()
+            client.close()
+            return answer.status, text
+        path = link.removeprefix(f"https://{host}")
+        # Filters look at links; a wrong link does nothing, nor does the link of another.
+        assert ask("GET", path)[0] == 200 and "<button>" in ask("GET", path)[1]
+        assert ask("POST", path[:-1] + ("a" if path[-1] != "a" else "b"))[0] == 404
+        assert ask("POST", path.replace("bob@", "alice@"))[0] == 404
+        assert state(dev, "news")["members"] == 3
+        form = {"body": "List-Unsubscribe=One-Click", "headers": {"Content-Type": "application/x-www-form-urlencoded"}}
+        assert ask("POST", path, node=1, **form)[0] == 200
+        assert state(dev, "news")["members"] == 2
+        assert ask("POST", path, node=2, **form)[0] == 200
+        sent = post(dev, "news", subject="without bob")
+        one(dev, "alice", "X-Token", sent["X-Token"])
+        assert found(dev, "bob", "X-Token", sent["X-Token"]) == []
 
 
 def bounces(dev, address, name="broken"):

@@ -3,7 +3,8 @@
 //! The cluster's own authority signs all certificates, so a certificate that verifies belongs to the cluster; its
 //! subject alternative names (RFC 5280 4.2.1.6) tell in which role.
 
-use rustls_pki_types::CertificateDer;
+use rustls::{client::verify_server_name, server::ParsedCertificate};
+use rustls_pki_types::{CertificateDer, ServerName};
 use x509_parser::{extensions::GeneralName, prelude::FromDer};
 
 /// Name in the certificate of every mailnode; also what clients verify a server as.
@@ -53,6 +54,18 @@ pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     Some(certificate.validity().not_after.timestamp())
 }
 
+/// Whether a certificate is for this host (RFC 6125 6.4), and is not signed by itself.
+pub fn is_issued_for(certificate: &CertificateDer<'_>, host: &str) -> bool {
+    let Ok((_, read)) = x509_parser::certificate::X509Certificate::from_der(certificate) else {
+        return false;
+    };
+    let (Ok(parsed), Ok(name)) = (ParsedCertificate::try_from(certificate), ServerName::try_from(host))
+    else {
+        return false;
+    };
+    read.issuer() != read.subject() && verify_server_name(&parsed, &name).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,5 +82,21 @@ mod tests {
         assert_eq!(role(&certificate(&[OPERATOR_NAME])), Some(Role::Operator));
         assert_eq!(role(&certificate(&["mail.example.org"])), None);
         assert_eq!(role(&CertificateDer::from(vec![1, 2, 3])), None);
+    }
+
+    #[test]
+    fn a_certificate_that_signs_itself_is_nobodys_word() {
+        let alone = certificate(&["mail.example.org"]);
+        assert!(!is_issued_for(&alone, "mail.example.org"));
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "an authority");
+        let issuer = rcgen::Issuer::new(params, authority);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["mail.example.org".to_owned()]).unwrap();
+        let issued = params.signed_by(&key, &issuer).unwrap().der().clone();
+        assert!(is_issued_for(&issued, "mail.example.org"));
+        assert!(!is_issued_for(&issued, "mail.example.net"));
+        assert!(!is_issued_for(&CertificateDer::from(vec![1, 2]), "mail.example.org"));
     }
 }

@@ -42,7 +42,7 @@ use crate::{
     imap_backend::{ImapBackend, ImapDigests},
     janitor,
     listeners::Listeners,
-    lists::{self, Lists},
+    lists::{self, Lists, link::Links},
     metrics::{Metrics, sampled::Sources},
     public::Public,
     repairer::Repairer,
@@ -158,7 +158,9 @@ impl Node {
             "http",
             http::serve(http, is_ready.clone(), Arc::clone(&metrics), public.routes(), rest.clone()),
         );
-        spawn("https", https::serve(https, public_tls.server_config(), public.routes(), rest.clone()));
+        let links = Arc::<Links>::default();
+        let pages = public.routes().merge(Arc::clone(&links).routes());
+        spawn("https", https::serve(https, public_tls.server_config(), pages, rest.clone()));
         tokio::spawn(tls::watch(Arc::clone(&public_tls), Arc::clone(&internal_tls), rest.clone()));
 
         let (journal, groups) = start_groups(&config, &data, &internal_tls, peer, &rest).await?;
@@ -212,8 +214,13 @@ impl Node {
         tokio::spawn(archiver.clone().run(rest.clone()));
         let auth = Arc::new(Authenticator::new(Arc::clone(&groups)));
         let signer = Arc::<Signer>::default();
-        let lists = Lists::new(Arc::clone(&groups), Arc::clone(&signer), config.hostname.clone());
-        let lists = Arc::new(lists);
+        let lists = Arc::new(Lists::new(
+            Arc::clone(&groups),
+            Arc::clone(&signer),
+            config.hostname.clone(),
+            Arc::clone(&public_tls),
+        ));
+        links.open(Arc::clone(&lists));
         let service = AdminService {
             lists: Arc::clone(&lists),
             groups: Arc::clone(&groups),

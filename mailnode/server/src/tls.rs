@@ -11,6 +11,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
+use quorumail_message::Domain;
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
     crypto::CryptoProvider,
@@ -106,6 +107,12 @@ impl PublicTls {
     /// When the certificate expires, in Unix seconds.
     pub fn not_after(&self) -> Option<i64> {
         identity::not_after(self.current.read().cert.first()?)
+    }
+
+    /// Whether the certificate is for this host and was issued by somebody else than its own key's owner.
+    pub fn is_issued_for(&self, host: &Domain) -> bool {
+        let current = Arc::clone(&self.current.read());
+        current.cert.first().is_some_and(|leaf| identity::is_issued_for(leaf, host.as_str()))
     }
 
     fn reload(&self) -> Result<bool, TlsError> {

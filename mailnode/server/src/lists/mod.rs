@@ -4,6 +4,7 @@
 //! it is acknowledged. From there the leader of that partition expands it ([`worker`]). Copies differ from member to
 //! member only by what [`Lists::personal`] puts on top of them when they are sent.
 
+pub mod link;
 pub mod policy;
 pub mod token;
 pub mod worker;
@@ -28,6 +29,7 @@ use self::{
 use crate::{
     groups::{self, CommandFailure, Groups},
     signer::Signer,
+    tls::PublicTls,
 };
 
 /// For a command or a read.
@@ -84,6 +86,7 @@ pub struct Lists {
     groups: Arc<Groups>,
     signer: Arc<Signer>,
     hostname: Domain,
+    public_tls: Arc<PublicTls>,
     /// When an address was last asked to confirm something, by list, purpose and address.
     asked: Mutex<HashMap<String, std::time::Instant>>,
 }
@@ -110,9 +113,14 @@ fn derive(purpose: &str, of: QueueId, what: &str) -> u128 {
 }
 
 impl Lists {
-    /// `hostname` stands in Message-ID fields.
-    pub fn new(groups: Arc<Groups>, signer: Arc<Signer>, hostname: Domain) -> Self {
-        Self { groups, signer, hostname, asked: Mutex::default() }
+    /// `hostname` stands in Message-ID fields, and in links where `public_tls` has a certificate for it.
+    pub fn new(
+        groups: Arc<Groups>,
+        signer: Arc<Signer>,
+        hostname: Domain,
+        public_tls: Arc<PublicTls>,
+    ) -> Self {
+        Self { groups, signer, hostname, public_tls, asked: Mutex::default() }
     }
 
     /// All groups.
@@ -262,8 +270,9 @@ impl Lists {
         if !token::is_copy(&record, entry.id, &member.address) {
             return String::new();
         }
-        let leave = list::uri(&list::part(&record.address, "leave", ""));
-        let top = format!("List-Unsubscribe: <mailto:{leave}>\r\n");
+        // Who follows a link must be able to trust whom it reaches.
+        let host = Some(&self.hostname).filter(|host| self.public_tls.is_issued_for(host));
+        let top = link::fields(&record, &member.address, host);
         let message = headers::prepend(&top, body);
         let at = entry.arrived.0.div_euclid(1000);
         let domain = record.address.domain();
@@ -389,6 +398,26 @@ impl Lists {
         let notice = QueueId(derive("welcome", id, &who.key()));
         let subject = format!("Your membership of {}", record.address);
         self.tell(record, notice, &[who], &subject, &text, None).await
+    }
+
+    /// A member leaves with the link of a copy. Whether the link is right; when they left before, nothing happens.
+    pub async fn leave(&self, list: &Address, who: &Address, token: &str) -> Result<bool, ListFailure> {
+        if self.groups.directory_is_current().await.is_err() {
+            return Err(ListFailure::Unavailable("the directory cannot be read".to_owned()));
+        }
+        let record = self.groups.directory().list_named(list);
+        let Some(record) = record.filter(|record| token::is_of_leaving(record, who, token)) else {
+            return Ok(false);
+        };
+        let listed = record.member(who).is_some();
+        let gone = match self.subscriber(&record, who).await? {
+            Some(known) => known.left.is_some() || (!listed && known.joined.is_none()),
+            None => !listed,
+        };
+        if !gone {
+            self.change(&record, groups::random_queue_id(), who, SubscriberChange::Leave { listed }).await?;
+        }
+        Ok(true)
     }
 
     /// What a moderator says: the first word of the text decides.

@@ -102,6 +102,16 @@ pub fn of_post(list: &ListRecord, post: QueueId) -> String {
     make(list, "post", &post.to_string())
 }
 
+/// With which a copy's reader leaves.
+pub fn of_leaving(list: &ListRecord, member: &Address) -> String {
+    make(list, "leaving", &member.key())
+}
+
+/// Whether a link in a copy for this member has it.
+pub fn is_of_leaving(list: &ListRecord, member: &Address, token: &str) -> bool {
+    is(token, &of_leaving(list, member))
+}
+
 /// With which a moderator decides on who asked to become a member.
 pub fn of_asker(list: &ListRecord, asker: &Address) -> String {
     make(list, "asker", &asker.key())
@@ -143,6 +153,9 @@ mod tests {
         let other = ListRecord { secret: quorumail_store::ListSecret([8; 32]), ..list.clone() };
         let asker = of_asker(&list, &alice);
         assert_eq!(asker, of_asker(&list, &alice));
+        let leaving = of_leaving(&list, &alice);
+        assert!(is_of_leaving(&list, &alice, &leaving) && leaving != asker);
+        assert!(!is_of_leaving(&list, &bob, &leaving) && !is_of_leaving(&other, &alice, &leaving));
         assert!(asker != of_asker(&list, &bob) && asker != of_asker(&other, &alice));
         assert_ne!(of_post(&list, QueueId(1)), of_post(&list, QueueId(2)));
     }
