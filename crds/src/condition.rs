@@ -21,6 +21,8 @@ pub mod kind {
     pub const DNS_VERIFIED: &str = "DnsVerified";
     /// Messages that are sent in a domain every minute come back.
     pub const PROBED: &str = "Probed";
+    /// An address that mail leaves from stands on a block list that the MailCluster names.
+    pub const BLOCK_LISTED: &str = "BlockListed";
     /// A mailbox uses more than nine tenths of its quota.
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
@@ -81,6 +83,12 @@ pub mod reason {
     pub const ABOVE_THRESHOLD: &str = "AboveThreshold";
     /// Less than nine tenths of the quota are used, or there is none.
     pub const BELOW_THRESHOLD: &str = "BelowThreshold";
+    /// Block lists have addresses of the MailCluster; the message says which.
+    pub const LISTED: &str = "Listed";
+    /// No block list that was asked has one.
+    pub const NOT_LISTED: &str = "NotListed";
+    /// DNS gave no answer that could be believed.
+    pub const NOT_LOOKED_UP: &str = "NotLookedUp";
     /// Deletion waits for something; the message says what.
     pub const DELETING: &str = "Deleting";
     /// Backups are made by schedule.

@@ -97,6 +97,10 @@ pub struct MailClusterSpec {
     /// For how long deleted mail can be brought back with `quorumail mailbox undelete`. Without it: 14 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_mail: Option<DeletedMail>,
+
+    /// What else the operator looks at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<Monitoring>,
 }
 
 fn default_nodes() -> u32 {
@@ -244,6 +248,32 @@ pub struct DeletedMail {
     /// 100,000 messages and 16Gi, which count towards no quota. 0s: deleted mail is gone within seconds. A change restarts
     /// the mailnodes one by one.
     pub keep: Span,
+}
+
+/// What else the operator looks at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Monitoring {
+    /// DNS block lists (RFC 5782) that are asked once an hour whether the addresses that mail leaves from stand on them. What they
+    /// say is the condition BlockListed, a metric and an alert. Without it nobody is asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_lists: Option<BlockLists>,
+}
+
+/// DNS block lists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BlockLists {
+    /// Their zones, as in `zen.spamhaus.org`. Read their terms; many do not answer the name servers of large providers.
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 190)))]
+    #[x_kube(validation = Rule::new(format!("self.all(l, {})", crate::host_name_rule("l"))).message("every list must be a host name in lower case, as in zen.spamhaus.org"))]
+    pub lists: Vec<String>,
+
+    /// Addresses that mail leaves from. Without them those of `hostname` are meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 2, max = 45)))]
+    #[x_kube(validation = Rule::new("self.all(a, isIP(a))").message("every address must be an IP address, as in 192.0.2.25 or 2001:db8::25"))]
+    pub addresses: Vec<String>,
 }
 
 /// How mail is accepted and sent on.

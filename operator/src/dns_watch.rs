@@ -65,6 +65,11 @@ impl Lookups {
         Self { resolver, seen: Mutex::default(), no_endpoints_until: Mutex::default() }
     }
 
+    /// The resolver, where there is one. It keeps nothing.
+    pub fn resolver(&self) -> Option<TokioResolver> {
+        self.resolver.clone()
+    }
+
     /// The records that are wanted with what is known of them: from the last look, else from the status as it was.
     pub fn with_states(&self, uid: &str, wanted: Vec<DnsRecord>, old: &[DnsRecord]) -> Vec<DnsRecord> {
         let seen = self.seen.lock();

@@ -12,6 +12,7 @@ pub mod admin;
 pub mod archiving;
 pub mod backup;
 pub mod backuppolicy;
+pub mod block_lists;
 pub mod cli;
 pub mod dev;
 pub mod directory;

@@ -1,4 +1,5 @@
-//! What resources tell, as metrics: the DNS records of domains by state, and how many mailboxes are near their quota.
+//! What resources tell, as metrics: the DNS records of domains by state, how many mailboxes are near their quota, and what block
+//! lists say.
 //!
 //! No address is a label; a domain is one, of which there are as many as MailDomains.
 
@@ -11,12 +12,12 @@ use std::{
 use kube::ResourceExt as _;
 use prometheus::{IntGaugeVec, Opts, Registry};
 use quorumail_crds::{
-    ClusterRef, MailDomain, Mailbox,
+    ClusterRef, MailCluster, MailDomain, Mailbox,
     condition::{find, kind},
     maildomain::{DnsRecord, DnsState},
 };
 
-use crate::mailcluster::Context;
+use crate::{block_lists::Figures, mailcluster::Context};
 
 /// How often they are told anew.
 const EVERY: Duration = Duration::from_secs(15);
@@ -26,11 +27,15 @@ type OfRecords = [String; 5];
 /// Namespace and MailCluster.
 type OfMailboxes = [String; 2];
 
+/// Namespace, MailCluster, block list, and what it says.
+type OfLists = [String; 4];
+
 /// All of them, and which are shown.
 #[derive(Clone)]
 pub struct ResourceMetrics {
     records: IntGaugeVec,
     near_quota: IntGaugeVec,
+    listings: IntGaugeVec,
 }
 
 impl ResourceMetrics {
@@ -48,7 +53,13 @@ impl ResourceMetrics {
                 "Mailboxes that use more than nine tenths of their quota.",
                 &["namespace", "mailcluster"],
             )?,
+            listings: gauge(
+                "quorumail_block_list_addresses",
+                "Addresses that mail leaves from, by block list and by what it says of them.",
+                &["namespace", "mailcluster", "list", "state"],
+            )?,
         };
+        registry.register(Box::new(all.listings.clone()))?;
         registry.register(Box::new(all.records.clone()))?;
         registry.register(Box::new(all.near_quota.clone()))?;
         Ok(all)
@@ -72,7 +83,7 @@ fn show<const N: usize>(
 
 /// Runs until it is dropped.
 pub async fn run(context: Arc<Context>) {
-    let (mut records, mut near_quota) = (BTreeSet::new(), BTreeSet::new());
+    let (mut records, mut near_quota, mut listings) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let stores = &context.stores;
     let cluster_of = |namespace: &str, named: Option<&ClusterRef>| {
         stores.cluster_of(namespace, named).ok().map(|cluster| cluster.name_any())
@@ -81,8 +92,24 @@ pub async fn run(context: Arc<Context>) {
         let metrics = &context.metrics.resources;
         show(&metrics.records, &mut records, of_domains(&stores.domains.state(), cluster_of));
         show(&metrics.near_quota, &mut near_quota, of_mailboxes(&stores.mailboxes.state(), cluster_of));
+        let of_lists = of_lists(&stores.clusters.state(), |cluster| context.listings.figures(cluster));
+        show(&metrics.listings, &mut listings, of_lists);
         tokio::time::sleep(EVERY).await;
     }
+}
+
+fn of_lists(
+    clusters: &[Arc<MailCluster>],
+    figures: impl Fn(&MailCluster) -> Figures,
+) -> BTreeMap<OfLists, i64> {
+    let of_one = |cluster: &Arc<MailCluster>| {
+        let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
+        let figures = figures(cluster).into_iter();
+        figures.map(move |((list, state), count)| {
+            ([namespace.clone(), name.clone(), list, state.to_owned()], count)
+        })
+    };
+    clusters.iter().flat_map(of_one).collect()
 }
 
 /// What a record is for.

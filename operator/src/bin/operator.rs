@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use quorumail_operator::{
     accounts::{self, clients::Clients},
+    block_lists::{self, Listings},
     dns_watch::{self, Lookups},
     events::Events,
     http::{self, Probes},
@@ -64,6 +65,7 @@ async fn main() -> anyhow::Result<()> {
     let context = Arc::new(Context {
         clients: Clients::new(client.clone(), stores.clone()),
         dns: Lookups::new(&settings.dns_servers),
+        listings: Listings::default(),
         probing: Probing::default(),
         events: Events::new(client.clone(), &identity),
         client,
@@ -97,6 +99,7 @@ async fn work(
         () = controller => false,
         () = accounts::run(context.clone()) => false,
         () = dns_watch::run(context.clone()) => false,
+        () = block_lists::run(context.clone()) => false,
         () = probing::run(context.clone()) => false,
         () = resource_metrics::run(context.clone()) => false,
         () = runs::run(context) => false,

@@ -209,6 +209,9 @@ pub(super) fn of_resources(resources: &[Resource]) -> Vec<Problem> {
             _ => &[kind::READY],
         };
         for condition in &resource.conditions {
+            if condition.type_ == kind::BLOCK_LISTED && condition.status == "True" {
+                found.push(problem(Severity::Warning, "BlockListed", condition.message.clone()));
+            }
             if condition.status != "False" || !wanted.contains(&condition.type_.as_str()) {
                 continue;
             }

@@ -39,7 +39,6 @@ use self::{
     objects::{CLUSTER_LABEL, CONFIG_FILE, Names, Objects, Surroundings},
     status::Observation,
 };
-use crate::dns_watch::Lookups;
 use crate::{
     accounts::clients::{Clients, Connection},
     events::Events,
@@ -52,6 +51,7 @@ use crate::{
     status::{Ours, write},
     stores::{Stores, api},
 };
+use crate::{block_lists::Listings, dns_watch::Lookups};
 
 /// How often a healthy cluster is asked how it is.
 const POLL: Duration = Duration::from_secs(15);
@@ -74,6 +74,8 @@ pub struct Context {
     pub clients: Clients,
     /// What is known of the records of domains.
     pub dns: Lookups,
+    /// What block lists say of clusters.
+    pub listings: Listings,
     /// What probes of domains came to.
     pub probing: Probing,
     /// For people.
@@ -201,6 +203,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     seen.shape = Some(shape);
     seen.pods = pods;
     seen.told = Some(told);
+    seen.block_listed = context.listings.condition(cluster);
     let status = status::status(cluster, &seen, now);
     let ready = status.conditions.iter().any(|c| c.type_ == kind::READY && c.status == "True");
     report(cluster, context, &status).await?;

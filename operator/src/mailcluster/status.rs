@@ -13,12 +13,15 @@ use k8s_openapi::api::{
 use kube::ResourceExt as _;
 use quorumail_crds::{
     MailCluster, MailClusterStatus,
-    condition::{Observed, kind, merge, reason},
+    condition::{Observed, find, kind, merge, reason},
     mailcluster::{Endpoints, NodeStatus, PartitionsStatus},
 };
 use quorumail_proto::admin::{ClusterStatus, GroupStatus};
 
-use crate::shape::{Shape, Stage};
+use crate::{
+    block_lists,
+    shape::{Shape, Stage},
+};
 
 /// What was observed.
 #[derive(Debug, Default)]
@@ -33,6 +36,8 @@ pub struct Observation {
     pub service: Option<Service>,
     /// The nodes that it has and is to have.
     pub shape: Option<Shape>,
+    /// What block lists say, where the cluster names some.
+    pub block_listed: Option<Observed>,
     /// What keeps the cluster from being brought about; a condition of type Ready.
     pub problem: Option<Observed>,
 }
@@ -47,15 +52,21 @@ pub fn status(cluster: &MailCluster, seen: &Observation, now: Timestamp) -> Mail
     let nodes = nodes(cluster, seen, told);
     let ready_nodes = nodes.iter().filter(|n| n.ready).count();
     let partitions = told.map(|told| partitions(cluster, told));
-    let observed = [
+    let mut observed = vec![
         ready(cluster, seen, told, partitions.as_ref()),
         progressing(cluster, seen),
         degraded(cluster, ready_nodes, partitions.as_ref()),
         Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the MailCluster is reconciled"),
     ];
+    observed.extend(seen.block_listed.clone());
+    let mut conditions = merge(&old.conditions, &observed, cluster.metadata.generation, now);
+    if seen.block_listed.is_none() && block_lists::asked(cluster).is_some() {
+        // Not looked up since the operator began: what was known is still the best there is.
+        conditions.extend(find(&old.conditions, kind::BLOCK_LISTED).cloned());
+    }
     MailClusterStatus {
         observed_generation: cluster.metadata.generation,
-        conditions: merge(&old.conditions, &observed, cluster.metadata.generation, now),
+        conditions,
         ready_nodes: u32::try_from(ready_nodes).unwrap_or(u32::MAX),
         version: nodes.iter().filter_map(|n| n.version.clone()).min(),
         nodes,
