@@ -21,6 +21,8 @@ pub mod kind {
     pub const DNS_VERIFIED: &str = "DnsVerified";
     /// Messages that are sent in a domain every minute come back.
     pub const PROBED: &str = "Probed";
+    /// Another namespace claims a domain as well, and does not get it.
+    pub const CONTESTED: &str = "Contested";
     /// A mailbox uses more than nine tenths of its quota.
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
@@ -67,6 +69,8 @@ pub mod reason {
     pub const DOMAIN_NOT_FOUND: &str = "DomainNotFound";
     /// The MailCluster does not exist, or several could be meant.
     pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
+    /// The MailCluster of another namespace does not exist, or does not allow this one.
+    pub const NOT_ALLOWED: &str = "NotAllowed";
     /// A referenced Secret, or the key in it, does not exist.
     pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
     /// A referenced Secret exists and cannot be used.

@@ -94,6 +94,21 @@ pub struct MailClusterSpec {
     #[serde(default)]
     pub smtp: Smtp,
 
+    /// Namespaces whose MailDomains, Mailboxes and MailingLists may use this MailCluster, besides its own; `"*"` alone means every
+    /// namespace. What a namespace has stays as it is when it is taken off, and no wish of it is carried out any more but
+    /// deletion.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 1024),
+        inner(length(min = 1, max = 63)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(
+        validation = Rule::new("self.all(n, n == '*' || n.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$'))").message("allowedNamespaces must be names of namespaces, or \"*\" for every namespace"),
+        validation = Rule::new("!('*' in self) || self.size() == 1").message("allowedNamespaces: \"*\" means every namespace; list nothing beside it"),
+    )]
+    pub allowed_namespaces: Vec<String>,
+
     /// For how long deleted mail can be brought back with `quorumail mailbox undelete`. Without it: 14 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deleted_mail: Option<DeletedMail>,
