@@ -107,6 +107,30 @@ def test_a_changed_secret_is_the_new_password_within_seconds(service):
     mail.wait_for(lambda: open_imap(service), within=30, what="the old password again")
 
 
+def test_a_network_policy_comes_and_goes_with_the_wish_for_it(service):
+    def wish(**policy):
+        service.kubectl("-n", NAMESPACE, "patch", "mailcluster", "mail", "--type=merge", "-p",
+                        json.dumps({"spec": {"networkPolicy": policy}}))
+
+    def policies():
+        return service.get("-n", NAMESPACE, "networkpolicies")["items"]
+
+    wish(enabled=True, metricsFrom={"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}})
+    found, = mail.wait_for(policies, within=30, what="the NetworkPolicy")
+    ports = [[port["port"] for port in rule["ports"]] for rule in found["spec"]["ingress"]]
+    assert ports == [[2525, 2587, 2465, 2143, 2993, 8443], [9444], [9443], [8080]], found
+    # By these labels the operator is let in, and the mailnodes are meant.
+    system, pods_of = found["spec"]["ingress"][2]["from"][1], found["spec"]["podSelector"]["matchLabels"]
+    selectors = [("quorumail-system", system["podSelector"]["matchLabels"]), (NAMESPACE, pods_of)]
+    assert system["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "quorumail-system"}
+    for namespace, labels in selectors:
+        assert service.get("-n", namespace, "pods", "-l", ",".join(f"{k}={v}" for k, v in labels.items()))["items"], labels
+    service.kubectl("-n", NAMESPACE, "delete", "networkpolicy", "mail")
+    mail.wait_for(policies, within=30, what="the NetworkPolicy again")
+    wish(enabled=False)
+    mail.wait_for(lambda: not policies(), within=30, what="the end of the NetworkPolicy")
+
+
 def test_a_missing_secret_shows_in_the_condition_and_recovers(service):
     service.apply(mailbox("late", {"address": "late@example.org", "passwordSecretRef": {"name": "late", "key": "word"}}))
 
