@@ -63,6 +63,33 @@ def leader_pod(cluster, partition):
     return mail.wait_for(leader, within=30, what=f"a leader of partition {partition}")
 
 
+def test_helm_test_tells_whether_the_operator_works(cluster):
+    def helm_test():
+        return cluster.helm("test", "quorumail", "--namespace", "quorumail-system", "--logs", "--timeout", "2m")
+
+    def leftovers():
+        return [cluster.get(kind, "-A", "-l", "app.kubernetes.io/component=test")["items"]
+                for kind in ["clusterroles", "clusterrolebindings", "roles", "rolebindings", "serviceaccounts"]]
+
+    told = helm_test()
+    assert "Phase:          Succeeded" in told, told
+    assert told.count("established, with every field of this version") == 7 and "renewed by quorumail-operator-" in told, told
+    assert not any(leftovers())
+
+    def scale(count):
+        cluster.kubectl("-n", "quorumail-system", "scale", "deployment/quorumail-operator", f"--replicas={count}")
+        cluster.kubectl("-n", "quorumail-system", "rollout", "status", "deployment/quorumail-operator", "--timeout=120s")
+
+    scale(0)
+    try:
+        with pytest.raises(RuntimeError) as refused:
+            helm_test()
+        assert "no operator renewed it within 15 s" in str(refused.value), refused.value
+    finally:
+        scale(2)
+    helm_test()
+
+
 def test_mail_sent_through_the_service_is_read_from_every_pod(service):
     attachment = random.Random(3).randbytes(200_000)
     msg = mail.message("someone@elsewhere.example", "alice@example.org", "with an attachment", attachment=attachment)
