@@ -22,7 +22,27 @@ for wanted in 'matchNames: [mail]' 'release: prometheus' 'runbook_url: https://w
     exit 1
   fi
 done
-rendered=$("$helm" template quorumail "$chart" --namespace quorumail-system --kube-version "$kube")
+# What the operator's code relies on: its pods are let in to mailnodes by these labels, and it may write what lets them in.
+own=$("$helm" template other "$chart" --kube-version "$kube" --show-only templates/deployment.yaml --show-only templates/rbac.yaml)
+for wanted in 'app.kubernetes.io/name: quorumail' 'app.kubernetes.io/component: operator' 'resources: [networkpolicies]'; do
+  if ! grep -qF "$wanted" <<<"$own"; then
+    echo "the chart renders no $wanted" >&2
+    exit 1
+  fi
+done
+hook=$("$helm" template quorumail "$chart" --namespace apart --kube-version "$kube" --show-only templates/test.yaml)
+for wanted in 'helm.sh/hook: test' 'command: [/usr/bin/quorumail, check, --namespace, apart]' 'runAsNonRoot: true' 'readOnlyRootFilesystem: true' \
+  'capabilities: {drop: [ALL]}' 'seccompProfile: {type: RuntimeDefault}' 'resourceNames: [quorumail-operator]' '- mailclusters.quorumail.io'; do
+  if ! grep -qF -- "$wanted" <<<"$hook"; then
+    echo "the chart's test renders no $wanted" >&2
+    exit 1
+  fi
+done
+if grep -E 'verbs:' <<<"$hook" | grep -vqF 'verbs: [get]'; then
+  echo "the chart's test may do more than read" >&2
+  exit 1
+fi
+rendered=$("$helm" template quorumail "$chart" --skip-tests --namespace quorumail-system --kube-version "$kube")
 text=$(printf '%s\n' "# Rendered from charts/quorumail by \`make manifests\`; not to be edited." \
   "apiVersion: v1" "kind: Namespace" "metadata: {name: quorumail-system}" "$rendered")
 if [ "${1:-}" = --write ]; then

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClusterRef, Size, Span,
+    LocalClusterRef, Size, Span,
     backup::{EncryptionKeyRef, Phase, RecoveryWindow, S3},
 };
 
@@ -65,7 +65,7 @@ use crate::{
 pub struct BackupPolicySpec {
     /// The MailCluster; may be left out where the namespace has exactly one. Cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster_ref: Option<ClusterRef>,
+    pub cluster_ref: Option<LocalClusterRef>,
 
     /// When backups are made, as a cron expression: minute, hour, day of month, month, day of week, as in `0 3 * * *`, or
     /// one of `@hourly`, `@daily`, `@weekly`, `@monthly`, `@yearly`. The first backup is made at once. One that was missed is

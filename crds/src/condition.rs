@@ -23,6 +23,8 @@ pub mod kind {
     pub const PROBED: &str = "Probed";
     /// An address that mail leaves from stands on a block list that the MailCluster names.
     pub const BLOCK_LISTED: &str = "BlockListed";
+    /// Another namespace claims a domain as well, and does not get it.
+    pub const CONTESTED: &str = "Contested";
     /// A mailbox uses more than nine tenths of its quota.
     pub const NEAR_QUOTA: &str = "NearQuota";
     /// The last backup of a policy that ended is in the bucket.
@@ -69,6 +71,8 @@ pub mod reason {
     pub const DOMAIN_NOT_FOUND: &str = "DomainNotFound";
     /// The MailCluster does not exist, or several could be meant.
     pub const CLUSTER_NOT_FOUND: &str = "ClusterNotFound";
+    /// The MailCluster of another namespace does not exist, or does not allow this one.
+    pub const NOT_ALLOWED: &str = "NotAllowed";
     /// A referenced Secret, or the key in it, does not exist.
     pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
     /// A referenced Secret exists and cannot be used.

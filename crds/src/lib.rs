@@ -54,9 +54,33 @@ pub const MAX_ADDRESS: usize = 64 + 1 + MAX_DOMAIN;
 /// Longest local part of a MailingList: its other addresses are longer.
 pub const MAX_LIST_LOCAL: usize = 32;
 
-/// The MailCluster, in the same namespace, that an object belongs to.
+/// The MailCluster that an object belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ClusterRef {
+    /// Name of the MailCluster.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Its namespace, where that is another one: it must name the namespace of this object in spec.allowedNamespaces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub namespace: Option<String>,
+}
+
+impl ClusterRef {
+    /// Namespace of the MailCluster that an object of namespace `own` means.
+    pub fn namespace_for<'a>(&'a self, own: &'a str) -> &'a str {
+        self.namespace.as_deref().unwrap_or(own)
+    }
+
+    /// Whether an object of namespace `own` means this MailCluster.
+    pub fn means(&self, own: &str, namespace: &str, name: &str) -> bool {
+        self.name == name && self.namespace_for(own) == namespace
+    }
+}
+
+/// The MailCluster, in the same namespace, that an object belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LocalClusterRef {
     /// Name of the MailCluster.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,

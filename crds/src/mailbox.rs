@@ -52,7 +52,7 @@ use crate::{ClusterRef, DeletionPolicy, SecretKeyRef, Size, Span};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef.name == oldSelf.clusterRef.name)")
+    validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef == oldSelf.clusterRef)")
         .message("clusterRef cannot be changed: delete the Mailbox and make it anew at the other MailCluster"),
     validation = Rule::new("!has(self.aliases) || !(self.address in self.aliases)").message("an address cannot be its own alias"),
 )]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{ResourceRequirements, Toleration},
-    apimachinery::pkg::apis::meta::v1::Condition,
+    apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector},
 };
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
@@ -93,6 +93,25 @@ pub struct MailClusterSpec {
     /// How mail is accepted and sent on.
     #[serde(default)]
     pub smtp: Smtp,
+
+    /// Who reaches the mailnodes through the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_policy: Option<NetworkPolicySpec>,
+
+    /// Namespaces whose MailDomains, Mailboxes and MailingLists may use this MailCluster, besides its own; `"*"` alone means every
+    /// namespace. What a namespace has stays as it is when it is taken off, and no wish of it is carried out any more but
+    /// deletion.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 1024),
+        inner(length(min = 1, max = 63)),
+        extend("x-kubernetes-list-type" = "set")
+    )]
+    #[x_kube(
+        validation = Rule::new("self.all(n, n == '*' || n.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$'))").message("allowedNamespaces must be names of namespaces, or \"*\" for every namespace"),
+        validation = Rule::new("!('*' in self) || self.size() == 1").message("allowedNamespaces: \"*\" means every namespace; list nothing beside it"),
+    )]
+    pub allowed_namespaces: Vec<String>,
 
     /// For how long deleted mail can be brought back with `quorumail mailbox undelete`. Without it: 14 days.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -238,6 +257,27 @@ pub enum TrafficPolicy {
     Cluster,
     /// To a mailnode on the Kubernetes node where it arrived.
     Local,
+}
+
+/// Who reaches the mailnodes through the network.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct NetworkPolicySpec {
+    /// The operator makes a NetworkPolicy: everybody reaches the ports for mail and HTTPS, the cluster's own pods those of their
+    /// peers, the operator that of administration. Needs a network that enforces NetworkPolicies.
+    #[serde(default)]
+    pub enabled: bool,
+
+    /// Namespaces, by their labels, whose pods reach the metrics as well, as `kubernetes.io/metadata.name: monitoring`; `{}` means all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
+    pub metrics_from: Option<LabelSelector>,
+
+    /// Namespaces, by their labels, whose pods reach the port of administration as well; whoever does still needs a certificate. Not
+    /// needed for `quorumail` through the API server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::label_selector")]
+    pub admin_from: Option<LabelSelector>,
 }
 
 /// For how long deleted mail can be brought back.

@@ -47,7 +47,7 @@ use crate::{ClusterRef, DeletionPolicy, Span};
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef.name == oldSelf.clusterRef.name)")
+    validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef == oldSelf.clusterRef)")
         .message("clusterRef cannot be changed: delete the MailDomain and make it anew at the other MailCluster"),
     validation = Rule::new("!has(self.aliases) || !(self.domain in self.aliases)").message("a domain cannot be its own alias"),
 )]
@@ -282,7 +282,8 @@ pub struct MailDomainStatus {
 
     /// Ready: the mailnodes confirmed that they serve the domain. DkimReady: its mail is signed, and the records of the keys
     /// that sign are seen. DnsVerified: all records are seen as they should be. Probed: messages that the operator sends in it every
-    /// minute come back. Paused: by annotation.
+    /// minute come back. Paused: by annotation. Contested: there while another namespace claims the domain, or an alias of it, as
+    /// well; this MailDomain has it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

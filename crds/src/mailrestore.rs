@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ClusterRef,
+    LocalClusterRef,
     backup::{EncryptionKeyRef, Phase, PolicyRef, S3},
 };
 
@@ -150,7 +150,7 @@ pub struct FolderScope {
 pub struct RestoreTarget {
     /// The MailCluster; without it that of the BackupPolicy, or the only one in the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cluster_ref: Option<ClusterRef>,
+    pub cluster_ref: Option<LocalClusterRef>,
 
     /// Address of the mailbox that takes the mail; without it the one it was in.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -100,6 +100,8 @@ pub struct Listing {
     pub lists: BTreeMap<String, admin::ListEntry>,
     /// Addresses of the mailboxes that probes made: nobody's, and in none of the others.
     pub probes: BTreeSet<String>,
+    /// Revisions of deleted mailboxes whose mail is still kept, by address, where they were asked for.
+    pub deleted: BTreeMap<String, String>,
 }
 
 impl AdminClient {

@@ -21,13 +21,14 @@ use quorumail_crds::{
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
 
 pub use crate::admin::Listing;
+use crate::tenancy::Owner;
 
 /// Changes that are sent in one call.
 pub const BATCH: usize = 200;
 /// Longest password or hash that is taken from a Secret, in bytes.
 pub const MAX_CREDENTIAL: usize = 1024;
 /// What every revision that is put from resources starts with; entries put by others are left alone.
-const REVISION_PREFIX: &str = "r1-";
+pub(crate) const REVISION_PREFIX: &str = "r1-";
 /// RFC 9106 4 leaves the cost to the application; this is the least that OWASP's password storage guide recommends, since
 /// mail programs log in often: 19 MiB, two passes, one lane.
 const ARGON2: (u32, u32, u32) = (19_456, 2, 1);
@@ -184,6 +185,8 @@ impl fmt::Debug for DkimKey {
 /// A domain as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredDomain {
+    /// Whose it is.
+    pub owner: Owner,
     /// In lower case.
     pub domain: String,
     /// In lower case.
@@ -198,8 +201,9 @@ pub struct DesiredDomain {
 
 impl DesiredDomain {
     /// From a resource and the keys that sign now.
-    pub fn new(spec: &MailDomainSpec, keys: Vec<DkimKey>) -> Self {
+    pub fn new(spec: &MailDomainSpec, owner: Owner, keys: Vec<DkimKey>) -> Self {
         Self {
+            owner,
             domain: spec.domain.to_lowercase(),
             aliases: sorted(&spec.aliases),
             catch_all: spec.catch_all.as_ref().map(|a| a.to_lowercase()),
@@ -212,6 +216,8 @@ impl DesiredDomain {
 /// A mailbox as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredMailbox {
+    /// Whose it is.
+    pub owner: Owner,
     /// In lower case.
     pub address: String,
     /// May be empty.
@@ -236,9 +242,10 @@ pub struct DesiredMailbox {
 
 impl DesiredMailbox {
     /// From a resource and the Secret it refers to.
-    pub fn new(spec: &MailboxSpec, credential: Credential) -> Self {
+    pub fn new(spec: &MailboxSpec, owner: Owner, credential: Credential) -> Self {
         let quota = spec.quota.as_ref();
         Self {
+            owner,
             address: spec.address.to_lowercase(),
             display_name: spec.display_name.clone().unwrap_or_default(),
             aliases: sorted(&spec.aliases),
@@ -256,6 +263,8 @@ impl DesiredMailbox {
 /// A mailing list as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredList {
+    /// Whose it is.
+    pub owner: Owner,
     /// In lower case.
     pub address: String,
     /// By address, in lower case.
@@ -274,7 +283,7 @@ pub struct DesiredList {
 
 impl DesiredList {
     /// From a resource. `selected`: addresses of the mailboxes that its selector means.
-    pub fn new(spec: &MailingListSpec, selected: impl IntoIterator<Item = String>) -> Self {
+    pub fn new(spec: &MailingListSpec, owner: Owner, selected: impl IntoIterator<Item = String>) -> Self {
         let mut members: BTreeMap<String, ListRole> =
             selected.into_iter().map(|address| (address.to_lowercase(), ListRole::Member)).collect();
         for member in &spec.members {
@@ -282,6 +291,7 @@ impl DesiredList {
             *role = (*role).max(member.role);
         }
         Self {
+            owner,
             address: spec.address.to_lowercase(),
             members,
             posting: spec.posting,
@@ -368,7 +378,7 @@ impl FingerprintKey {
             Some(MtaStsMode::Testing) => "testing",
             Some(MtaStsMode::Enforce) => "enforce",
         });
-        hash.finish()
+        domain.owner.mark(&hash.finish())
     }
 
     /// The revision of a mailbox.
@@ -385,7 +395,7 @@ impl FingerprintKey {
         for flag in [mailbox.suspended, mailbox.may_send, mailbox.may_receive, mailbox.may_login] {
             hash.number(u64::from(flag));
         }
-        hash.finish()
+        mailbox.owner.mark(&hash.finish())
     }
 
     /// The revision of a mailing list.
@@ -402,7 +412,7 @@ impl FingerprintKey {
         hash.number(u64::from(list.reply_to_list));
         hash.number(list.subscription as u64);
         hash.number(list.max_bytes);
-        hash.finish()
+        list.owner.mark(&hash.finish())
     }
 }
 

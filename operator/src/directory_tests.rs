@@ -5,13 +5,20 @@ fn key() -> FingerprintKey {
 }
 
 fn domain(name: &str) -> DesiredDomain {
-    DesiredDomain { domain: name.into(), aliases: vec![], catch_all: None, keys: vec![], sts: None }
+    DesiredDomain {
+        owner: Owner::default(),
+        domain: name.into(),
+        aliases: vec![],
+        catch_all: None,
+        keys: vec![],
+        sts: None,
+    }
 }
 
 fn mailbox(address: &str, password: &str) -> DesiredMailbox {
     let spec = format!("{{address: {address}}}");
     let spec: MailboxSpec = serde_yaml::from_str(&spec).unwrap();
-    DesiredMailbox::new(&spec, Credential::from_secret(password.as_bytes()).unwrap())
+    DesiredMailbox::new(&spec, Owner::default(), Credential::from_secret(password.as_bytes()).unwrap())
 }
 
 fn desired(domains: &[&str], mailboxes: &[&str]) -> Desired {

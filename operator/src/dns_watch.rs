@@ -22,7 +22,7 @@ use quorumail_crds::{
     maildomain::{DnsRecord, DnsState},
 };
 
-use crate::{dns, dns_endpoint, mailcluster::Context, stores::Changed};
+use crate::{dns, dns_endpoint, mailcluster::Context, stores::account};
 
 /// How often it is looked which domains are due.
 const TICK: Duration = Duration::from_secs(5);
@@ -169,8 +169,7 @@ async fn look(context: &Context, resolver: &TokioResolver, domain: Arc<MailDomai
     let seen = Seen { records, next: Instant::now() + wait };
     context.dns.seen.lock().insert(domain.uid().unwrap_or_default(), seen);
     if changed {
-        let cluster = domain.spec.cluster_ref.as_ref().map(|cluster| cluster.name.clone());
-        context.stores.tell(Changed::Account(domain.namespace().unwrap_or_default(), cluster));
+        context.stores.tell(account(&*domain, &domain.spec.cluster_ref));
     }
 }
 

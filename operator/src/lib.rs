@@ -47,5 +47,6 @@ pub mod settings;
 pub mod shape;
 pub mod status;
 pub mod stores;
+pub mod tenancy;
 pub mod unreadable;
 pub mod volume;

@@ -17,14 +17,18 @@ use quorumail_crds::{
     maildomain::{DnsRecord, DnsState},
 };
 
-use crate::{block_lists::Figures, mailcluster::Context};
+use crate::{
+    block_lists::Figures,
+    mailcluster::Context,
+    stores::{Key, key},
+};
 
 /// How often they are told anew.
 const EVERY: Duration = Duration::from_secs(15);
 
-/// Namespace, MailCluster, domain, what the records are for, and their state.
+/// Namespace and name of the MailCluster, domain, what the records are for, and their state.
 type OfRecords = [String; 5];
-/// Namespace and MailCluster.
+/// Namespace and name of the MailCluster.
 type OfMailboxes = [String; 2];
 
 /// Namespace, MailCluster, block list, and what it says.
@@ -86,7 +90,7 @@ pub async fn run(context: Arc<Context>) {
     let (mut records, mut near_quota, mut listings) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let stores = &context.stores;
     let cluster_of = |namespace: &str, named: Option<&ClusterRef>| {
-        stores.cluster_of(namespace, named).ok().map(|cluster| cluster.name_any())
+        stores.cluster_of(namespace, named).ok().map(|cluster| key(&*cluster))
     };
     loop {
         let metrics = &context.metrics.resources;
@@ -125,12 +129,13 @@ pub(crate) fn purpose(record: &DnsRecord) -> &'static str {
 
 fn of_domains(
     domains: &[Arc<MailDomain>],
-    cluster_of: impl Fn(&str, Option<&ClusterRef>) -> Option<String>,
+    cluster_of: impl Fn(&str, Option<&ClusterRef>) -> Option<Key>,
 ) -> BTreeMap<OfRecords, i64> {
     let mut figures = BTreeMap::new();
     for domain in domains {
         let namespace = domain.namespace().unwrap_or_default();
-        let Some(cluster) = cluster_of(&namespace, domain.spec.cluster_ref.as_ref()) else { continue };
+        let cluster = cluster_of(&namespace, domain.spec.cluster_ref.as_ref());
+        let Some((namespace, cluster)) = cluster else { continue };
         let name = domain.spec.domain.to_lowercase();
         for record in domain.status.iter().flat_map(|status| &status.dns_records) {
             for state in [DnsState::Present, DnsState::Missing, DnsState::Mismatch, DnsState::Unknown] {
@@ -150,20 +155,21 @@ fn of_domains(
 
 fn of_mailboxes(
     mailboxes: &[Arc<Mailbox>],
-    cluster_of: impl Fn(&str, Option<&ClusterRef>) -> Option<String>,
+    cluster_of: impl Fn(&str, Option<&ClusterRef>) -> Option<Key>,
 ) -> BTreeMap<OfMailboxes, i64> {
     let mut figures = BTreeMap::new();
     // Many mailboxes name few clusters: each is looked for once.
-    let mut clusters: BTreeMap<(String, Option<String>), Option<String>> = BTreeMap::new();
+    let mut clusters: BTreeMap<(String, Option<Key>), Option<Key>> = BTreeMap::new();
     for mailbox in mailboxes {
         let namespace = mailbox.namespace().unwrap_or_default();
         let named = mailbox.spec.cluster_ref.as_ref();
-        let which = (namespace.clone(), named.map(|named| named.name.clone()));
+        let path = |named: &ClusterRef| (named.namespace_for(&namespace).to_owned(), named.name.clone());
+        let which = (namespace.clone(), named.map(path));
         let cluster = clusters.entry(which).or_insert_with(|| cluster_of(&namespace, named));
         let Some(cluster) = cluster.clone() else { continue };
         let conditions = mailbox.status.as_ref().map_or(&[][..], |status| &status.conditions);
         let is_near = find(conditions, kind::NEAR_QUOTA).is_some_and(|near| near.status == "True");
-        *figures.entry([namespace, cluster]).or_default() += i64::from(is_near);
+        *figures.entry(cluster.into()).or_default() += i64::from(is_near);
     }
     figures
 }
@@ -172,8 +178,10 @@ fn of_mailboxes(
 mod tests {
     use super::*;
 
-    fn cluster_of(_: &str, named: Option<&ClusterRef>) -> Option<String> {
-        Some(named.map_or_else(|| "mc".to_owned(), |named| named.name.clone())).filter(|name| name != "gone")
+    fn cluster_of(own: &str, named: Option<&ClusterRef>) -> Option<Key> {
+        let name = named.map_or("mc", |named| &named.name);
+        let namespace = named.map_or(own, |named| named.namespace_for(own));
+        Some((namespace.to_owned(), name.to_owned())).filter(|(_, name)| name != "gone")
     }
 
     fn domain(text: &str) -> Arc<MailDomain> {

@@ -22,12 +22,17 @@ use parking_lot::RwLock;
 use prometheus::IntGaugeVec;
 use quorumail_crds::{
     BackupPolicy, ClusterRef, MailBackup, MailCluster, MailDomain, MailRestore, Mailbox, MailingList,
-    PAUSED_ANNOTATION, backup::is_rehearsal,
+    PAUSED_ANNOTATION,
+    backup::is_rehearsal,
+    condition::{Observed, kind, reason},
 };
 use serde::de::DeserializeOwned;
 use tokio::sync::broadcast;
 
-use crate::unreadable::{Sieve, Unreadable};
+use crate::{
+    tenancy::admitted,
+    unreadable::{Sieve, Unreadable},
+};
 
 /// Changes that a listener may be behind before it is told to look at everything.
 const CHANGES: usize = 1024;
@@ -42,7 +47,7 @@ pub enum Changed {
     All,
     /// A MailCluster.
     Cluster(Key),
-    /// A MailDomain, Mailbox or MailingList in this namespace, which names this MailCluster or none.
+    /// A MailDomain, Mailbox or MailingList of a MailCluster in this namespace: of this one, or of the only one there.
     Account(String, Option<String>),
     /// A BackupPolicy, MailBackup or MailRestore.
     Backups,
@@ -162,23 +167,40 @@ impl Stores {
         self.secrets.read().get(key).cloned()
     }
 
-    /// The MailCluster that an object of `namespace` belongs to: the one it names, or the only one there is. Those of rehearsals
-    /// belong to nobody; one that cannot be read is there all the same.
+    /// A MailCluster; those of rehearsals are nobody's.
+    pub fn cluster(&self, namespace: &str, name: &str) -> Option<Arc<MailCluster>> {
+        let found = self.clusters.get(&ObjectRef::new(name).within(namespace));
+        found.filter(|found| !is_rehearsal(found))
+    }
+
+    /// The MailCluster that an object of `namespace` belongs to: the one it names, where it may use that, or the only one in its
+    /// namespace. Otherwise why it has none.
     pub fn cluster_of(
         &self,
         namespace: &str,
         named: Option<&ClusterRef>,
-    ) -> Result<Arc<MailCluster>, String> {
+    ) -> Result<Arc<MailCluster>, Observed> {
+        match named {
+            Some(named) if named.namespace_for(namespace) != namespace => {
+                let found = self.cluster(named.namespace_for(namespace), &named.name);
+                admitted(found, named, namespace)
+            }
+            named => self
+                .cluster_here(namespace, named.map(|named| named.name.as_str()))
+                .map_err(|why| Observed::no(kind::READY, reason::CLUSTER_NOT_FOUND, why)),
+        }
+    }
+
+    /// The MailCluster of this name in a namespace, or the only one there is. One that cannot be read is there all the same.
+    pub fn cluster_here(&self, namespace: &str, named: Option<&str>) -> Result<Arc<MailCluster>, String> {
         let unreadable = self.unreadable.of::<MailCluster>(namespace);
-        let meant = |name: &&String| named.is_none_or(|named| named.name == **name);
+        let meant = |name: &&String| named.is_none_or(|named| named == **name);
         if let Some(name) = unreadable.iter().find(meant) {
             return Err(format!("MailCluster {name} cannot be read by this operator, whose log says why"));
         }
         if let Some(named) = named {
-            let found = self.clusters.get(&ObjectRef::new(&named.name).within(namespace));
-            return found
-                .filter(|found| !is_rehearsal(found))
-                .ok_or_else(|| format!("there is no MailCluster {} in this namespace", named.name));
+            let found = self.cluster(namespace, named);
+            return found.ok_or_else(|| format!("there is no MailCluster {named} in this namespace"));
         }
         let mut here =
             self.clusters.state_filter(|c| c.namespace().as_deref() == Some(namespace) && !is_rehearsal(c));
@@ -276,8 +298,13 @@ impl Stores {
     }
 }
 
-fn account<K: Resource>(object: &K, cluster: &Option<ClusterRef>) -> Changed {
-    Changed::Account(key(object).0, cluster.as_ref().map(|c| c.name.clone()))
+/// That something about a MailDomain, Mailbox or MailingList changed.
+pub fn account<K: Resource>(object: &K, cluster: &Option<ClusterRef>) -> Changed {
+    let (own, _) = key(object);
+    match cluster {
+        Some(named) => Changed::Account(named.namespace_for(&own).to_owned(), Some(named.name.clone())),
+        None => Changed::Account(own, None),
+    }
 }
 
 /// See [`asked`].

@@ -63,6 +63,28 @@ def leader_pod(cluster, partition):
     return mail.wait_for(leader, within=30, what=f"a leader of partition {partition}")
 
 
+def test_helm_test_tells_whether_the_operator_works(cluster):
+    def helm_test():
+        return cluster.helm("test", "quorumail", "--namespace", "quorumail-system", "--logs", "--timeout", "2m")
+
+    told = helm_test()
+    assert "Phase:          Succeeded" in told, told
+    assert told.count("established, with every field of this version") == 7 and "renewed by quorumail-operator-" in told, told
+
+    def scale(count):
+        cluster.kubectl("-n", "quorumail-system", "scale", "deployment/quorumail-operator", f"--replicas={count}")
+        cluster.kubectl("-n", "quorumail-system", "rollout", "status", "deployment/quorumail-operator", "--timeout=120s")
+
+    scale(0)
+    try:
+        with pytest.raises(RuntimeError) as refused:
+            helm_test()
+        assert "no operator renewed it within 15 s" in str(refused.value), refused.value
+    finally:
+        scale(2)
+    helm_test()
+
+
 def test_mail_sent_through_the_service_is_read_from_every_pod(service):
     attachment = random.Random(3).randbytes(200_000)
     msg = mail.message("someone@elsewhere.example", "alice@example.org", "with an attachment", attachment=attachment)
@@ -105,6 +127,30 @@ def test_a_changed_secret_is_the_new_password_within_seconds(service):
     service.kubectl("-n", NAMESPACE, "patch", "secret", "people", "--type=merge", "-p",
                     json.dumps({"stringData": {"alice": PASSWORD}}))
     mail.wait_for(lambda: open_imap(service), within=30, what="the old password again")
+
+
+def test_a_network_policy_comes_and_goes_with_the_wish_for_it(service):
+    def wish(**policy):
+        service.kubectl("-n", NAMESPACE, "patch", "mailcluster", "mail", "--type=merge", "-p",
+                        json.dumps({"spec": {"networkPolicy": policy}}))
+
+    def policies():
+        return service.get("-n", NAMESPACE, "networkpolicies")["items"]
+
+    wish(enabled=True, metricsFrom={"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}})
+    found, = mail.wait_for(policies, within=30, what="the NetworkPolicy")
+    ports = [[port["port"] for port in rule["ports"]] for rule in found["spec"]["ingress"]]
+    assert ports == [[2525, 2587, 2465, 2143, 2993, 8443], [9444], [9443], [8080]], found
+    # By these labels the operator is let in, and the mailnodes are meant.
+    system, pods_of = found["spec"]["ingress"][2]["from"][1], found["spec"]["podSelector"]["matchLabels"]
+    selectors = [("quorumail-system", system["podSelector"]["matchLabels"]), (NAMESPACE, pods_of)]
+    assert system["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "quorumail-system"}
+    for namespace, labels in selectors:
+        assert service.get("-n", namespace, "pods", "-l", ",".join(f"{k}={v}" for k, v in labels.items()))["items"], labels
+    service.kubectl("-n", NAMESPACE, "delete", "networkpolicy", "mail")
+    mail.wait_for(policies, within=30, what="the NetworkPolicy again")
+    wish(enabled=False)
+    mail.wait_for(lambda: not policies(), within=30, what="the end of the NetworkPolicy")
 
 
 def test_a_missing_secret_shows_in_the_condition_and_recovers(service):

@@ -3,8 +3,6 @@
 //! Comes after the [`plan`](super::plan::plan) of domains and mailboxes: a list needs a domain that is served and an address that
 //! no mailbox has.
 
-use std::collections::BTreeMap;
-
 use kube::{
     ResourceExt as _,
     core::{Selector, SelectorExt as _},
@@ -16,8 +14,11 @@ use quorumail_crds::{
 };
 use quorumail_message::Address;
 
-use super::plan::{Plan, Verdict, age, conflict, is_leaving, uid};
-use crate::directory::{DesiredList, Listing, domain_of};
+use super::plan::{Holder, Plan, Seen, Verdict, age, conflict, is_leaving, not_served, uid};
+use crate::{
+    directory::{DesiredList, Listing, domain_of},
+    tenancy::{Owner, Tenancy, taken},
+};
 
 /// Most members of one list, with those that its selector means.
 const MAX_MEMBERS: usize = 10_000;
@@ -30,13 +31,14 @@ pub fn plan_lists(
     lists: &[impl AsRef<MailingList>],
     mailboxes: &[impl AsRef<Mailbox>],
     listing: &Listing,
+    tenancy: &Tenancy,
 ) {
+    let seen = Seen { listing, tenancy };
     let mailboxes: Vec<&Mailbox> = mailboxes.iter().map(AsRef::as_ref).collect();
     let mut lists: Vec<&MailingList> = lists.iter().map(AsRef::as_ref).collect();
     lists.sort_by_key(|list| age(*list));
-    let mut claims = claims_of(&mailboxes);
     for list in lists.iter().filter(|list| !is_leaving(**list)) {
-        let verdict = judge(plan, &mut claims, list, &mailboxes, listing);
+        let verdict = judge(plan, list, &mailboxes, seen);
         plan.verdicts.insert(uid(*list), verdict);
     }
     // Lists without a resource go with their domain.
@@ -44,9 +46,11 @@ pub fn plan_lists(
     plan.desired.remove_lists.extend(dropped.cloned());
     for list in lists.into_iter().filter(|list| is_leaving(*list)) {
         let address = list.spec.address.to_lowercase();
+        let is_own = tenancy.may_remove(list, listing.list_owner(&address).as_ref())
+            && plan.is_domain_of(&tenancy.owner(list), domain_of(&address), listing);
         let verdict = if is_paused(list) {
             Verdict::Paused
-        } else if claims.contains_key(&address) || !listing.lists.contains_key(&address) {
+        } else if !is_own || plan.addresses.contains_key(&address) || !listing.lists.contains_key(&address) {
             Verdict::Released
         } else {
             plan.desired.remove_lists.insert(address);
@@ -56,50 +60,53 @@ pub fn plan_lists(
     }
 }
 
-/// Addresses and aliases of mailboxes, and whose they are.
-fn claims_of(mailboxes: &[&Mailbox]) -> BTreeMap<String, String> {
-    let mut claims = BTreeMap::new();
-    for mailbox in mailboxes.iter().filter(|mailbox| !is_leaving(**mailbox)) {
-        for name in std::iter::once(&mailbox.spec.address).chain(&mailbox.spec.aliases) {
-            claims.insert(name.to_lowercase(), format!("Mailbox {}", mailbox.name_any()));
-        }
-    }
-    claims
-}
-
 fn invalid(message: String) -> Verdict {
     Verdict::Blocked(Observed::no(kind::READY, reason::INVALID_SPEC, message))
 }
 
 fn judge(
     plan: &mut Plan,
-    claims: &mut BTreeMap<String, String>,
     list: &MailingList,
     mailboxes: &[&Mailbox],
-    listing: &Listing,
+    Seen { listing, tenancy }: Seen<'_>,
 ) -> Verdict {
     let address = list.spec.address.to_lowercase();
-    let holder = claims.get(&address).cloned();
-    claims.entry(address.clone()).or_insert_with(|| format!("MailingList {}", list.name_any()));
+    let domain = domain_of(&address);
+    let owner = tenancy.owner(list);
+    let is_allowed = tenancy.allows(list);
+    let is_refused = !plan.is_domain_of(&owner, domain, listing) || listing.is_anothers(&address, &owner);
+    let holder = plan.addresses.get(&address).cloned();
+    let is_held = listing.list_owner(&address).is_some_and(|held_by| held_by == owner);
+    if !is_refused && (is_allowed || is_held) {
+        plan.addresses.entry(address.clone()).or_insert_with(|| Holder::new(list, tenancy));
+    }
+    if !is_allowed {
+        return Verdict::Outside;
+    }
     if is_paused(list) {
         return Verdict::Paused;
     }
+    if !plan.is_domain_of(&owner, domain, listing) {
+        return Verdict::Blocked(not_served(domain));
+    }
+    if is_refused {
+        return Verdict::Blocked(taken("address", &address));
+    }
     if let Some(holder) = holder {
-        return Verdict::Blocked(match holder.starts_with("Mailbox ") {
+        return Verdict::Blocked(match holder.who.starts_with("Mailbox ") {
             true => {
-                let text = format!("address {address} belongs to {holder}; give the list another address");
+                let text =
+                    format!("address {address} belongs to {}; give the list another address", holder.who);
                 Observed::no(kind::READY, reason::CONFLICT, text)
             }
             false => conflict("address", &address, &holder),
         });
     }
-    let domain = domain_of(&address);
     let served = plan.desired.domains.contains_key(domain) || listing.domains.contains_key(domain);
     if !served || plan.desired.remove_domains.contains(domain) {
-        let message = format!("domain {domain} is not served by this MailCluster; make a MailDomain for it");
-        return Verdict::Blocked(Observed::no(kind::READY, reason::DOMAIN_NOT_FOUND, message));
+        return Verdict::Blocked(not_served(domain));
     }
-    match wanted(list, mailboxes) {
+    match wanted(list, owner, mailboxes) {
         Ok(wanted) => {
             plan.desired.lists.insert(address, wanted);
             Verdict::Wanted
@@ -109,7 +116,7 @@ fn judge(
 }
 
 /// The list as it should be, or what is wrong with it.
-fn wanted(list: &MailingList, mailboxes: &[&Mailbox]) -> Result<DesiredList, String> {
+fn wanted(list: &MailingList, owner: Owner, mailboxes: &[&Mailbox]) -> Result<DesiredList, String> {
     let local = list.spec.address.split('@').next().unwrap_or_default();
     if local.len() > MAX_LIST_LOCAL {
         return Err(format!("the local part of its address has more than {MAX_LIST_LOCAL} characters"));
@@ -122,7 +129,7 @@ fn wanted(list: &MailingList, mailboxes: &[&Mailbox]) -> Result<DesiredList, Str
             return Err("the list is its own member; remove it from members".to_owned());
         }
     }
-    let wanted = DesiredList::new(&list.spec, selected(list, mailboxes)?);
+    let wanted = DesiredList::new(&list.spec, owner, selected(list, mailboxes)?);
     let bytes: usize = wanted.members.keys().map(String::len).sum();
     if wanted.members.len() > MAX_MEMBERS || bytes > MAX_MEMBER_BYTES {
         return Err(format!(

@@ -30,8 +30,9 @@ fn served() -> Listing {
 
 fn planned(lists: &[Arc<MailingList>], mailboxes: &[Arc<Mailbox>], listing: &Listing) -> Plan {
     let none: &[Arc<quorumail_crds::MailDomain>] = &[];
-    let mut plan = plan(none, mailboxes, &BTreeMap::new(), &BTreeMap::new(), listing);
-    plan_lists(&mut plan, lists, mailboxes, listing);
+    let tenancy = Tenancy::without_namespaces();
+    let mut plan = plan(none, mailboxes, &Default::default(), &Default::default(), listing, &tenancy);
+    plan_lists(&mut plan, lists, mailboxes, listing, &tenancy);
     plan
 }
 

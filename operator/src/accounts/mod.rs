@@ -34,6 +34,7 @@ use crate::{
     maildomain, mailinglist,
     status::{set_finalizer, write},
     stores::{Changed, Key, key},
+    tenancy::Tenancy,
 };
 
 /// Changes that come within this time are worked on together.
@@ -123,17 +124,21 @@ impl Supervisor {
                 *namespace == cluster.0 && named.as_ref().is_none_or(|named| *named == cluster.1)
             }
             Changed::Secret((namespace, name)) => {
+                let home = |m: &Mailbox| {
+                    m.spec
+                        .cluster_ref
+                        .as_ref()
+                        .map_or(namespace.clone(), |r| r.namespace_for(namespace).to_owned())
+                };
                 let refers = |m: &Mailbox| {
                     m.spec.password_secret_ref.as_ref().is_some_and(|r| r.name == *name)
                         || mailbox::credentials_name(m) == *name
                 };
-                *namespace == cluster.0
-                    && (self
-                        .context
-                        .stores
-                        .mailboxes
-                        .find(|m| m.namespace().as_ref() == Some(namespace) && refers(m)))
-                    .is_some()
+                let found =
+                    self.context.stores.mailboxes.find(|m| {
+                        m.namespace().as_ref() == Some(namespace) && refers(m) && home(m) == cluster.0
+                    });
+                found.is_some()
             }
         }
     }
@@ -188,17 +193,27 @@ impl Supervisor {
             return None;
         }
         let namespace = object.meta().namespace.clone().unwrap_or_default();
-        // It may belong to one that cannot be read, and must not go before its mail does.
-        let is_leaving = object.meta().deletion_timestamp.is_some();
-        if is_leaving && !self.context.stores.unreadable.of::<MailCluster>(&namespace).is_empty() {
-            return None;
+        let stores = &self.context.stores;
+        if object.meta().deletion_timestamp.is_some() {
+            let home = named.map_or(&*namespace, |named| named.namespace_for(&namespace));
+            // It may belong to one that cannot be read, and must not go before its mail does.
+            let may_be_hidden = !stores.unreadable.of::<MailCluster>(home).is_empty();
+            // Who may not use a MailCluster any more leaves it all the same: that is for its worker.
+            let has_worker =
+                named.is_some_and(|named| stores.cluster(home, &named.name).is_some_and(|c| is_there(&c)));
+            if may_be_hidden || has_worker {
+                return None;
+            }
         }
-        let why = match self.context.stores.cluster_of(&namespace, named) {
+        let observed = match stores.cluster_of(&namespace, named) {
             Ok(cluster) if is_there(&cluster) => return None,
-            Ok(cluster) => format!("MailCluster {} is being deleted", cluster.name_any()),
-            Err(why) => why,
+            Ok(cluster) => {
+                let text = format!("MailCluster {} is being deleted", cluster.name_any());
+                Observed::no(kind::READY, reason::CLUSTER_NOT_FOUND, text)
+            }
+            Err(observed) => observed,
         };
-        Some(conditions(Observed::no(kind::READY, reason::CLUSTER_NOT_FOUND, why)))
+        Some(conditions(observed))
     }
 }
 
@@ -232,21 +247,25 @@ fn warn_on(result: Result<(), kube::Error>) {
     }
 }
 
-/// The resources of one MailCluster.
+/// The resources that mean one MailCluster, whether they may use it or not.
 pub(crate) struct Members {
+    pub(crate) tenancy: Tenancy,
     pub(crate) domains: Vec<Arc<MailDomain>>,
     pub(crate) mailboxes: Vec<Arc<Mailbox>>,
     pub(crate) lists: Vec<Arc<MailingList>>,
 }
 
-/// What belongs to a cluster.
-pub(crate) fn members(context: &Context, cluster: &Key) -> Members {
+/// What means a cluster.
+pub(crate) fn members(context: &Context, cluster: &MailCluster) -> Members {
     let stores = &context.stores;
-    let alone = stores.cluster_of(&cluster.0, None).is_ok_and(|only| only.name_any() == cluster.1);
+    let (home, name) = key(cluster);
+    let alone = stores.cluster_here(&home, None).is_ok_and(|only| only.name_any() == name);
     let belongs = |namespace: Option<String>, named: Option<&ClusterRef>| {
-        namespace.as_ref() == Some(&cluster.0) && named.map_or(alone, |named| named.name == cluster.1)
+        let namespace = namespace.unwrap_or_default();
+        named.map_or(alone && namespace == home, |named| named.means(&namespace, &home, &name))
     };
     Members {
+        tenancy: Tenancy::of(cluster),
         domains: stores.domains.state_filter(|d| belongs(d.namespace(), d.spec.cluster_ref.as_ref())),
         mailboxes: stores.mailboxes.state_filter(|m| belongs(m.namespace(), m.spec.cluster_ref.as_ref())),
         lists: stores.lists.state_filter(|l| belongs(l.namespace(), l.spec.cluster_ref.as_ref())),

@@ -22,6 +22,10 @@ fn object<K: kube::Resource + serde::de::DeserializeOwned>(
 
 const DELETED: &str = ", deletionTimestamp: '2026-01-01T00:00:00Z'";
 
+fn home() -> Tenancy {
+    Tenancy::without_namespaces()
+}
+
 fn md(name: &str, spec: &str) -> Arc<MailDomain> {
     object(name, 1, spec, "")
 }
@@ -33,7 +37,7 @@ fn mbx(name: &str, created: i64, address: &str) -> Arc<Mailbox> {
 fn run(domains: &[Arc<MailDomain>], mailboxes: &[Arc<Mailbox>], listing: &Listing) -> Plan {
     let credential = |m: &Arc<Mailbox>| (m.name_any(), Ok(Credential::from_secret(b"secret").unwrap()));
     let keys = domains.iter().map(|domain| (domain.name_any(), Some(Vec::new()))).collect();
-    plan(domains, mailboxes, &mailboxes.iter().map(credential).collect(), &keys, listing)
+    plan(domains, mailboxes, &mailboxes.iter().map(credential).collect(), &keys, listing, &home())
 }
 
 fn listed(domains: &[&str], mailboxes: &[&str]) -> Listing {
@@ -140,8 +144,14 @@ fn a_missing_secret_blocks_only_its_mailbox() {
     let boxes = [mbx("a", 1, "a@x.org"), mbx("b", 1, "b@x.org")];
     let credentials =
         [("a".to_owned(), Err(missing)), ("b".to_owned(), Ok(Credential::from_secret(b"x").unwrap()))].into();
-    let plan =
-        plan(&[md("x", "{domain: x.org}")], &boxes, &credentials, &DomainKeys::new(), &Listing::default());
+    let plan = plan(
+        &[md("x", "{domain: x.org}")],
+        &boxes,
+        &credentials,
+        &DomainKeys::new(),
+        &Listing::default(),
+        &home(),
+    );
     assert_eq!(reason_of(&plan, "a"), reason::SECRET_NOT_FOUND);
     assert_eq!(plan.verdicts["b"], Verdict::Wanted);
 }
@@ -157,11 +167,11 @@ fn a_domain_whose_keys_cannot_be_told_goes_on_with_those_that_the_mailnodes_have
     };
     let keys = [("x".to_owned(), None), ("y".to_owned(), Some(vec![key.clone()]))].into();
     let boxes: [Arc<Mailbox>; 0] = [];
-    let listed_already = plan(&domains, &boxes, &none, &keys, &listed(&["x.org", "y.org"], &[]));
+    let listed_already = plan(&domains, &boxes, &none, &keys, &listed(&["x.org", "y.org"], &[]), &home());
     assert_eq!(listed_already.verdicts["x"], Verdict::Wanted);
     assert!(listed_already.desired.leave_domains.contains("x.org"));
     assert_eq!(listed_already.desired.domains["y.org"].keys, [key]);
     // One that is new is served all the same.
-    let new = plan(&domains, &boxes, &none, &keys, &listed(&[], &[]));
+    let new = plan(&domains, &boxes, &none, &keys, &listed(&[], &[]), &home());
     assert!(new.desired.domains["x.org"].keys.is_empty());
 }

@@ -40,6 +40,7 @@ use crate::{
     maildomain, mailinglist,
     status::{Ours, has_finalizer, set_finalizer, write},
     stores::Key,
+    tenancy::Tenancy,
 };
 
 /// How often everything is compared with a full listing.
@@ -153,10 +154,11 @@ impl Worker {
         let Some(cluster) = self.context.stores.clusters.get(&ObjectRef::new(name).within(namespace)) else {
             return Ok(());
         };
-        let members = members(&self.context, &self.cluster);
+        let members = members(&self.context, &cluster);
+        self.forget_outsiders(&members);
         self.finalizers(&members).await?;
-        let credentials = self.credentials(&members.mailboxes).await?;
-        self.domain_keys = self.keys(&members.domains).await?;
+        let credentials = self.credentials(&members).await?;
+        self.domain_keys = self.keys(&members).await?;
         let (connection, listing) = match self.listing(&cluster, &members).await {
             Ok(known) => known,
             Err(error) => {
@@ -170,8 +172,9 @@ impl Worker {
             .map(|(uid, keys)| (uid.clone(), keys.as_ref().ok().map(|keys| dkim::signing(keys))));
         let signing = signing.collect();
         self.hostname = hostname(&cluster);
-        let mut plan = plan(&members.domains, &members.mailboxes, &credentials, &signing, &listing);
-        plan_lists(&mut plan, &members.lists, &members.mailboxes, &listing);
+        let tenancy = &members.tenancy;
+        let mut plan = plan(&members.domains, &members.mailboxes, &credentials, &signing, &listing, tenancy);
+        plan_lists(&mut plan, &members.lists, &members.mailboxes, &listing, tenancy);
         let steps = diff(&plan.desired, &listing, &connection.fingerprints, Orphans::RemoveEmptyDomains);
         let steps: Vec<Step> = self
             .forgotten_probes(&listing)
@@ -179,6 +182,16 @@ impl Worker {
             .filter(|step| !self.was_refused(step, &connection))
             .collect();
         self.carry_out(&members, &plan, &connection, steps, listing).await
+    }
+
+    /// What is said of those that may not use the MailCluster is not written here.
+    fn forget_outsiders(&mut self, members: &Members) {
+        let outsiders = members.domains.iter().filter(|d| !members.tenancy.allows(&***d));
+        outsiders.for_each(|d| drop(self.written_domains.remove(&d.uid().unwrap_or_default())));
+        let outsiders = members.mailboxes.iter().filter(|m| !members.tenancy.allows(&***m));
+        outsiders.for_each(|m| drop(self.written_mailboxes.remove(&m.uid().unwrap_or_default())));
+        let outsiders = members.lists.iter().filter(|l| !members.tenancy.allows(&***l));
+        outsiders.for_each(|l| drop(self.written_lists.remove(&l.uid().unwrap_or_default())));
     }
 
     /// Removes mailboxes of probes that were ended in the middle: they live for an hour.
@@ -201,10 +214,24 @@ impl Worker {
             Missing::Mailbox(mailbox) => set_finalizer(client, &*mailbox, true).await,
             Missing::List(list) => set_finalizer(client, &*list, true).await,
         };
-        let domains = members.domains.iter().filter(|d| needs_finalizer(&***d)).cloned().map(Missing::Domain);
-        let mailboxes =
-            members.mailboxes.iter().filter(|m| needs_finalizer(&***m)).cloned().map(Missing::Mailbox);
-        let lists = members.lists.iter().filter(|l| needs_finalizer(&***l)).cloned().map(Missing::List);
+        let domains = members
+            .domains
+            .iter()
+            .filter(|d| needs_finalizer(&***d, &members.tenancy))
+            .cloned()
+            .map(Missing::Domain);
+        let mailboxes = members
+            .mailboxes
+            .iter()
+            .filter(|m| needs_finalizer(&***m, &members.tenancy))
+            .cloned()
+            .map(Missing::Mailbox);
+        let lists = members
+            .lists
+            .iter()
+            .filter(|l| needs_finalizer(&***l, &members.tenancy))
+            .cloned()
+            .map(Missing::List);
         let all: Vec<_> = domains.chain(mailboxes).chain(lists).collect();
         let mut all = futures::stream::iter(all).map(add).buffer_unordered(CONCURRENCY);
         while let Some(added) = all.next().await {
@@ -219,10 +246,10 @@ impl Worker {
 
     async fn credentials(
         &self,
-        mailboxes: &[Arc<Mailbox>],
+        members: &Members,
     ) -> Result<BTreeMap<String, Result<Credential, Observed>>, SyncError> {
-        let alive = |m: &&Arc<Mailbox>| m.metadata.deletion_timestamp.is_none() && !is_paused(&***m);
-        let all: Vec<_> = mailboxes.iter().filter(alive).cloned().collect();
+        let alive = |m: &&Arc<Mailbox>| is_looked_after(&***m, &members.tenancy);
+        let all: Vec<_> = members.mailboxes.iter().filter(alive).cloned().collect();
         let read = async |mailbox: Arc<Mailbox>| {
             if mailbox.spec.password_secret_ref.is_some()
                 && mailbox.status.as_ref().is_some_and(|s| s.credentials_secret.is_some())
@@ -236,13 +263,13 @@ impl Worker {
         read.try_collect().await.map_err(api("read Secrets"))
     }
 
-    /// The DKIM keys of domains that are neither paused nor being deleted.
+    /// The DKIM keys of domains that are looked after.
     async fn keys(
         &self,
-        domains: &[Arc<MailDomain>],
+        members: &Members,
     ) -> Result<BTreeMap<String, Result<Vec<StoredKey>, Observed>>, SyncError> {
-        let alive = |d: &&Arc<MailDomain>| d.metadata.deletion_timestamp.is_none() && !is_paused(&***d);
-        let all: Vec<_> = domains.iter().filter(alive).cloned().collect();
+        let alive = |d: &&Arc<MailDomain>| is_looked_after(&***d, &members.tenancy);
+        let all: Vec<_> = members.domains.iter().filter(alive).cloned().collect();
         let now = Timestamp::now();
         let read = async |domain: Arc<MailDomain>| {
             let keys = self.secrets.dkim_keys(&domain, now).await?;
@@ -289,7 +316,11 @@ impl Worker {
         {
             return Ok((connection, listing.clone()));
         }
-        let listing = connection.admin.list_directory().await?;
+        let mut listing = connection.admin.list_directory().await?;
+        let now = Timestamp::now().as_millisecond();
+        let deleted = connection.admin.list_deleted_mailboxes().await?.into_iter();
+        let kept = deleted.filter(|mailbox| mailbox.purge_at > now);
+        listing.deleted = kept.map(|mailbox| (mailbox.address.to_lowercase(), mailbox.revision)).collect();
         self.refused.clear();
         self.written_domains.clear();
         self.written_mailboxes.clear();
@@ -401,10 +432,14 @@ impl Worker {
             let held = listing.domains.get(&name);
             let mailboxes = counts.get(name.as_str()).copied().unwrap_or(0);
             match self.outcome(plan, domain.metadata.uid.as_deref(), &name, held.is_some()) {
+                Outcome::Skip => {}
                 Outcome::Release => work.push(Work::ReleaseDomain(domain.clone())),
                 Outcome::Show(mut observed) => {
                     let base = with_written(domain, &self.written_domains);
                     let facts = self.domain_facts(&base, &mut observed);
+                    if plan.contested.contains(base.metadata.uid.as_deref().unwrap_or_default()) {
+                        observed.push(contested());
+                    }
                     if !self.context.settings.no_probes {
                         let uid = base.metadata.uid.as_deref().unwrap_or_default();
                         let old = base.status.as_ref().map_or(&[][..], |status| &status.conditions);
@@ -423,6 +458,7 @@ impl Worker {
             let name = mailbox.spec.address.to_lowercase();
             let held = listing.mailboxes.get(&name);
             match self.outcome(plan, mailbox.metadata.uid.as_deref(), &name, held.is_some()) {
+                Outcome::Skip => {}
                 Outcome::Release => work.push(Work::ReleaseMailbox(mailbox.clone())),
                 Outcome::Show(observed) => {
                     let facts =
@@ -435,6 +471,7 @@ impl Worker {
             let name = list.spec.address.to_lowercase();
             let held = listing.lists.contains_key(&name);
             match self.outcome(plan, list.metadata.uid.as_deref(), &name, held) {
+                Outcome::Skip => {}
                 Outcome::Release => work.push(Work::ReleaseList(list.clone())),
                 Outcome::Show(observed) => work.extend(self.list_work(list, &observed, now)),
             }
@@ -492,6 +529,7 @@ impl Worker {
         let refused = self.refused.get(name).map(|(_, observed)| observed.clone());
         match uid.and_then(|uid| plan.verdicts.get(uid)) {
             Some(Verdict::Released) => Outcome::Release,
+            Some(Verdict::Outside) => Outcome::Skip,
             Some(Verdict::Leaving) => match refused {
                 // Refused for good: the resource must not hang on it.
                 Some(observed) if held && observed.reason == reason::PENDING => {
@@ -536,7 +574,7 @@ impl Worker {
         let observed = conditions(Observed::no(kind::READY, reason::PENDING, text));
         let now = Timestamp::now();
         let mut work = Vec::new();
-        for domain in members.domains.iter().filter(|d| !is_paused(&***d)) {
+        for domain in members.domains.iter().filter(|d| is_told(&***d, &members.tenancy)) {
             let known = domain.status.as_ref().map(|s| (s.observed_generation, &s.conditions));
             let confirmed =
                 known.is_some_and(|(g, c)| g == domain.metadata.generation && find(c, kind::READY).is_some());
@@ -545,7 +583,7 @@ impl Worker {
                 work.push(Work::Domain(domain.clone(), maildomain::status(domain, &observed, facts, now)));
             }
         }
-        for mailbox in members.mailboxes.iter().filter(|m| !is_paused(&***m)) {
+        for mailbox in members.mailboxes.iter().filter(|m| is_told(&***m, &members.tenancy)) {
             let known = mailbox.status.as_ref().map(|s| (s.observed_generation, &s.conditions));
             let confirmed = known
                 .is_some_and(|(g, c)| g == mailbox.metadata.generation && find(c, kind::READY).is_some());
@@ -553,7 +591,7 @@ impl Worker {
                 work.extend(self.mailbox_work(mailbox, &observed, Facts::default(), now));
             }
         }
-        for list in members.lists.iter().filter(|l| !is_paused(&***l)) {
+        for list in members.lists.iter().filter(|l| is_told(&***l, &members.tenancy)) {
             let known = list.status.as_ref().map(|s| (s.observed_generation, &s.conditions));
             let confirmed =
                 known.is_some_and(|(g, c)| g == list.metadata.generation && find(c, kind::READY).is_some());
@@ -577,6 +615,8 @@ enum Missing {
 enum Outcome {
     Show(Vec<Observed>),
     Release,
+    /// Somebody else tells it.
+    Skip,
 }
 
 enum Work {
@@ -622,8 +662,25 @@ async fn release<K: Ours>(context: &Context, object: &K) -> Result<(), kube::Err
     }
 }
 
-fn needs_finalizer<K: Ours>(object: &K) -> bool {
-    object.meta().deletion_timestamp.is_none() && !is_paused(object) && !has_finalizer(object)
+fn needs_finalizer<K: Ours>(object: &K, tenancy: &Tenancy) -> bool {
+    is_looked_after(object, tenancy) && !has_finalizer(object)
+}
+
+/// Whether its status is written here while the mailnodes cannot be asked.
+fn is_told<K: Ours>(object: &K, tenancy: &Tenancy) -> bool {
+    !is_paused(object) && tenancy.allows(object)
+}
+
+/// Of a domain that another namespace claims as well.
+fn contested() -> Observed {
+    let text =
+        "a MailDomain of another namespace claims this domain, or an alias of it, as well; this one has it";
+    Observed::yes(kind::CONTESTED, reason::CONFLICT, text)
+}
+
+/// Whether what the object asks is carried out.
+fn is_looked_after<K: Ours>(object: &K, tenancy: &Tenancy) -> bool {
+    object.meta().deletion_timestamp.is_none() && !is_paused(object) && tenancy.allows(object)
 }
 
 fn with_written(domain: &Arc<MailDomain>, written: &HashMap<String, MailDomainStatus>) -> Arc<MailDomain> {
@@ -659,6 +716,7 @@ fn record(listing: &mut Listing, change: &DirectoryChange, partition: u32) {
                 partition,
             };
             listing.mailboxes.insert(mailbox.address.clone(), entry);
+            listing.deleted.remove(&mailbox.address);
         }
         Some(Change::PutList(list)) => {
             let entry =
@@ -667,7 +725,8 @@ fn record(listing: &mut Listing, change: &DirectoryChange, partition: u32) {
         }
         Some(Change::DeleteList(list)) => drop(listing.lists.remove(&list.address)),
         Some(Change::DeleteMailbox(mailbox)) => {
-            listing.mailboxes.remove(&mailbox.address);
+            let gone = listing.mailboxes.remove(&mailbox.address).filter(|_| mailbox.keep_seconds > 0);
+            listing.deleted.extend(gone.map(|gone| (mailbox.address.clone(), gone.revision)));
             listing.probes.remove(&mailbox.address);
         }
         Some(Change::DeleteDomain(domain)) => drop(listing.domains.remove(&domain.domain)),

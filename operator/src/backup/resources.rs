@@ -48,6 +48,8 @@ pub struct Members {
     pub policies: Vec<Arc<BackupPolicy>>,
     /// What may belong to it and cannot be read, as kind and name.
     pub unreadable: Vec<String>,
+    /// How many more there are in other namespaces, which are not kept.
+    pub elsewhere: usize,
 }
 
 /// A Secret that members refer to.
@@ -289,6 +291,7 @@ mod tests {
             lists: Vec::new(),
             policies: vec![policy("nightly", "{name: key}", ", caSecretRef: {name: ca}")],
             unreadable: Vec::new(),
+            elsewhere: 0,
         }
     }
 

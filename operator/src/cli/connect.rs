@@ -78,8 +78,8 @@ impl Target {
         self.kubernetes().await?.connect().await
     }
 
-    /// The MailCluster in Kubernetes.
-    pub async fn kubernetes(&self) -> Result<Kubernetes, Failure> {
+    /// The API server, and the namespace that is meant.
+    pub(super) async fn api_server(&self) -> Result<(Client, String), Failure> {
         let options = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         let config = match Config::from_kubeconfig(&options).await {
             Ok(config) => config,
@@ -90,7 +90,12 @@ impl Target {
             })?,
         };
         let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config)?;
+        Ok((Client::try_from(config)?, namespace))
+    }
+
+    /// The MailCluster in Kubernetes.
+    pub async fn kubernetes(&self) -> Result<Kubernetes, Failure> {
+        let (client, namespace) = self.api_server().await?;
         let cluster = match &self.cluster {
             Some(cluster) => cluster.clone(),
             None => only_cluster(&client, &namespace).await?,

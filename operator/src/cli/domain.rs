@@ -81,7 +81,9 @@ async fn from_kubernetes(target: &Target) -> Result<Vec<(String, Vec<DnsRecord>)
     let api: Api<MailDomain> = Api::namespaced(kubernetes.client, &kubernetes.namespace);
     let found = api.list(&ListParams::default()).await?;
     let is_ours = |domain: &MailDomain| {
-        domain.spec.cluster_ref.as_ref().is_none_or(|cluster| cluster.name == kubernetes.cluster)
+        domain.spec.cluster_ref.as_ref().is_none_or(|cluster| {
+            cluster.means(&kubernetes.namespace, &kubernetes.namespace, &kubernetes.cluster)
+        })
     };
     let ours = found.items.into_iter().filter(is_ours);
     Ok(ours

@@ -215,7 +215,11 @@ impl Kubernetes {
             api.list(&ListParams::default()).await?.items.into_iter().filter_map(|found| found.0.ok());
         let ours = |mailbox: &Mailbox| {
             mailbox.spec.address.eq_ignore_ascii_case(address)
-                && mailbox.spec.cluster_ref.as_ref().is_none_or(|cluster| cluster.name == self.cluster)
+                && mailbox
+                    .spec
+                    .cluster_ref
+                    .as_ref()
+                    .is_none_or(|cluster| cluster.means(&self.namespace, &self.namespace, &self.cluster))
         };
         all.find(ours).ok_or_else(|| {
             Failure::Failed(format!("namespace {} has no Mailbox with address {address}", self.namespace))

@@ -1,10 +1,11 @@
 //! The command line `quorumail`, also installed as `kubectl-quorumail`.
 //!
-//! Every command but `dev` and `volume` asks the admin services of the mailnodes ([`connect`] finds them) and prints a table, JSON
+//! Every command but `check`, `dev` and `volume` asks the admin services of the mailnodes ([`connect`] finds them) and prints a table, JSON
 //! or YAML ([`output`]). Exit status: 0 success, 1 failure, 2 wrong usage.
 
 mod archive;
 mod backup;
+mod check;
 pub mod connect;
 mod deleted;
 mod domain;
@@ -112,6 +113,9 @@ enum Command {
     /// Serves volumes that backups are kept on.
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
+    /// Tells whether the operator is installed as it should be: resource types and a working operator, in the namespace that -n
+    /// names. Exit status 1 when it is not. What `helm test` runs.
+    Check,
     /// Runs the whole mail service on this machine, without Kubernetes.
     Dev(DevArgs),
 }
@@ -194,6 +198,7 @@ impl Cli {
             Command::Restore(args) => restore::run(target, format, &args).await,
             Command::Node(command) => node::run(target, &command).await,
             Command::Volume(command) => volume::run(command).await,
+            Command::Check => check::run(target, format).await,
             Command::Dev(args) => Ok(dev::run(args.into()).await?),
         }
     }

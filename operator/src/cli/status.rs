@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use quorumail_crds::{
-    BackupPolicy, BackupPolicyStatus, ClusterRef, MailCluster, MailDomain, Mailbox,
+    BackupPolicy, BackupPolicyStatus, ClusterRef, LocalClusterRef, MailCluster, MailDomain, Mailbox,
     backup::is_rehearsal,
     condition::{find, kind, reason},
 };
@@ -193,7 +193,11 @@ impl Resources {
         )?;
         // Where it is left out the namespace has one MailCluster.
         let ours = |reference: Option<&ClusterRef>| {
-            reference.is_none_or(|cluster| cluster.name == kubernetes.cluster)
+            let namespace = &kubernetes.namespace;
+            reference.is_none_or(|named| named.means(namespace, namespace, &kubernetes.cluster))
+        };
+        let names_ours = |reference: Option<&LocalClusterRef>| {
+            reference.is_none_or(|named| named.name == kubernetes.cluster)
         };
         let mut found = Self::default();
         for cluster in clusters {
@@ -209,7 +213,7 @@ impl Resources {
         for mailbox in mailboxes.iter().filter(|mailbox| ours(mailbox.spec.cluster_ref.as_ref())) {
             found.add("Mailbox", mailbox, mailbox.status.as_ref().map(|status| &status.conditions));
         }
-        for policy in policies.iter().filter(|policy| ours(policy.spec.cluster_ref.as_ref())) {
+        for policy in policies.iter().filter(|policy| names_ours(policy.spec.cluster_ref.as_ref())) {
             found.add("BackupPolicy", policy, policy.status.as_ref().map(|status| &status.conditions));
             found.backups.push(backup(policy.name_any(), policy.status.as_ref()));
         }

@@ -31,6 +31,7 @@ use crate::{
     directory::{self, Credential, FingerprintKey, Listing, Orphans, Step, batches, diff, domain_of},
     dkim::{self, KeysError},
     dns,
+    tenancy::Tenancy,
 };
 
 /// How long the mail of a mailbox is kept whose resource is gone and was never seen: the default of `gracePeriod`.
@@ -119,8 +120,10 @@ impl Applier {
         let credentials = self.credentials(resources, &mut Outcome::default())?;
         let keys = self.keys(resources).await?;
         let listing = client.list_directory().await?;
-        let mut plan = plan(&resources.domains, &resources.mailboxes, &credentials, &keys, &listing);
-        plan_lists(&mut plan, &resources.lists, &resources.mailboxes, &listing);
+        let tenancy = Tenancy::without_namespaces();
+        let mut plan =
+            plan(&resources.domains, &resources.mailboxes, &credentials, &keys, &listing, &tenancy);
+        plan_lists(&mut plan, &resources.lists, &resources.mailboxes, &listing, &tenancy);
         let desired = plan.desired;
         let domains = desired.domains.iter().all(|(name, domain)| {
             listing.domains.get(name).is_some_and(|entry| entry.revision == self.key.domain(domain))
@@ -142,8 +145,9 @@ impl Applier {
         listing: &Listing,
         problems: &mut Vec<String>,
     ) -> Vec<Step> {
-        let mut plan = plan(&resources.domains, &resources.mailboxes, credentials, keys, listing);
-        plan_lists(&mut plan, &resources.lists, &resources.mailboxes, listing);
+        let tenancy = Tenancy::without_namespaces();
+        let mut plan = plan(&resources.domains, &resources.mailboxes, credentials, keys, listing, &tenancy);
+        plan_lists(&mut plan, &resources.lists, &resources.mailboxes, listing, &tenancy);
         let origins = resources.domains.iter().map(|d| (d.uid(), resources.origin(&**d)));
         let mailboxes = resources.mailboxes.iter().map(|m| (m.uid(), resources.origin(&**m)));
         let lists = resources.lists.iter().map(|l| (l.uid(), resources.origin(&**l)));

@@ -1,6 +1,7 @@
 //! The MailCluster controller: reads, decides, applies, reports.
 
 pub mod certificates;
+pub mod network;
 pub mod objects;
 pub mod pod;
 pub mod status;
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
     core::v1::{ConfigMap, Pod, Secret, Service, ServiceAccount},
+    networking::v1::NetworkPolicy,
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
@@ -126,6 +128,7 @@ pub async fn run(context: Arc<Context>, stop: impl Future<Output = ()> + Send + 
         .owns(api::<ConfigMap>(&client, &namespace), ours())
         .owns(api::<Secret>(&client, &namespace), ours())
         .owns(api::<PodDisruptionBudget>(&client, &namespace), ours())
+        .owns(api::<NetworkPolicy>(&client, &namespace), ours())
         .owns(api::<ServiceAccount>(&client, &namespace), ours())
         .watches(api::<Pod>(&client, &namespace), ours(), of_pod)
         .with_config(config)
@@ -187,6 +190,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         zones: zones.clone(),
         image: context.settings.mailnode_image.clone(),
         pull_policy: context.settings.image_pull_policy.clone(),
+        operator_namespace: context.settings.namespace.clone(),
         relay_username,
     };
     let objects = objects::build(cluster, &certificates, &surroundings);
@@ -287,8 +291,11 @@ async fn apply(
     if let Some(budget) = &objects.budget {
         apply_one(context, budget).await?;
     }
+    if let Some(network) = &objects.network {
+        apply_one(context, network).await?;
+    }
     let nodes = apply_one(context, &objects.nodes).await?;
-    remove_orphans(cluster, context, &objects.secrets).await?;
+    remove_orphans(cluster, context, objects).await?;
     Ok(Observation { nodes: Some(nodes), service, ..Observation::default() })
 }
 
@@ -302,24 +309,34 @@ async fn apply_one<K: Ours + Serialize>(context: &Context, object: &K) -> Result
     patched.map_err(failed("apply", format!("{} {name}", K::kind(&()))))
 }
 
-/// Deletes Secrets of the cluster that it no longer has: the only objects that depend on the spec and can go.
-async fn remove_orphans(cluster: &MailCluster, context: &Context, wanted: &[Secret]) -> Result<(), Error> {
+/// Deletes what depends on the spec and the cluster no longer has.
+async fn remove_orphans(cluster: &MailCluster, context: &Context, wanted: &Objects) -> Result<(), Error> {
     let names = Names::new(&cluster.name_any());
-    let namespace = cluster.namespace().unwrap_or_default();
-    if wanted.iter().any(|s| s.name_any() == names.public_tls)
-        || context.stores.secret_version(&(namespace.clone(), names.public_tls.clone())).is_none()
+    let certificate = (cluster.namespace().unwrap_or_default(), names.public_tls.clone());
+    if wanted.secrets.iter().all(|secret| secret.name_any() != names.public_tls)
+        && context.stores.secret_version(&certificate).is_some()
     {
-        return Ok(());
+        remove::<Secret>(cluster, context, &names.public_tls).await?;
     }
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &namespace);
-    let found = secrets.get_metadata_opt(&names.public_tls).await;
-    let Some(found) = found.map_err(failed("read Secret", &names.public_tls))? else { return Ok(()) };
+    if wanted.network.is_none() {
+        remove::<NetworkPolicy>(cluster, context, &names.main).await?;
+    }
+    Ok(())
+}
+
+/// Deletes an object if it is there and the cluster's own.
+async fn remove<K: Ours>(cluster: &MailCluster, context: &Context, name: &str) -> Result<(), Error> {
+    let api: Api<K> = Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
+    let what = format!("{} {name}", K::kind(&()));
+    let Some(found) = api.get_metadata_opt(name).await.map_err(failed("read", what.clone()))? else {
+        return Ok(());
+    };
     if !found.owner_references().iter().any(|o| Some(&o.uid) == cluster.metadata.uid.as_ref()) {
         return Ok(());
     }
     let exactly = Preconditions { uid: found.uid(), resource_version: found.resource_version() };
     let params = DeleteParams { preconditions: Some(exactly), ..DeleteParams::default() };
-    secrets.delete(&names.public_tls, &params).await.map_err(failed("delete Secret", &names.public_tls))?;
+    api.delete(name, &params).await.map_err(failed("delete", what))?;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,
         core::v1::{ConfigMap, Secret, Service, ServiceAccount, ServicePort, ServiceSpec},
+        networking::v1::NetworkPolicy,
         policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
     },
     apimachinery::pkg::{apis::meta::v1::LabelSelector, util::intstr::IntOrString},
@@ -21,7 +22,7 @@ use quorumail_proto::admin::{Topology, TopologyNode};
 
 use super::{
     certificates::{self, Certificates},
-    pod,
+    network, pod,
 };
 use crate::{
     mailnode_config::{
@@ -90,6 +91,8 @@ pub struct Surroundings {
     pub image: String,
     /// When it is pulled.
     pub pull_policy: String,
+    /// Namespace of the operator.
+    pub operator_namespace: String,
     /// User name for the relay, from its Secret.
     pub relay_username: Option<String>,
     /// Its nodes, as far as they have come.
@@ -111,6 +114,8 @@ pub struct Objects {
     pub services: Vec<Service>,
     /// `<mc>`, where there is more than one node.
     pub budget: Option<PodDisruptionBudget>,
+    /// `<mc>`, where it is asked for.
+    pub network: Option<NetworkPolicy>,
     /// `<mc>`.
     pub nodes: StatefulSet,
 }
@@ -126,6 +131,7 @@ pub fn build(cluster: &MailCluster, certificates: &Certificates, surroundings: &
         account: service_account(cluster),
         services: vec![nodes_service(cluster), service(cluster)],
         budget: budget(cluster),
+        network: network::policy(cluster, &surroundings.operator_namespace),
         nodes,
     }
 }

@@ -17,6 +17,7 @@ fn objects(spec: &str) -> Objects {
         shape: Shape::founded(u64::from(cluster.spec.nodes)),
         image: "mailnode:1".into(),
         pull_policy: "Never".into(),
+        operator_namespace: "quorumail-system".into(),
         relay_username: spec.contains("secretRef").then(|| "user".to_owned()),
         zones: Vec::new(),
     };
@@ -44,11 +45,12 @@ fn pods_run_without_privileges() {
 
 #[test]
 fn everything_is_owned_by_the_cluster_and_found_by_its_label() {
-    let objects = objects("{}");
+    let objects = objects("{networkPolicy: {enabled: true}}");
     let mut all: Vec<ObjectMeta> = objects.secrets.iter().map(|s| s.metadata.clone()).collect();
     all.extend(objects.services.iter().map(|s| s.metadata.clone()));
     all.extend([objects.config.metadata, objects.account.metadata, objects.nodes.metadata]);
     all.push(objects.budget.unwrap().metadata);
+    all.push(objects.network.unwrap().metadata);
     for meta in all {
         assert_eq!(meta.labels.unwrap()[CLUSTER_LABEL], "mc");
         let owner = meta.owner_references.unwrap().remove(0);
@@ -102,6 +104,7 @@ fn nodes_that_leave_run_until_they_are_empty() {
         shape,
         image: "mailnode:1".into(),
         pull_policy: "Never".into(),
+        operator_namespace: "quorumail-system".into(),
         relay_username: None,
         zones: Vec::new(),
     };
@@ -118,6 +121,7 @@ fn zones_are_told_and_replace_no_pods() {
             shape: Shape { generation: 2, ..Shape::founded(3) },
             image: "mailnode:1".into(),
             pull_policy: "Never".into(),
+            operator_namespace: "quorumail-system".into(),
             relay_username: None,
             zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
         };

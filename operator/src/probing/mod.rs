@@ -244,7 +244,7 @@ impl Prober {
         let cluster = context.stores.cluster_of(&namespace, domain.spec.cluster_ref.as_ref()).ok()?;
         let target = self.targets.entry(uid.clone()).or_insert_with(|| {
             let labels = Labels {
-                namespace,
+                namespace: cluster.namespace().unwrap_or_default(),
                 mailcluster: cluster.name_any(),
                 domain: domain.spec.domain.to_lowercase(),
             };

@@ -15,7 +15,7 @@ use kube::{
 };
 use parking_lot::Mutex;
 use quorumail_crds::{
-    BackupPolicy, BackupPolicyStatus, ClusterRef, MailBackup, MailBackupStatus, MailCluster, MailDomain,
+    BackupPolicy, BackupPolicyStatus, LocalClusterRef, MailBackup, MailBackupStatus, MailCluster, MailDomain,
     MailRestore, MailRestoreStatus, Mailbox, MailingList,
     backup::Phase,
     condition::{find, kind, reason},
@@ -193,9 +193,10 @@ impl Supervisor {
     pub(super) fn ready_cluster(
         &self,
         namespace: &str,
-        named: Option<&ClusterRef>,
+        named: Option<&LocalClusterRef>,
     ) -> Result<Arc<MailCluster>, Failure> {
-        let cluster = self.context.stores.cluster_of(namespace, named).map_err(|why| {
+        let named = named.map(|named| &*named.name);
+        let cluster = self.context.stores.cluster_here(namespace, named).map_err(|why| {
             Failure::new(reason::CLUSTER_NOT_FOUND, format!("{why}; make it, or correct clusterRef"))
         })?;
         let conditions =
@@ -329,17 +330,22 @@ impl Supervisor {
         self.running.insert((Kind::Backup, backup.uid().unwrap_or_default()), run);
     }
 
-    /// What belongs to a MailCluster.
+    /// What belongs to a MailCluster in its own namespace. What others have there is theirs to keep.
     fn members(&self, cluster: &Arc<MailCluster>) -> Members {
-        let accounts::Members { domains, mailboxes, lists } =
-            accounts::members(&self.context, &key(&**cluster));
+        let accounts::Members { mut domains, mut mailboxes, mut lists, .. } =
+            accounts::members(&self.context, cluster);
+        let namespace = cluster.namespace().unwrap_or_default();
+        let count = domains.len() + mailboxes.len() + lists.len();
+        domains.retain(|domain| domain.metadata.namespace == cluster.metadata.namespace);
+        mailboxes.retain(|mailbox| mailbox.metadata.namespace == cluster.metadata.namespace);
+        lists.retain(|list| list.metadata.namespace == cluster.metadata.namespace);
+        let elsewhere = count - domains.len() - mailboxes.len() - lists.len();
         let stores = &self.context.stores;
         let policies = stores.policies.state_filter(|policy| {
-            let of =
-                stores.cluster_of(&policy.namespace().unwrap_or_default(), policy.spec.cluster_ref.as_ref());
+            let named = policy.spec.cluster_ref.as_ref().map(|named| &*named.name);
+            let of = stores.cluster_here(&policy.namespace().unwrap_or_default(), named);
             of.is_ok_and(|of| key(&*of) == key(&**cluster))
         });
-        let namespace = cluster.namespace().unwrap_or_default();
         let unreadable = [
             ("MailDomain", stores.unreadable.of::<MailDomain>(&namespace)),
             ("Mailbox", stores.unreadable.of::<Mailbox>(&namespace)),
@@ -350,7 +356,7 @@ impl Supervisor {
             names.iter().map(|name| format!("{kind} {name}")).collect()
         };
         let unreadable = unreadable.into_iter().flat_map(in_words).collect();
-        Members { cluster: cluster.clone(), domains, mailboxes, lists, policies, unreadable }
+        Members { cluster: cluster.clone(), domains, mailboxes, lists, policies, unreadable, elsewhere }
     }
 
     fn backup_ended(
@@ -463,7 +469,7 @@ impl Supervisor {
         restore: &MailRestore,
         policies: &[Arc<BackupPolicy>],
         backups: &[Arc<MailBackup>],
-    ) -> Result<(Source, Option<ClusterRef>), Failure> {
+    ) -> Result<(Source, Option<LocalClusterRef>), Failure> {
         let namespace = restore.namespace();
         let source = &restore.spec.source;
         let (policy, id) = if let Some(reference) = &source.backup_ref {
@@ -497,7 +503,9 @@ impl Supervisor {
         })?;
         let of_policy = policy.spec.cluster_ref.clone();
         let stores = &self.context.stores;
-        let of = stores.cluster_of(&namespace.unwrap_or_default(), of_policy.as_ref()).ok();
+        let of = stores
+            .cluster_here(&namespace.unwrap_or_default(), of_policy.as_ref().map(|named| &*named.name))
+            .ok();
         if let Some(problem) = self.volume_problem(policy) {
             return Err(problem);
         }

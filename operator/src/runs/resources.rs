@@ -98,6 +98,12 @@ where
     for object in &members.unreadable {
         left_out.add(format!("{object}: it cannot be read by this operator, whose log says why"));
     }
+    if members.elsewhere > 0 {
+        left_out.add(format!(
+            "{} MailDomains, Mailboxes and MailingLists of other namespaces",
+            members.elsewhere
+        ));
+    }
     if include_secrets {
         kept.secrets = add_secrets(&mut list, members, bounds, read, &mut left_out).await;
     }
@@ -189,6 +195,7 @@ mod tests {
             lists: Vec::new(),
             policies: Vec::new(),
             unreadable: Vec::new(),
+            elsewhere: 0,
         }
     }
 
@@ -205,8 +212,15 @@ mod tests {
         let gathered = gather_from(&members, false, BOUNDS, async |_| panic!("nobody asked")).await;
         assert_eq!(gathered.kept, KeptResources { objects: 3, secrets: 0, left_out: None });
         members.unreadable = vec!["Mailbox carol".to_owned()];
-        let kept = gather_from(&members, false, BOUNDS, async |_| panic!("nobody asked")).await.kept;
-        assert!(kept.left_out.unwrap().starts_with("Mailbox carol: it cannot be read"));
+        members.elsewhere = 2;
+        let left_out =
+            gather_from(&members, false, BOUNDS, async |_| panic!("nobody asked")).await.kept.left_out;
+        let left_out = left_out.unwrap();
+        assert!(left_out.starts_with("Mailbox carol: it cannot be read"), "{left_out}");
+        assert!(
+            left_out.ends_with("; 2 MailDomains, Mailboxes and MailingLists of other namespaces"),
+            "{left_out}"
+        );
         assert_eq!(read_list(&gathered.json.unwrap(), true, None).unwrap().objects.len(), 3);
     }
 

@@ -119,7 +119,10 @@ impl Supervisor {
 
     async fn apply_volume(&self, policy: &BackupPolicy) -> Result<(), Failure> {
         let (context, namespace) = (&self.context, policy.namespace().unwrap_or_default());
-        let cluster = context.stores.cluster_of(&namespace, policy.spec.cluster_ref.as_ref()).ok();
+        let cluster = context
+            .stores
+            .cluster_here(&namespace, policy.spec.cluster_ref.as_ref().map(|named| &*named.name))
+            .ok();
         let settings = &context.settings;
         let built =
             volume::build(policy, cluster.as_deref(), &settings.mailnode_image, &settings.image_pull_policy);

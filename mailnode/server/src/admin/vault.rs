@@ -65,6 +65,7 @@ pub(super) async fn mailboxes(groups: &Groups) -> Result<Vec<admin::DeletedMailb
         address: mailbox.record.address.to_string(),
         partition: mailbox.record.partition.0,
         purge_at: mailbox.purge_at.0,
+        revision: mailbox.record.revision.clone(),
     });
     Ok(told.collect())
 }
