@@ -274,6 +274,7 @@ const ALERTS: &[&str] = &[
     "ArchiveLagging",
     "BackupOverdue",
     "BadQueueNotEmpty",
+    "BlockListed",
     "BounceSurge",
     "CertificateExpired",
     "CertificateExpiring",
