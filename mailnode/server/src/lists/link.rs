@@ -7,7 +7,7 @@ use std::{fmt::Write as _, sync::Arc, sync::OnceLock};
 
 use axum::{
     Router,
-    extract::{DefaultBodyLimit, Path, State},
+    extract::{Path, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
@@ -20,8 +20,6 @@ use super::{ListFailure, Lists, token};
 const PATH: &str = "/lists/leave";
 /// RFC 5322 2.1.1: octets of a line, less those of the field's name.
 const MAX_LINK: usize = 900;
-/// Octets of what is sent along, which does not count.
-const MAX_BODY: usize = 16 << 10;
 
 /// Answers those who leave.
 #[derive(Default)]
@@ -55,7 +53,6 @@ impl Links {
     pub fn routes(self: Arc<Self>) -> Router {
         Router::new()
             .route(&format!("{PATH}/{{list}}/{{member}}/{{token}}"), get(ask).post(leave))
-            .layer(DefaultBodyLimit::max(MAX_BODY))
             .with_state(self)
     }
 }
@@ -74,6 +71,7 @@ async fn ask(Path((list, member, _)): Parts) -> Response {
     html(StatusCode::OK, text)
 }
 
+/// What is sent along (RFC 8058 3.2) says nothing that the link does not, and is not read.
 async fn leave(State(links): State<Arc<Links>>, Path((list, member, token)): Parts) -> Response {
     let (Ok(list), Ok(member)) = (list.parse::<Address>(), member.parse::<Address>()) else {
         return unknown();
@@ -84,8 +82,7 @@ async fn leave(State(links): State<Arc<Links>>, Path((list, member, token)): Par
             let text = format!("{member} gets no more messages of the mailing list {list}.");
             html(StatusCode::OK, page(&text, false))
         }
-        Ok(false) => unknown(),
-        Err(ListFailure::Refused(..)) => unknown(),
+        Ok(false) | Err(ListFailure::Refused(..)) => unknown(),
         Err(ListFailure::Full(text) | ListFailure::Unavailable(text)) => {
             tracing::warn!(%list, reason = text, "somebody could not leave a mailing list with one click");
             later()
