@@ -5,6 +5,7 @@
 //! the journal. `append` answers at once: entries are readable from memory before they are on disk, and the engine is
 //! told by the journal's writer thread when they are.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
@@ -32,6 +33,13 @@ const BATCH_ENTRIES: u64 = 1024;
 /// Above this many bytes waiting for the disk, appends of the group are held back so that memory stays bounded.
 const MAX_JOURNAL_BACKLOG: u64 = 128 << 20;
 const BACKLOG_PAUSE: Duration = Duration::from_millis(1);
+
+tokio::task_local! {
+    /// Whether entries that this task was about to send to another replica had been purged. The engine purges nothing
+    /// that it is sending, but a sender that it has given up may read once more before it learns of that; to the engine
+    /// a read that fails is a disk that fails, and the end of the group on this node.
+    pub(crate) static PURGED: Cell<bool>;
+}
 
 /// Where an entry lies.
 #[derive(Debug, Clone, Copy)]
@@ -495,7 +503,12 @@ impl RaftLogReader<TypeConfig> for GroupLog {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end, u64::MAX, BATCH_BYTES).await
+        let read = self.read(start, end, u64::MAX, BATCH_BYTES).await;
+        let purged = || start < self.0.contents.lock().first;
+        if read.is_err() && purged() && PURGED.try_with(|purged| purged.set(true)).is_ok() {
+            return Ok(Vec::new());
+        }
+        read
     }
 
     /// For applying: read in steps, so that a long catch-up does not have to fit into memory.
@@ -658,6 +671,26 @@ mod tests {
             contents.push(log_id(1, index), position(10)).unwrap();
         }
         contents
+    }
+
+    #[tokio::test]
+    async fn a_sender_that_is_behind_what_was_purged_is_told_so_and_everyone_else_gets_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(quorumail_journal::Options::new(dir.path()), |_, _, _| {}).unwrap();
+        let mut contents = filled(10);
+        contents.purge(log_id(1, 3));
+        let mut log = GroupLog::new(GroupId(1), journal, 0, contents);
+        let told = |mut log: GroupLog, start| {
+            PURGED.scope(Cell::new(false), async move {
+                let read = log.limited_get_log_entries(start, 10).await;
+                (read.map(|entries| entries.len()).ok(), PURGED.with(Cell::take))
+            })
+        };
+        assert_eq!(told(log.clone(), 3).await, (Some(0), true));
+        // What is not purged and cannot be read is a disk that fails: the records of this test were never written.
+        assert_eq!(told(log.clone(), 4).await, (None, false));
+        assert_eq!(told(log.clone(), 10).await, (Some(0), false));
+        assert!(log.limited_get_log_entries(3, 10).await.is_err());
     }
 
     #[test]

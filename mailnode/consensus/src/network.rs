@@ -1,5 +1,6 @@
 //! How the engine reaches other nodes: appends over the shared lanes, everything else as calls of its own.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use tonic::transport::Channel;
 use crate::adapter::SnapshotData;
 use crate::config::{Connector, Peer};
 use crate::lane::{Lane, SESSION_REQUESTS, Session, client, status_text};
+use crate::log::PURGED;
 use crate::machine::{GroupId, NodeId, StateMachine};
 use crate::metrics::Counters;
 use crate::pulse::PeerPulse;
@@ -328,7 +330,8 @@ impl Answers {
     }
 }
 
-/// Sends what the engine produces, as fast as the window allows, until it has no more or the stream breaks.
+/// Sends what the engine produces, as fast as the window allows, until it has no more, or what it would send is purged, or
+/// the stream breaks. Runs in the scope of [`PURGED`].
 async fn pump<S>(
     mut input: S,
     (session, frames): (u64, mpsc::Sender<LaneFrame>),
@@ -341,6 +344,12 @@ async fn pump<S>(
 {
     let kind = if heartbeat { lane_frame::Request::Heartbeat } else { lane_frame::Request::Append };
     while let Some(request) = input.next().await {
+        // There is nothing to go on with from here. The session ends without an error, which would have the engine give up
+        // whatever it has begun since, such as a snapshot; it goes on with that.
+        if PURGED.with(Cell::take) {
+            tracing::debug!(session, after = ?request.prev_log_id, "what was to be sent has been purged");
+            return;
+        }
         let (append, bytes) = wire::encode_append(group.0, request);
         let room = if heartbeat { None } else { Some(link.log.room(bytes).await) };
         // Queued before it is sent: its answer, or the news that there will be none, finds it there.
@@ -384,7 +393,8 @@ impl NetStreamAppend<TypeConfig> for Network {
             };
             let (sent, in_flight) = mpsc::channel(SESSION_REQUESTS);
             let to = (session.id, session.frames());
-            let pump = tokio::spawn(pump(input, to, self.group, link.clone(), heartbeat, sent));
+            let pump = pump(input, to, self.group, link.clone(), heartbeat, sent);
+            let pump = tokio::spawn(PURGED.scope(Cell::new(false), pump));
             let answers = Answers { in_flight, session, timeout, _pump: AbortOnDrop(pump) };
             let answers = futures::stream::unfold(Some(answers), |answers| async move {
                 let mut answers = answers?;
