@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,6 +46,8 @@ pub(crate) const CAUGHT_UP_LAG: u64 = 512;
 const SILENT_LEADER: Duration = Duration::from_secs(5);
 /// How long another node may take to answer Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Of a node that takes no leads until it is restarted.
+const FOR_GOOD: u64 = u64::MAX;
 
 /// Why consensus could not start.
 #[derive(Debug, thiserror::Error)]
@@ -155,7 +157,9 @@ pub(crate) struct Inner {
     pub(crate) proposal_room: Semaphore,
     /// Bounds the bodies that are read for other nodes.
     pub(crate) bodies: Semaphore,
-    leaving: AtomicBool,
+    /// Why no leads are taken: 0 when they are, [`FOR_GOOD`], or the number of the time that the node steps aside.
+    leaving: AtomicU64,
+    turns_aside: AtomicU64,
     /// Tells this process from the one before it under the same number.
     pub(crate) incarnation: u64,
     writes: AtomicU8,
@@ -230,7 +234,8 @@ impl Consensus {
             tasks: TaskTracker::new(),
             proposal_room,
             bodies: Semaphore::new(BODIES_AT_ONCE),
-            leaving: AtomicBool::new(false),
+            leaving: AtomicU64::new(0),
+            turns_aside: AtomicU64::new(0),
             incarnation: random_number(),
             writes: AtomicU8::new(Writes::All as u8),
             leads: watch::Sender::new(Vec::new()),
@@ -374,7 +379,21 @@ impl Consensus {
     /// Hands all leads over to other replicas and takes none until the node is restarted. Returns how many are left
     /// when `within` has passed (those of groups with no other replica that could lead).
     pub async fn hand_over(&self, within: Duration) -> usize {
-        self.0.leaving.store(true, Ordering::Release);
+        self.0.leaving.store(FOR_GOOD, Ordering::Release);
+        crate::tend::hand_over(&self.0, within).await
+    }
+
+    /// As [`Consensus::hand_over`], but leads are taken again when `within` and `aside` have passed and the node is still
+    /// there: whoever asked may have changed their mind, or be gone. Asked again meanwhile, the time begins anew.
+    pub async fn step_aside(&self, within: Duration, aside: Duration) -> usize {
+        if let Some(turn) = self.0.begin_aside() {
+            let node = self.0.clone();
+            // Not left to the caller, who may go away before the time is over.
+            self.0.run(async move {
+                tokio::time::sleep(within + aside).await;
+                node.end_aside(turn);
+            });
+        }
         crate::tend::hand_over(&self.0, within).await
     }
 
@@ -510,7 +529,25 @@ impl Inner {
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
+        self.leaving.load(Ordering::Acquire) != 0
+    }
+
+    /// The number of this time that the node steps aside; none when it leaves for good.
+    fn begin_aside(&self) -> Option<u64> {
+        let turn = self.turns_aside.fetch_add(1, Ordering::Relaxed) + 1;
+        let begin = |now| (now != FOR_GOOD).then_some(turn);
+        self.leaving.fetch_update(Ordering::AcqRel, Ordering::Acquire, begin).ok().map(|_| turn)
+    }
+
+    /// Takes leads again, unless there was another reason meanwhile not to.
+    fn end_aside(&self, turn: u64) {
+        if self.leaving.compare_exchange(turn, 0, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        tracing::info!("the node was not ended after it had handed its leads over: it takes some again");
+        for group in self.groups().iter().filter(|group| group.log.is_proven()) {
+            self.let_elect(group);
+        }
     }
 
     pub(crate) fn is_read_only(&self) -> bool {

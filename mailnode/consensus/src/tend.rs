@@ -71,11 +71,14 @@ impl Inner {
                     node.let_elect(&proving);
                 }
             });
+        } else if !self.is_leaving() {
+            // It was made while the node left, perhaps, and the node has thought better of it.
+            self.let_elect(group);
         }
     }
 
     /// Lets the replica ask for votes, unless the node is about to go.
-    fn let_elect(&self, group: &Group) {
+    pub(crate) fn let_elect(&self, group: &Group) {
         group.raft.runtime_config().elect(true);
         // Looked at afterwards: whoever begins to leave meanwhile forbids it either here or after this.
         if self.is_leaving() {

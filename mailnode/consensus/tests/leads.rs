@@ -125,6 +125,39 @@ async fn a_slow_leader_leads_on_while_nobody_else_could() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stepped_aside_and_was_not_ended_leads_again() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    let mut cluster = Cluster::start(3, 1).await;
+    cluster.ready().await;
+    let aside = cluster.leader(1).await;
+    let leads = |cluster: &Cluster| cluster.node(aside).consensus.leads(GroupId(1));
+    // Asked twice: the time begins anew, and the end of the first is not that of the second.
+    for length in [Duration::ZERO, Duration::from_secs(4)] {
+        assert_eq!(cluster.node(aside).consensus.step_aside(Duration::from_secs(2), length).await, 0);
+    }
+    let others = [(aside + 1) % 3, (aside + 2) % 3];
+    let second = cluster.leader(1).await;
+    let third = others[usize::from(others[0] == second)];
+    let until_then = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until_then {
+        assert!(!leads(&cluster), "it was to lead nothing yet");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The others leave for good: they need it, and get it as soon as its time is over.
+    cluster.node(third).consensus.hand_over(Duration::from_secs(5)).await;
+    assert_eq!(cluster.node(second).consensus.hand_over(Duration::from_secs(10)).await, 0);
+    until("the node to lead", || leads(&cluster).then_some(())).await;
+    // For good is for good, whatever is asked later.
+    cluster.node(third).consensus.step_aside(Duration::ZERO, Duration::ZERO).await;
+    cluster.crash(aside);
+    let until_then = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until_then {
+        assert!(others.iter().all(|other| !cluster.node(*other).consensus.leads(GroupId(1))));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_catches_up_while_its_node_leaves_is_not_elected() {
     let _turn = ONE_AT_A_TIME.lock().await;
     let mut cluster = Cluster::start(3, 1).await;

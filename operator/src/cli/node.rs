@@ -8,7 +8,7 @@ use super::{Failure, connect::Target, output};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum NodeCommand {
-    /// Moves all that a mailnode leads to the others, as before a planned stop.
+    /// Moves all that a mailnode leads to the others, as before a planned stop. It takes nothing back for five minutes.
     Drain {
         /// Number of the mailnode, as `status` shows it.
         node: usize,
@@ -25,7 +25,7 @@ pub(super) async fn run(target: &Target, command: &NodeCommand) -> Result<(), Fa
         return Err(Failure::Usage(format!("there is no mailnode {node}; there are {}", client.nodes())));
     }
     match client.hand_over(*node, Duration::from_secs((*timeout).into())).await? {
-        0 => output::line(&format!("mailnode {node} leads nothing any more")),
+        0 => output::line(&format!("mailnode {node} leads nothing now, nor in the next five minutes")),
         left => Err(Failure::Failed(format!("mailnode {node} still leads {left} groups after {timeout} s"))),
     }
 }

@@ -53,7 +53,9 @@ const MAX_REQUEST: usize = 16 * 1024 * 1024;
 /// For a command or a query of one group.
 const WITHIN: Duration = Duration::from_secs(10);
 /// Bounds of the time that a caller may give to hand over.
-const MAX_HAND_OVER: Duration = Duration::from_secs(60);
+const MAX_HAND_OVER: Duration = Duration::from_secs(600);
+/// For how long after that no leads are taken, if the node is not ended.
+const ASIDE: Duration = Duration::from_secs(300);
 /// When the caller names none.
 const HAND_OVER: Duration = Duration::from_secs(10);
 
@@ -248,7 +250,7 @@ impl Admin for AdminService {
             0 => HAND_OVER,
             seconds => Duration::from_secs(seconds.into()).min(MAX_HAND_OVER),
         };
-        let remaining = self.groups.consensus.hand_over(within).await;
+        let remaining = self.groups.consensus.step_aside(within, ASIDE).await;
         Ok(Response::new(HandOverResponse { remaining: u32::try_from(remaining).unwrap_or(u32::MAX) }))
     }
 
