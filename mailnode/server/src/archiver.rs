@@ -65,10 +65,17 @@ pub struct Standing {
     pub next: u64,
     /// Up to when everything acknowledged is known to be in the repository.
     pub through: Option<Timestamp>,
-    /// For how long something committed has been waiting to be shipped.
-    pub lag: Duration,
+    /// Since when something committed may have been waiting to be shipped: the last look at which nothing waited.
+    pub waiting: Option<Instant>,
     /// Why this group does not go on, or log that was purged before it was shipped: the last time, in words.
     pub trouble: Option<String>,
+}
+
+impl Standing {
+    /// For how long, at most, the oldest of what is known to wait has been waiting.
+    pub fn lag(&self) -> Duration {
+        self.waiting.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 /// All of it.
@@ -118,8 +125,10 @@ struct Course {
     next: Option<u64>,
     /// A log index before which everything is known to be shipped.
     known: Option<u64>,
-    /// Since when something waits.
+    /// Since when something may be waiting.
     waiting: Option<Instant>,
+    /// The last look at which nothing waited.
+    clear: Option<Instant>,
     /// When a replica that does not lead looked last.
     looked: Option<Instant>,
 }
@@ -225,7 +234,6 @@ impl Archiver {
                 report.running = true;
                 report.error = Some(failed.to_string());
             }
-            rounds.note_lags();
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(*PAUSES.end());
         }
@@ -263,6 +271,7 @@ struct Rounds<'a> {
 
 impl Rounds<'_> {
     async fn next(&mut self, repository: &Repository) -> Result<(), RepositoryError> {
+        let looked = Instant::now();
         let held: BTreeMap<u32, u64> = self
             .inner
             .consensus
@@ -279,7 +288,7 @@ impl Rounds<'_> {
         for (group, applied) in held {
             let mut course = self.courses.remove(&group).unwrap_or_default();
             let gone_on = if self.inner.consensus.leads(GroupId(group)) {
-                self.ship_group(repository, group, &mut course, applied).await
+                self.ship_group(repository, group, &mut course, (applied, looked)).await
             } else {
                 self.follow(repository, group, &mut course).await
             };
@@ -296,7 +305,7 @@ impl Rounds<'_> {
         group: u32,
         course: &mut Course,
     ) -> Result<(), RepositoryError> {
-        (course.next, course.waiting) = (None, None);
+        (course.next, course.waiting, course.clear) = (None, None, None);
         if course.looked.is_none_or(|at| at.elapsed() >= LOOK) {
             course.known = repository.archive_next(&self.inner.cluster, group, course.known).await?;
             course.looked = Some(Instant::now());
@@ -313,7 +322,7 @@ impl Rounds<'_> {
         repository: &Repository,
         group: u32,
         course: &mut Course,
-        applied: u64,
+        (applied, looked): (u64, Instant),
     ) -> Result<(), RepositoryError> {
         course.looked = None;
         let inner = self.inner;
@@ -327,10 +336,14 @@ impl Rounds<'_> {
             course.known = Some(next);
             inner.consensus.want_log(GroupId(group), Some(next));
             let waits = applied.saturating_sub(next);
-            course.waiting = (waits > 0).then(|| course.waiting.unwrap_or_else(Instant::now));
+            // It came after the last look at which nothing waited: nobody knows when.
+            course.waiting = (waits > 0).then(|| course.waiting.or(course.clear).unwrap_or(looked));
+            if waits == 0 {
+                course.clear = Some(looked);
+            }
             let waited = course.waiting.map_or(Duration::ZERO, |since| since.elapsed());
             inner.note(group, |standing| {
-                (standing.ships, standing.next, standing.lag) = (true, next, waited);
+                (standing.ships, standing.next, standing.waiting) = (true, next, course.waiting);
             });
             if waits == 0 || (waits < SHIPPED_AT_ONCE && waited < self.max_lag / 2) {
                 return Ok(());
@@ -362,8 +375,6 @@ impl Rounds<'_> {
             inner.totals.runs.fetch_add(1, Relaxed);
             inner.note(group, |standing| standing.through = standing.through.max(Some(info.last_at)));
             next = after;
-            // What is left came later.
-            course.waiting = None;
         }
     }
 
@@ -442,18 +453,9 @@ impl Rounds<'_> {
         self.told = Some(Instant::now());
         for told in shipped {
             inner.note(told.group, |standing| {
-                (standing.through, standing.lag) = (Some(told.through), Duration::ZERO);
+                (standing.through, standing.waiting) = (Some(told.through), None);
             });
         }
         Ok(())
-    }
-
-    /// While nothing can be shipped, what waits grows older.
-    fn note_lags(&self) {
-        for (group, course) in &self.courses {
-            if let Some(since) = course.waiting {
-                self.inner.note(*group, |standing| standing.lag = since.elapsed());
-            }
-        }
     }
 }

@@ -57,7 +57,7 @@ fn status(report: Report) -> ArchiveStatus {
     let groups = groups.map(|(group, standing)| ArchivedGroup {
         group,
         through_unix_ms: standing.through.map_or(0, |through| through.0),
-        lag_ms: u64::try_from(standing.lag.as_millis()).unwrap_or(u64::MAX),
+        lag_ms: u64::try_from(standing.lag().as_millis()).unwrap_or(u64::MAX),
         next_index: standing.next,
         trouble: standing.trouble.unwrap_or_default(),
     });

@@ -156,8 +156,11 @@ impl Sources {
         text.gauge("archive_groups", "Groups that this node ships.").value(led().count());
         text.gauge("archive_groups_in_trouble", "Of these, those that do not go on or have a gap.")
             .value(led().filter(|standing| standing.trouble.is_some()).count());
-        text.gauge("archive_lag_seconds", "For how long the oldest command has been waiting to be shipped.")
-            .value(led().map(|standing| standing.lag).max().unwrap_or_default().as_secs_f64());
+        text.gauge(
+            "archive_lag_seconds",
+            "For how long the oldest command may have been waiting to be shipped.",
+        )
+        .value(led().map(|standing| standing.lag()).max().unwrap_or_default().as_secs_f64());
         text.counter("archive_bytes_total", "Bytes of commands shipped.").value(totals.bytes.load(Relaxed));
         text.counter("archive_runs_total", "Runs shipped.").value(totals.runs.load(Relaxed));
         text.counter("archive_failures_total", "Attempts to ship that failed.")
