@@ -10,13 +10,39 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import kubernetes  # noqa: E402
 
+BEFORE = "before-the-upgrade"
+# What people of the previous version have declared.
+DECLARED = f"""
+apiVersion: v1
+kind: Namespace
+metadata: {{name: {BEFORE}}}
+---
+apiVersion: quorumail.io/v1alpha1
+kind: MailCluster
+metadata: {{name: old, namespace: {BEFORE}}}
+spec: {{nodes: 1, partitions: 1, hostname: mail.upgrade.example, storage: {{size: 1Gi}}}}
+---
+apiVersion: quorumail.io/v1alpha1
+kind: MailDomain
+metadata: {{name: upgrade, namespace: {BEFORE}}}
+spec: {{clusterRef: {{name: old}}, domainName: upgrade.example}}
+---
+apiVersion: quorumail.io/v1alpha1
+kind: Mailbox
+metadata: {{name: carol, namespace: {BEFORE}}}
+spec: {{address: carol@upgrade.example}}
+"""
+
 
 @pytest.fixture(scope="session")
-def cluster():
-    """A Kubernetes with the chart installed. Left running for the next run; `make down` ends it."""
+def cluster(tmp_path_factory):
+    """A Kubernetes with the chart installed: upgraded from the one released last, if none was there before, with things
+    that were declared then. Left running for the next run; `make down` ends it."""
     if os.environ.get("QUORUMAIL_E2E") == "dev":
         pytest.skip("QUORUMAIL_E2E=dev: without Kubernetes")
     found = kubernetes.find()
+    if kubernetes.install_previous_chart(found, tmp_path_factory.mktemp("previous")):
+        found.apply(DECLARED)
     kubernetes.install(found)
     yield found
     found.close()

@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out"
 IMAGE = "quorumail/quorumail:dev"
+# What counts as the chart released last, until there is a release: upgrades are tried from it.
+PREVIOUS_CHART = "0748fd7"
 
 
 class Unavailable(Exception):
@@ -204,6 +206,20 @@ def install(kubernetes, say=print):
     kubernetes.helm("upgrade", "--install", "quorumail", str(ROOT / "charts" / "quorumail"),
                     "--namespace", "quorumail-system", "--create-namespace", "--wait", "--timeout", "5m",
                     "--set", f"image.repository={repository},image.tag={tag},image.pullPolicy=IfNotPresent")
+
+
+def install_previous_chart(kubernetes, directory, say=print):
+    """Installs the chart released last, without an operator that could run, unless some chart is there already."""
+    if "quorumail" in kubernetes.helm("list", "--all", "--namespace", "quorumail-system", "--short").split():
+        return False
+    say(f"installing the chart of {PREVIOUS_CHART}, to upgrade from it")
+    archive = run("git", "-C", str(ROOT), "archive", "--format=tar", "-o", str(directory / "chart.tar"), PREVIOUS_CHART,
+                  "charts/quorumail")
+    assert archive == ""
+    run("tar", "-C", str(directory), "-xf", str(directory / "chart.tar"))
+    kubernetes.helm("install", "quorumail", str(directory / "charts" / "quorumail"), "--namespace", "quorumail-system",
+                    "--create-namespace", "--set", "image.tag=none,image.pullPolicy=Never")
+    return True
 
 
 def wait_port(address, within=60):
