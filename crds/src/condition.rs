@@ -57,6 +57,10 @@ pub mod reason {
     pub const MOVING: &str = "ReplicasMoving";
     /// Pods are being created or replaced.
     pub const ROLLING_OUT: &str = "RollingOut";
+    /// The next pod is not taken away: replicas are missing or behind, or another pod is down.
+    pub const UPDATE_PAUSED: &str = "UpdatePaused";
+    /// A new pod did not get well in time; the message says what became of the update.
+    pub const UPDATE_FAILED: &str = "UpdateFailed";
     /// Objects could not be written.
     pub const APPLY_FAILED: &str = "ApplyFailed";
     /// The mailnodes hold what the object asks.

@@ -177,8 +177,11 @@ def keep_sending(addresses, recipients, ledger, stop, seed, size=4000):
         except smtplib.SMTPDataError as error:
             # 451 after the data: the majority was not reached in time, the outcome is not known.
             ledger.note("unknown" if error.smtp_code == 451 else "refused", token, recipient)
-        except (smtplib.SMTPException, OSError):
-            ledger.note("refused", token, recipient)
+        except (smtplib.SMTPException, OSError) as error:
+            # A server that ends answers QUIT with 421, which smtplib raises over what went wrong before, if anything did.
+            before = error.__context__ if type(error) is smtplib.SMTPResponseException else error
+            doubt = isinstance(before, smtplib.SMTPDataError) and before.smtp_code == 451
+            ledger.note("acknowledged" if before is None else "unknown" if doubt else "refused", token, recipient)
             time.sleep(0.02)
         else:
             ledger.note("acknowledged", token, recipient)

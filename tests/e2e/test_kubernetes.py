@@ -306,6 +306,112 @@ def test_acknowledged_mail_survives_loss_of_a_node(service):
                   within=180, every=1, what="full replication after the node's return")
 
 
+def change(service, spec):
+    service.kubectl("-n", NAMESPACE, "patch", "mailcluster", "mail", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
+def uids(service):
+    found = service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
+
+
+def ready_pods(service):
+    found = service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]
+    return sum(any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", []))
+               and "deletionTimestamp" not in pod["metadata"] for pod in found)
+
+
+def settled(service):
+    """The operator has seen the spec as it is and has nothing left to do."""
+    found = service.get("-n", NAMESPACE, "mailcluster", "mail")
+    status, generation = found["status"], found["metadata"]["generation"]
+    progressing = next(c for c in status["conditions"] if c["type"] == "Progressing")
+    return status["observedGeneration"] == generation and progressing["reason"] == "Settled" and \
+        status["readyNodes"] == status["updatedNodes"] == 3
+
+
+def keep_reading(service, stop, failures):
+    """A client that logs in and looks again and again; tells when two tries in a row failed."""
+    failed = 0
+    while not stop.is_set():
+        try:
+            client = open_imap(service)
+            client.select("INBOX", readonly=True)
+            client.logout()
+            failed = 0
+        except (OSError, imaplib.IMAP4.error) as error:
+            failed += 1
+            if failed > 1:
+                failures.append(repr(error))
+        stop.wait(0.2)
+
+
+def test_an_update_under_load_loses_nothing_and_takes_one_pod_at_a_time(service):
+    mail.wait_for(lambda: settled(service), within=120, every=1, what="the cluster as it was before")
+    before, least, stop, failures = uids(service), [3], threading.Event(), []
+    reader = threading.Thread(target=keep_reading, args=(service, stop, failures))
+
+    def update():
+        began = time.monotonic()
+        reader.start()
+        try:
+            change(service, {"resources": {"requests": {"cpu": "101m", "memory": "256Mi"}}})
+
+            def done():
+                least.append(ready_pods(service))
+                now = uids(service)
+                return len(now) == 3 and not set(now.values()) & set(before.values()) and settled(service)
+            mail.wait_for(done, within=240, every=0.3, what="the end of the update")
+        finally:
+            stop.set()
+            reader.join()
+        print(f"three pods replaced in {time.monotonic() - began:.1f} s")
+
+    watch_mail(service, update)
+    assert min(least) >= 2, least
+    assert failures == [], failures
+
+
+def test_an_update_that_does_not_get_well_is_taken_back(service):
+    before = uids(service)
+
+    def update():
+        change(service, {"image": "quorumail/quorumail:there-is-no-such-version", "update": {"progressDeadline": "15s"}})
+
+        def taken_back():
+            degraded = service.condition("mailcluster", "mail", "Degraded")
+            assert ready_pods(service) >= 2
+            return degraded.get("reason") == "UpdateFailed" and ready_pods(service) == 3 and degraded
+        told = mail.wait_for(taken_back, within=120, every=0.5, what="the update to be taken back")
+        assert "taken back" in told["message"] and "correct it" in told["message"], told
+
+    watch_mail(service, update)
+    after = uids(service)
+    assert sum(before[pod] != after[pod] for pod in before) == 1, (before, after)
+    change(service, {"image": None, "update": None})
+    mail.wait_for(lambda: settled(service) and service.condition("mailcluster", "mail", "Degraded").get("status") == "False",
+                  within=120, every=1, what="the cluster as it was before")
+    assert uids(service) == after
+
+
+def test_an_update_waits_while_a_replica_is_missing(service):
+    if not isinstance(service, kubernetes.Local):
+        pytest.skip("only the local cluster can lose a node")
+    node = service.get("-n", NAMESPACE, "pod", "mail-1")["spec"]["nodeName"]
+    before = uids(service)
+    try:
+        service.lose_node(node)
+        change(service, {"resources": {"requests": {"cpu": "102m", "memory": "256Mi"}}})
+        mail.wait_for(lambda: service.condition("mailcluster", "mail", "Progressing").get("reason") == "UpdatePaused",
+                      within=90, every=0.5, what="an update that waits")
+        now = uids(service)
+        assert (now["mail-0"], now["mail-2"]) == (before["mail-0"], before["mail-2"])
+    finally:
+        service.start_node(node)
+    mail.wait_for(lambda: settled(service) and not set(uids(service).values()) & set(before.values()), within=300, every=1,
+                  what="the end of the update")
+
+
 def test_create_change_and_delete_of_a_mailcluster(cluster):
     """One node of its own: a changed setting reaches it, what cannot change is refused, and deletion ends."""
     namespace = "mail-small"
