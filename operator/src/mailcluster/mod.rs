@@ -1,6 +1,7 @@
 //! The MailCluster controller: reads, decides, applies, reports.
 
 pub mod certificates;
+pub mod hosts;
 pub mod network;
 pub mod objects;
 pub mod pod;
@@ -213,10 +214,14 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     {
         tell_nodes(cluster, (&shape, &zones), client, told_status).await;
     }
+    let silent = hosts::silent(&context.client, &pods).await;
     if let Some(applied) = &seen.nodes {
-        let by = (pods.as_slice(), client.as_deref());
-        seen.step = Some(rollout.step(cluster, context, applied, &objects.nodes, by, told.as_ref()).await?);
+        let (sets, there) = ((applied, &objects.nodes), (pods.as_slice(), &silent));
+        let by = (client.as_deref(), told.as_ref());
+        seen.step = Some(rollout.step(cluster, context, sets, there, by).await?);
     }
+    seen.lost =
+        pods.iter().filter_map(|pod| Some((pod.name_any(), hosts::lost(pod, &silent, now)?))).collect();
     seen.failed_update = rollout.notes.failed.map(|failed| failed.message);
     seen.shape = Some(shape);
     seen.pods = pods;

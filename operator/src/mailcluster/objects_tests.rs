@@ -120,7 +120,11 @@ fn pods_of_two_templates_read_two_configurations_with_one_list_of_nodes() {
     let (only, nodes) = ("of: tomorrow\nfounders: [9]\n", serde_yaml::to_value(read(&file)).unwrap());
     let told: serde_yaml::Mapping = serde_yaml::from_str(&with_nodes(only, &nodes).unwrap()).unwrap();
     let keys: Vec<&str> = told.keys().filter_map(|key| key.as_str()).collect();
-    assert_eq!(keys, ["of", "founders", "peers", "generation"], "fields of other versions stay, and none comes");
+    assert_eq!(
+        keys,
+        ["of", "founders", "peers", "generation"],
+        "fields of other versions stay, and none comes"
+    );
 }
 
 #[test]

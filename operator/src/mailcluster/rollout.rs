@@ -1,7 +1,10 @@
 //! Carries out what [`update`](super::update) decides: applies the StatefulSet, hands leads over, takes pods away, puts the
 //! template before back.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::{
@@ -102,19 +105,41 @@ impl Rollout {
         &mut self,
         cluster: &MailCluster,
         context: &Context,
-        applied: &StatefulSet,
-        wanted: &StatefulSet,
-        (pods, client): (&[Pod], Option<&Connection>),
-        told: Result<&ClusterStatus, &String>,
+        (applied, wanted): (&StatefulSet, &StatefulSet),
+        (pods, silent): (&[Pod], &BTreeSet<String>),
+        (client, told): (Option<&Connection>, Result<&ClusterStatus, &String>),
     ) -> Result<Step, Error> {
         let now = Timestamp::now();
-        let seen = seen(cluster, applied, pods, told);
-        let mut step = update::next(&seen, &self.notes, now);
+        let seen = seen(cluster, applied, (pods, silent), told, now);
+        let noted = update::noted(&seen, &self.notes, now);
+        if noted != self.notes {
+            self.notes = noted;
+            self.apply(cluster, context, wanted).await?;
+        }
+        let step = update::next(&seen, &self.notes, now);
+        let step = self.take(cluster, context, (applied, wanted), (pods, client), &seen, step).await?;
+        let before = self.notes.waits;
+        let step = update::timed(step, &mut self.notes, seen.deadline, now);
+        if self.notes.waits != before {
+            self.apply(cluster, context, wanted).await?;
+        }
+        Ok(step)
+    }
+
+    async fn take(
+        &mut self,
+        cluster: &MailCluster,
+        context: &Context,
+        (applied, wanted): (&StatefulSet, &StatefulSet),
+        (pods, client): (&[Pod], Option<&Connection>),
+        seen: &Seen,
+        step: Step,
+    ) -> Result<Step, Error> {
         match &step {
             Step::Idle | Step::Wait { .. } | Step::Stuck(_) => {}
             Step::Settled => {
-                self.notes.stable = Some(stable(applied, &seen));
-                self.notes.replacing = None;
+                let failed = self.notes.failed.take();
+                self.notes = Notes { stable: Some(stable(applied, seen)), failed, ..Notes::default() };
                 self.apply(cluster, context, wanted).await?;
             }
             Step::RollBack(message) => {
@@ -122,17 +147,17 @@ impl Rollout {
                 if template_of(cluster, context, &revision).await?.is_none() {
                     let text =
                         format!("{message}; the template before is not kept any more: change the spec");
-                    step = Step::Stuck(text);
-                } else {
-                    tracing::warn!(cluster = cluster.name_any(), message, "an update is taken back");
-                    self.notes.failed = Some(Failed {
-                        template: template_hash(wanted),
-                        generation: cluster.metadata.generation.unwrap_or_default(),
-                        message: message.clone(),
-                    });
-                    self.notes.replacing = None;
-                    self.apply(cluster, context, wanted).await?;
+                    return Ok(Step::Stuck(text));
                 }
+                tracing::warn!(cluster = cluster.name_any(), message, "an update is taken back");
+                let failed = Failed {
+                    template: template_hash(wanted),
+                    generation: cluster.metadata.generation.unwrap_or_default(),
+                    message: message.clone(),
+                };
+                self.notes =
+                    Notes { stable: self.notes.stable.take(), failed: Some(failed), ..Notes::default() };
+                self.apply(cluster, context, wanted).await?;
             }
             Step::Replace { ordinal, hand_over } => {
                 let (ordinal, hand_over) = (*ordinal, *hand_over);
@@ -140,19 +165,13 @@ impl Rollout {
                     && applied.spec.as_ref().and_then(|spec| spec.replicas) != Some(1)
                     && let Some(why) = hand_over_leads(cluster, client, ordinal).await
                 {
-                    return Ok(Step::Wait {
-                        reason: quorumail_crds::condition::reason::UPDATE_PAUSED,
-                        message: why,
-                    });
+                    return Ok(update::paused(why));
                 }
-                self.notes.replacing = Some(Replacing { ordinal, since: now.as_second() });
+                self.notes.replacing = Some(Replacing { ordinal, since: Timestamp::now().as_second() });
                 self.apply(cluster, context, wanted).await?;
                 if !take_away(cluster, context, pods, ordinal, hand_over).await? {
-                    return Ok(Step::Wait {
-                        reason: quorumail_crds::condition::reason::UPDATE_PAUSED,
-                        message: "the PodDisruptionBudget lets no pod go: another one is being drained"
-                            .to_owned(),
-                    });
+                    let why = "the PodDisruptionBudget lets no pod go: another one is being drained";
+                    return Ok(update::paused(why.to_owned()));
                 }
             }
         }
@@ -222,8 +241,9 @@ fn template_in(mut data: serde_json::Value) -> Option<serde_json::Value> {
 fn seen(
     cluster: &MailCluster,
     applied: &StatefulSet,
-    pods: &[Pod],
+    (pods, silent): (&[Pod], &BTreeSet<String>),
     told: Result<&ClusterStatus, &String>,
+    now: Timestamp,
 ) -> Seen {
     let status = applied.status.clone().unwrap_or_default();
     let observed = status.observed_generation >= applied.metadata.generation;
@@ -232,7 +252,7 @@ fn seen(
         name: cluster.name_any(),
         nodes: u64::try_from(replicas).unwrap_or_default(),
         revision: status.update_revision.filter(|revision| observed && !revision.is_empty()),
-        pods: pods.iter().filter_map(PodSeen::of).collect(),
+        pods: pods.iter().filter_map(|pod| PodSeen::of(pod, silent, now)).collect(),
         replication: told.map(|told| Replication::of(told, &status::groups(told))).map_err(Clone::clone),
         deadline: deadline(cluster.spec.update.as_ref()),
     }

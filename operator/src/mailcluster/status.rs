@@ -37,6 +37,8 @@ pub struct Observation {
     pub service: Option<Service>,
     /// The nodes that it has and is to have.
     pub shape: Option<Shape>,
+    /// Pods that are not ready because of their Kubernetes node: why, and what to do.
+    pub lost: BTreeMap<String, String>,
     /// The step of an update that was taken.
     pub step: Option<Step>,
     /// Why the update that is asked for was taken back.
@@ -208,7 +210,7 @@ fn progressing(cluster: &MailCluster, seen: &Observation) -> Observed {
             let text = format!("{count}; pod {}-{ordinal} is replaced", cluster.name_any());
             return yes(reason::ROLLING_OUT, text);
         }
-        Some(Step::Wait { reason, message }) => return yes(reason, format!("{count}; {message}")),
+        Some(Step::Wait { reason, message, .. }) => return yes(reason, format!("{count}; {message}")),
         Some(Step::RollBack(_)) => {
             return yes(reason::ROLLING_OUT, "the pods go back to what they were before".to_owned());
         }
@@ -264,11 +266,20 @@ fn degraded(
             format!("the update does not go on: {why}"),
         );
     }
+    if let Some(Step::Wait { message, overdue: true, .. }) = &seen.step {
+        let text = format!(
+            "the update has waited for longer than a new pod may take, and goes on waiting: {message}"
+        );
+        return Observed::yes(kind::DEGRADED, reason::UPDATE_PAUSED, text);
+    }
     let Some(partitions) = partitions else {
         return Observed::unknown(kind::DEGRADED, reason::NOT_REACHABLE, "no mailnode could be asked");
     };
     if ready_nodes < all {
-        let text = format!("{} of {all} mailnodes are not ready", all - ready_nodes);
+        let mut text = format!("{} of {all} mailnodes are not ready", all - ready_nodes);
+        for (pod, why) in &seen.lost {
+            text.push_str(&format!("; pod {pod}: {why}"));
+        }
         return Observed::yes(kind::DEGRADED, reason::NODES_NOT_READY, text);
     }
     let lacking = partitions.under_replicated + partitions.leaderless;

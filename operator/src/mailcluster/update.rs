@@ -5,7 +5,10 @@
 //! while every group has a leader and all its replicas. A pod whose process does not run protects nobody: it is replaced at once,
 //! so that a broken template can be mended.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
@@ -13,6 +16,8 @@ use kube::ResourceExt as _;
 use quorumail_crds::condition::reason;
 use quorumail_proto::admin::{ClusterStatus, GroupStatus};
 use serde::{Deserialize, Serialize};
+
+use super::hosts;
 
 /// Annotation of the StatefulSet with [`Notes`].
 pub const NOTES: &str = "quorumail.io/update";
@@ -56,6 +61,18 @@ pub struct Notes {
     /// The pod that was replaced last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub replacing: Option<Replacing>,
+    /// The highest format level that was written during the update, where it is above what [`Stable`] knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<u32>,
+    /// Pods on Kubernetes nodes that are lost during the update.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub lost: BTreeSet<u64>,
+    /// When one of them was found again, in Unix seconds: the time that new pods have counts from there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resumed: Option<i64>,
+    /// Since when the update waits without a step, in Unix seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits: Option<i64>,
 }
 
 /// A template with which all pods were well.
@@ -128,11 +145,13 @@ pub struct PodSeen {
     pub broken: Option<String>,
     /// Why its process ended last.
     pub ended: Option<String>,
+    /// That its Kubernetes node is lost, and what to do.
+    pub lost: Option<String>,
 }
 
 impl PodSeen {
-    /// From a pod of the cluster; none when its name has no number.
-    pub fn of(pod: &Pod) -> Option<Self> {
+    /// From a pod of the cluster; none when its name has no number. `silent`: Kubernetes nodes that do not answer.
+    pub fn of(pod: &Pod, silent: &BTreeSet<String>, now: Timestamp) -> Option<Self> {
         let ordinal = pod.name_any().rsplit_once('-')?.1.parse().ok()?;
         let status = pod.status.clone().unwrap_or_default();
         let conditions = status.conditions.unwrap_or_default();
@@ -155,6 +174,7 @@ impl PodSeen {
             since: ready.and_then(|c| c.last_transition_time.as_ref()).map_or(created, |time| time.0),
             broken: unscheduled.or(waits).map(|words| shortened(&words)),
             ended: container.and_then(|c| ended(&c.last_state?)).map(|words| shortened(&words)),
+            lost: hosts::lost(pod, silent, now).map(|words| shortened(&words)),
         })
     }
 
@@ -296,6 +316,8 @@ pub enum Step {
         reason: &'static str,
         /// What is waited for.
         message: String,
+        /// Whether it has been so for longer than a new pod may take.
+        overdue: bool,
     },
     /// Take this pod away.
     Replace {
@@ -311,7 +333,12 @@ pub enum Step {
 }
 
 fn wait(message: String) -> Step {
-    Step::Wait { reason: reason::ROLLING_OUT, message }
+    Step::Wait { reason: reason::ROLLING_OUT, message, overdue: false }
+}
+
+/// Nothing is taken away until something is mended.
+pub fn paused(message: String) -> Step {
+    Step::Wait { reason: reason::UPDATE_PAUSED, message, overdue: false }
 }
 
 /// How long a new pod may take to get well.
@@ -319,36 +346,74 @@ pub fn deadline(asked: Option<Duration>) -> Duration {
     asked.unwrap_or(PROGRESS_DEADLINE).max(LEAST_DEADLINE)
 }
 
+impl Seen {
+    fn pods(&self) -> BTreeMap<u64, &PodSeen> {
+        self.pods.iter().filter(|pod| pod.ordinal < self.nodes).map(|pod| (pod.ordinal, pod)).collect()
+    }
+
+    /// The pods of another template than the one that the StatefulSet has, the highest number first.
+    fn outdated(&self, revision: &str) -> Vec<&PodSeen> {
+        self.pods().into_values().rev().filter(|pod| pod.revision != revision).collect()
+    }
+
+    /// Whether all pods are of the template with which all were well.
+    fn idle(&self, revision: &str, notes: &Notes) -> bool {
+        self.outdated(revision).is_empty() && notes.stable.as_ref().is_some_and(|s| s.revision == revision)
+    }
+}
+
+/// What must be kept of what is observed before the next step is decided: what may not be observable when it matters.
+pub fn noted(seen: &Seen, notes: &Notes, now: Timestamp) -> Notes {
+    let mut kept = notes.clone();
+    let Some(revision) = seen.revision.as_ref().filter(|revision| !seen.idle(revision, notes)) else {
+        return kept;
+    };
+    let known = notes.stable.as_ref().filter(|stable| stable.revision != *revision).map_or(0, |s| s.level);
+    let written = seen.replication.as_ref().map_or(0, |replication| replication.level);
+    if known > 0 && written > known {
+        kept.level = notes.level.max(Some(written));
+    }
+    kept.lost = seen.pods().into_values().filter(|pod| pod.lost.is_some()).map(|pod| pod.ordinal).collect();
+    if notes.lost.difference(&kept.lost).next().is_some() {
+        kept.resumed = Some(now.as_second());
+    }
+    kept
+}
+
+/// The step, with whether it is a wait for longer than a new pod may take; notes since when the update waits.
+pub fn timed(step: Step, notes: &mut Notes, deadline: Duration, now: Timestamp) -> Step {
+    let Step::Wait { reason, message, .. } = step else {
+        notes.waits = None;
+        return step;
+    };
+    let since = *notes.waits.get_or_insert(now.as_second());
+    let overdue = Timestamp::from_second(since).is_ok_and(|since| passed(since, now, deadline));
+    Step::Wait { reason, message, overdue }
+}
+
 /// Decides.
 pub fn next(seen: &Seen, notes: &Notes, now: Timestamp) -> Step {
     let Some(revision) = &seen.revision else {
         return wait("Kubernetes has not taken the change up yet".to_owned());
     };
-    let pods: BTreeMap<u64, &PodSeen> =
-        seen.pods.iter().filter(|pod| pod.ordinal < seen.nodes).map(|pod| (pod.ordinal, pod)).collect();
-    let mut outdated: Vec<&PodSeen> =
-        pods.values().copied().filter(|pod| pod.revision != *revision).collect();
-    outdated.sort_by_key(|pod| std::cmp::Reverse(pod.ordinal));
-    if outdated.is_empty() && notes.stable.as_ref().is_some_and(|stable| stable.revision == *revision) {
+    let outdated = seen.outdated(revision);
+    if seen.idle(revision, notes) {
         return Step::Idle;
     }
     if let Some(pod) = outdated.iter().find(|pod| pod.broken.is_some() && !pod.terminating) {
         return Step::Replace { ordinal: pod.ordinal, hand_over: false };
     }
-    if let Some(step) = unwell(seen, notes, &pods, revision, now) {
+    if let Some(step) = unwell(seen, notes, revision, now) {
         return step;
     }
     if let Some(step) = unready(seen, &outdated, now) {
         return step;
     }
-    let paused = |message: String| match outdated.len() {
-        0 => wait(message),
-        _ => Step::Wait { reason: reason::UPDATE_PAUSED, message },
-    };
+    let lacking = |message: String| if outdated.is_empty() { wait(message) } else { paused(message) };
     match &seen.replication {
-        Err(why) => paused(format!("no mailnode could be asked: {why}")),
+        Err(why) => lacking(format!("no mailnode could be asked: {why}")),
         Ok(replication) => match (replication.lacks(&seen.name), outdated.first()) {
-            (Some(lacks), _) => paused(lacks),
+            (Some(lacks), _) => lacking(lacks),
             (None, Some(pod)) => Step::Replace { ordinal: pod.ordinal, hand_over: true },
             (None, None) => Step::Settled,
         },
@@ -356,21 +421,22 @@ pub fn next(seen: &Seen, notes: &Notes, now: Timestamp) -> Step {
 }
 
 /// The step that a new pod asks for that is not there or not well.
-fn unwell(
-    seen: &Seen,
-    notes: &Notes,
-    pods: &BTreeMap<u64, &PodSeen>,
-    revision: &str,
-    now: Timestamp,
-) -> Option<Step> {
+fn unwell(seen: &Seen, notes: &Notes, revision: &str, now: Timestamp) -> Option<Step> {
+    let second = |second: i64| Timestamp::from_second(second).ok();
     let replaced = |ordinal: u64| {
         let replacing = notes.replacing.as_ref().filter(|replacing| replacing.ordinal == ordinal)?;
-        Timestamp::from_second(replacing.since).ok()
+        second(replacing.since)
     };
+    let resumed = notes.resumed.and_then(second);
+    let pods = seen.pods();
+    let lost = pods.values().find_map(|pod| Some((pod.ordinal, pod.lost.as_ref()?)));
     let mut waits = None;
     for ordinal in 0..seen.nodes {
         let name = format!("{}-{ordinal}", seen.name);
-        let (since, trouble) = match pods.get(&ordinal) {
+        let pod = pods.get(&ordinal);
+        let (since, trouble) = match pod {
+            // Whose node is lost is told below.
+            Some(pod) if pod.lost.is_some() => continue,
             Some(pod) if pod.terminating => (None, format!("pod {name} is ending")),
             Some(pod) if pod.revision != revision => continue,
             Some(pod) if pod.well() && passed(pod.since, now, STEADY) => continue,
@@ -384,15 +450,20 @@ fn unwell(
             }
             None => (replaced(ordinal), format!("pod {name} is not there yet")),
         };
-        if since.is_some_and(|since| passed(since, now, seen.deadline)) {
+        // Without the pods of a lost node the others may lack a majority: only one whose process does not run is to blame.
+        let blamed = lost.is_none() || pod.is_some_and(|pod| pod.broken.is_some());
+        let since = since.map(|since| resumed.map_or(since, |resumed| since.max(resumed)));
+        if blamed && since.is_some_and(|since| passed(since, now, seen.deadline)) {
             return Some(given_up(seen, notes, revision, &trouble));
         }
         waits.get_or_insert(trouble);
     }
-    waits.map(wait)
+    let lost = lost.map(|(ordinal, words)| paused(format!("pod {}-{ordinal}: {words}", seen.name)));
+    lost.or(waits.map(wait))
 }
 
-fn passed(since: Timestamp, now: Timestamp, length: Duration) -> bool {
+/// Whether so long a time has passed.
+pub fn passed(since: Timestamp, now: Timestamp, length: Duration) -> bool {
     now > since && now.duration_since(since).unsigned_abs() >= length
 }
 
@@ -403,13 +474,15 @@ fn given_up(seen: &Seen, notes: &Notes, revision: &str, trouble: &str) -> Step {
     let Some(stable) = notes.stable.as_ref().filter(|stable| stable.revision != revision) else {
         return Step::Stuck(format!("{what}; see kubectl describe pod, and change the spec"));
     };
-    match &seen.replication {
-        Ok(replication) if replication.level > stable.level && stable.level > 0 => Step::Stuck(format!(
-            "{what}; the mailnodes write format level {} already, which the version before does not know: update to a version that works",
-            replication.level
-        )),
-        _ => Step::RollBack(what),
+    // Also what was seen before, for when no mailnode answers any more.
+    let level = seen.replication.as_ref().map_or(0, |replication| replication.level);
+    let level = level.max(notes.level.unwrap_or_default());
+    if level > stable.level && stable.level > 0 {
+        return Step::Stuck(format!(
+            "{what}; the mailnodes write format level {level} already, which the version before does not know: update to a version that works"
+        ));
     }
+    Step::RollBack(what)
 }
 
 /// The step that pods of the old template ask for that are not ready.
@@ -420,8 +493,7 @@ fn unready(seen: &Seen, outdated: &[&PodSeen], now: Timestamp) -> Option<Step> {
     if alone && passed(pod.since, now, UNREADY) {
         return Some(Step::Replace { ordinal: pod.ordinal, hand_over: false });
     }
-    let message = format!("pod {}-{} is not ready: {}", seen.name, pod.ordinal, pod.trouble());
-    Some(Step::Wait { reason: reason::UPDATE_PAUSED, message })
+    Some(paused(format!("pod {}-{} is not ready: {}", seen.name, pod.ordinal, pod.trouble())))
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ fn pod(ordinal: u64, revision: &str) -> PodSeen {
         since: at(0),
         broken: None,
         ended: None,
+        lost: None,
     }
 }
 
@@ -55,7 +56,7 @@ fn takes(ordinal: u64) -> Step {
 
 fn message(step: Step) -> (&'static str, String) {
     match step {
-        Step::Wait { reason, message } => (reason, message),
+        Step::Wait { reason, message, .. } => (reason, message),
         other => panic!("not a wait: {other:?}"),
     }
 }
@@ -147,6 +148,87 @@ fn there_is_no_way_back_without_a_template_before_or_below_the_format_level() {
 }
 
 #[test]
+fn a_level_that_was_seen_counts_also_when_nobody_answers_any_more() {
+    let failing = seen(vec![pod(0, "new"), pod(1, "new"), broken(2, "new", 0)]);
+    let level = |level| Ok(Replication { level, known: level, ..Replication::default() });
+    let raised = noted(&Seen { replication: level(2), ..failing.clone() }, &notes("old"), at(NOW));
+    assert_eq!(raised.level, Some(2));
+    assert_eq!(Notes::read(Some(&raised.to_text())), raised, "it outlives the operator");
+    let silent = Seen { replication: Err("refused".to_owned()), ..failing.clone() };
+    assert_eq!(noted(&silent, &raised, at(NOW)), raised);
+    assert_eq!(
+        noted(&Seen { replication: level(1), ..failing.clone() }, &raised, at(NOW)),
+        raised,
+        "it only grows"
+    );
+    assert!(matches!(next(&silent, &raised, at(NOW)), Step::Stuck(why) if why.contains("format level 2")));
+    assert!(matches!(next(&silent, &notes("old"), at(NOW)), Step::RollBack(_)), "none was raised");
+}
+
+#[test]
+fn nothing_is_noted_while_no_update_is_under_way() {
+    let raised = Ok(Replication { level: 2, known: 2, ..Replication::default() });
+    let settled = Seen { replication: raised, ..seen(vec![pod(0, "new"), pod(1, "new"), lost(2, "new")]) };
+    assert_eq!(noted(&settled, &notes("new"), at(NOW)), notes("new"));
+    let updating = seen(vec![pod(0, "old"), pod(1, "old"), pod(2, "new")]);
+    assert_eq!(noted(&updating, &notes("old"), at(NOW)), notes("old"), "nor what is as it was");
+}
+
+/// A pod on a Kubernetes node that does not answer.
+fn lost(ordinal: u64, revision: &str) -> PodSeen {
+    PodSeen { lost: Some("Kubernetes node n2 does not answer".into()), ..unready(ordinal, revision, 0) }
+}
+
+#[test]
+fn an_update_waits_for_a_kubernetes_node_that_is_lost_and_is_not_taken_back() {
+    let words = "pod mc-2: Kubernetes node n2 does not answer";
+    let replacing = Notes { replacing: Some(Replacing { ordinal: 2, since: 0 }), ..notes("old") };
+    let ending = PodSeen { terminating: true, ..lost(2, "old") };
+    for third in [lost(2, "new"), lost(2, "old"), ending] {
+        let seen = seen(vec![pod(0, "old"), pod(1, "old"), third]);
+        assert_eq!(message(next(&seen, &replacing, at(NOW))), (reason::UPDATE_PAUSED, words.to_owned()));
+    }
+    // Another pod may lack a majority meanwhile; one whose process does not run is to blame all the same.
+    let other = |second| seen(vec![pod(0, "old"), second, lost(2, "new")]);
+    assert_eq!(message(decide(&other(unready(1, "new", 0)))).0, reason::UPDATE_PAUSED);
+    assert!(matches!(decide(&other(broken(1, "new", 0))), Step::RollBack(_)));
+}
+
+#[test]
+fn the_time_of_a_new_pod_counts_from_when_its_node_was_found_again() {
+    let with = |third| seen(vec![pod(0, "old"), pod(1, "old"), third]);
+    let replacing = Notes { replacing: Some(Replacing { ordinal: 2, since: 0 }), ..notes("old") };
+    let away = noted(&with(lost(2, "new")), &replacing, at(NOW));
+    assert_eq!((away.lost.clone(), away.resumed), ([2].into(), None));
+    assert_eq!(noted(&with(lost(2, "new")), &away, at(NOW + 50)), away, "written once");
+    let found = with(unready(2, "new", 0));
+    let back = noted(&found, &away, at(NOW + 100));
+    assert_eq!((back.lost.len(), back.resumed), (0, Some(NOW + 100)));
+    assert_eq!(noted(&found, &back, at(NOW + 200)), back, "written once");
+    assert!(matches!(next(&found, &back, at(NOW + 699)), Step::Wait { .. }));
+    assert!(matches!(next(&found, &back, at(NOW + 700)), Step::RollBack(_)));
+}
+
+#[test]
+fn replicas_that_never_catch_up_are_told_of_and_waited_for() {
+    let lagging = Ok(Replication { lagging: [(2, 4)].into(), ..Replication::default() });
+    let behind = Seen { replication: lagging, ..seen(vec![pod(0, "old"), pod(1, "old"), pod(2, "new")]) };
+    let mut kept = notes("old");
+    let mut overdue =
+        |now| match timed(next(&behind, &kept.clone(), at(now)), &mut kept, behind.deadline, at(now)) {
+            Step::Wait { reason, overdue, .. } => (reason, overdue),
+            other => panic!("not a wait: {other:?}"),
+        };
+    assert_eq!(overdue(NOW), (reason::UPDATE_PAUSED, false));
+    assert_eq!(overdue(NOW + 599), (reason::UPDATE_PAUSED, false));
+    assert_eq!(overdue(NOW + 600), (reason::UPDATE_PAUSED, true));
+    assert_eq!(overdue(NOW + 100_000), (reason::UPDATE_PAUSED, true), "it is never taken back for it");
+    assert_eq!(kept.waits, Some(NOW));
+    assert_eq!(timed(takes(1), &mut kept, behind.deadline, at(NOW + 100_000)), takes(1));
+    assert_eq!(kept, notes("old"), "what goes on waits no more");
+}
+
+#[test]
 fn after_an_update_was_taken_back_only_the_pod_that_failed_is_replaced() {
     // The template in place is the one before again.
     let back =
@@ -220,13 +302,15 @@ fn a_pod_tells_why_its_process_does_not_run() {
         containerStatuses: [{name: mailnode, image: i, imageID: i, ready: false, restartCount: 3,
           state: {waiting: {reason: CrashLoopBackOff, message: back-off}},
           lastState: {terminated: {exitCode: 1, reason: Error, message: \"one\\nno such setting\\n\"}}}]}}";
-    let seen = PodSeen::of(&serde_yaml::from_str(text).unwrap()).unwrap();
+    let of =
+        |text: &str| PodSeen::of(&serde_yaml::from_str(text).unwrap(), &BTreeSet::new(), at(NOW)).unwrap();
+    let seen = of(text);
     assert_eq!((seen.ordinal, seen.ready, seen.revision.as_str()), (1, false, "r"));
     assert_eq!(seen.since, "2026-01-01T00:01:00Z".parse::<Timestamp>().unwrap());
     let words = "CrashLoopBackOff: back-off; its process ended with 1 (Error), last words: no such setting";
     assert_eq!(seen.trouble(), words);
     let starting = text.replace("CrashLoopBackOff", "ContainerCreating");
-    assert_eq!(PodSeen::of(&serde_yaml::from_str(&starting).unwrap()).unwrap().broken, None);
+    assert_eq!(of(&starting).broken, None);
 }
 
 #[test]
