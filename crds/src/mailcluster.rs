@@ -153,9 +153,9 @@ pub struct Update {
         .message("storageClassName cannot be changed: Kubernetes does not move volumes between classes"),
 )]
 pub struct Storage {
-    /// Size of each node's volume. Cannot be changed yet.
+    /// Size of each node's volume. It can grow, in place where the StorageClass allows it, and never shrinks.
     #[serde(default = "default_storage_size")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("storage.size cannot be changed yet"))]
+    #[x_kube(validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) >= 0").message("storage.size cannot shrink: Kubernetes makes no volume smaller"))]
     pub size: Size,
 
     /// StorageClass of the volumes; without it the cluster's default. Cannot be changed.

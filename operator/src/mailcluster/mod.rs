@@ -8,6 +8,7 @@ pub mod pod;
 pub mod rollout;
 pub mod status;
 pub mod update;
+pub mod volumes;
 pub mod zones;
 
 use std::{sync::Arc, time::Duration};
@@ -45,6 +46,7 @@ use self::{
     rollout::Rollout,
     status::Observation,
     update::Step,
+    volumes::Volumes,
 };
 use crate::{
     accounts::clients::{Clients, Connection},
@@ -108,6 +110,9 @@ pub enum Error {
         /// Why it failed.
         source: Box<kube::Error>,
     },
+    /// It is being deleted, and still there.
+    #[error("{0} is being deleted and is still there")]
+    NotGone(String),
     /// A certificate could not be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -219,6 +224,10 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         let (sets, there) = ((applied, &objects.nodes), (pods.as_slice(), &silent));
         let by = (client.as_deref(), told.as_ref());
         seen.step = Some(rollout.step(cluster, context, sets, there, by).await?);
+        seen.volumes = Volumes::grow(cluster, context, shape.running).await?;
+        if seen.step == Some(Step::Idle) && rollout.outgrown(&objects.nodes) {
+            seen.nodes = Some(rollout.make_anew(cluster, context, &objects.nodes).await?);
+        }
     }
     seen.lost =
         pods.iter().filter_map(|pod| Some((pod.name_any(), hosts::lost(pod, &silent, now)?))).collect();

@@ -13,7 +13,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api, ResourceExt as _,
-    api::{DeleteParams, EvictParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, EvictParams, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
 use quorumail_crds::{MailCluster, mailcluster::Update};
 use quorumail_proto::admin::ClusterStatus;
@@ -24,6 +24,7 @@ use super::{
     pod::CONFIG_HASH,
     status,
     update::{self, Failed, NOTES, Notes, PodSeen, Replacing, Replication, Seen, Stable, Step},
+    volumes,
 };
 use crate::{accounts::clients::Connection, settings::FIELD_MANAGER};
 
@@ -32,6 +33,9 @@ const HAND_OVER: Duration = Duration::from_secs(20);
 /// How often, and after which time each, the mailnodes are asked whether the new leaders have all their replicas.
 const CHECKS: u32 = 10;
 const CHECK_EVERY: Duration = Duration::from_millis(500);
+/// How often, and after which time each, a StatefulSet that is deleted is looked for.
+const GONE_CHECKS: u32 = 100;
+const GONE_EVERY: Duration = Duration::from_millis(200);
 
 /// The StatefulSet as it is, with the notes of the update.
 #[derive(Debug, Default)]
@@ -69,6 +73,9 @@ impl Rollout {
         context: &Context,
         wanted: &StatefulSet,
     ) -> Result<StatefulSet, Error> {
+        if self.existing.as_ref().is_some_and(|set| set.metadata.deletion_timestamp.is_some()) {
+            self.wait_for_the_end(cluster, context).await?;
+        }
         let generation = cluster.metadata.generation.unwrap_or_default();
         let before = if self.notes.has_failed(&template_hash(wanted), generation) {
             self.template_before(cluster, context).await?
@@ -79,11 +86,59 @@ impl Rollout {
         if strategy(self.existing.as_ref()) == Some("RollingUpdate") {
             leave_rolling_updates(cluster, context).await?;
         }
-        let object = with(wanted, &self.notes, before);
+        let mut set = wanted.clone();
+        if let Some(existing) = &self.existing {
+            volumes::keep_size(&mut set, existing);
+        }
+        let object = with(&set, &self.notes, before);
         let name = wanted.name_any();
         let params = PatchParams::apply(FIELD_MANAGER).force();
         let patched = sets(cluster, context).patch(&name, &params, &Patch::Apply(object)).await;
         patched.map_err(failed("apply", format!("StatefulSet {name}")))
+    }
+
+    /// Whether volumes of new nodes would be smaller than asked. Not while an update is taken back: the template in place is then not
+    /// the one that is asked for.
+    pub fn outgrown(&self, wanted: &StatefulSet) -> bool {
+        self.notes.failed.is_none() && self.existing.as_ref().is_some_and(|existing| volumes::is_outgrown(existing, wanted))
+    }
+
+    /// Makes the StatefulSet anew, for what of it cannot be changed. Its pods and claims stay as they are: they are left without an
+    /// owner, and the new one takes them over.
+    pub async fn make_anew(
+        &mut self,
+        cluster: &MailCluster,
+        context: &Context,
+        wanted: &StatefulSet,
+    ) -> Result<StatefulSet, Error> {
+        let name = wanted.name_any();
+        let uid = self.existing.as_ref().and_then(StatefulSet::uid);
+        let params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Orphan),
+            preconditions: Some(Preconditions { uid, resource_version: None }),
+            ..DeleteParams::default()
+        };
+        tracing::info!(cluster = cluster.name_any(), "the StatefulSet is made anew around its pods");
+        let deleted = sets(cluster, context).delete(&name, &params).await;
+        deleted.map_err(failed("delete", format!("StatefulSet {name}")))?;
+        self.wait_for_the_end(cluster, context).await?;
+        self.apply(cluster, context, wanted).await
+    }
+
+    /// Waits until the StatefulSet that is being deleted is gone.
+    async fn wait_for_the_end(&mut self, cluster: &MailCluster, context: &Context) -> Result<(), Error> {
+        let name = cluster.name_any();
+        let uid = self.existing.as_ref().and_then(StatefulSet::uid);
+        for _ in 0..GONE_CHECKS {
+            let found = sets(cluster, context).get_metadata_opt(&name).await;
+            let found = found.map_err(failed("read StatefulSet", &name))?;
+            if found.is_none_or(|found| found.uid() != uid) {
+                self.existing = None;
+                return Ok(());
+            }
+            tokio::time::sleep(GONE_EVERY).await;
+        }
+        Err(Error::NotGone(format!("StatefulSet {name}")))
     }
 
     /// The template to go back to, as it was written; as the StatefulSet has it now when its revision is gone.

@@ -18,7 +18,10 @@ use quorumail_crds::{
 };
 use quorumail_proto::admin::{ClusterStatus, GroupStatus};
 
-use super::update::{REVISION_LABEL, Step};
+use super::{
+    update::{REVISION_LABEL, Step},
+    volumes::Volumes,
+};
 use crate::{
     block_lists,
     shape::{Shape, Stage},
@@ -43,6 +46,8 @@ pub struct Observation {
     pub step: Option<Step>,
     /// Why the update that is asked for was taken back.
     pub failed_update: Option<String>,
+    /// The volumes, and what keeps them from growing.
+    pub volumes: Volumes,
     /// What block lists say, where the cluster names some.
     pub block_listed: Option<Observed>,
     /// What keeps the cluster from being brought about; a condition of type Ready.
@@ -230,6 +235,9 @@ fn progressing(cluster: &MailCluster, seen: &Observation) -> Observed {
         let text = "all pods are ready, as they were before the update that failed; see condition Degraded";
         return Observed::no(kind::PROGRESSING, reason::UPDATE_FAILED, text);
     }
+    if let Some(text) = seen.volumes.growing(&cluster.spec.storage.size) {
+        return yes(reason::VOLUMES_GROWING, text);
+    }
     Observed::no(kind::PROGRESSING, reason::SETTLED, "all pods are ready and as asked")
 }
 
@@ -286,6 +294,9 @@ fn degraded(
     if lacking > 0 {
         let text = format!("{lacking} of {} partitions lack a replica that is in step", partitions.total);
         return Observed::yes(kind::DEGRADED, reason::UNDER_REPLICATED, text);
+    }
+    if let Some(observed) = seen.volumes.degraded(&cluster.spec.storage.size) {
+        return observed;
     }
     Observed::no(
         kind::DEGRADED,
