@@ -142,17 +142,21 @@ def wait_for(condition, within=30, every=0.1, what="the condition"):
 @dataclass
 class Ledger:
     """What every sender was told. Acknowledged messages must be there; refused ones must not; the outcome of those
-    whose connection broke after the data is unknown."""
+    whose connection broke after the data is unknown. `most_refusals`: the most in a row, of all senders together."""
 
     acknowledged: dict = field(default_factory=dict)
     unknown: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
     times: list = field(default_factory=list)
+    refusals: int = 0
+    most_refusals: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind, token, recipient):
         with self.lock:
             getattr(self, kind)[token] = recipient
+            self.refusals = self.refusals + 1 if kind == "refused" else 0
+            self.most_refusals = max(self.most_refusals, self.refusals)
             if kind == "acknowledged":
                 self.times.append(time.monotonic())
 
