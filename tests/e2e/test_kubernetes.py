@@ -517,6 +517,14 @@ def test_volumes_are_grown_in_place_under_mail(service):
               for pod in service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]]
     assert owners == [second] * 3, owners
 
+    def taken_over():
+        found = service.get("-n", NAMESPACE, "pvc", "-l", "app.kubernetes.io/name=mailnode")["items"]
+        assert not any("deletionTimestamp" in claim["metadata"] for claim in found), found
+        return [claim["metadata"]["ownerReferences"][0]["uid"] for claim in found] == [second] * 3
+
+    # deletionPolicy is Delete: the claims belong to the StatefulSet, and must not go with the one before.
+    mail.wait_for(taken_over, within=30, every=0.5, what="claims that belong to the new StatefulSet")
+
 
 def test_create_change_and_delete_of_a_mailcluster(cluster):
     """One node of its own: a changed setting reaches it, what cannot change is refused, and deletion ends."""
