@@ -100,7 +100,8 @@ impl Rollout {
     /// Whether volumes of new nodes would be smaller than asked. Not while an update is taken back: the template in place is then not
     /// the one that is asked for.
     pub fn outgrown(&self, wanted: &StatefulSet) -> bool {
-        self.notes.failed.is_none() && self.existing.as_ref().is_some_and(|existing| volumes::is_outgrown(existing, wanted))
+        self.notes.failed.is_none()
+            && self.existing.as_ref().is_some_and(|existing| volumes::is_outgrown(existing, wanted))
     }
 
     /// Makes the StatefulSet anew, for what of it cannot be changed. Its pods and claims stay as they are: they are left without an
