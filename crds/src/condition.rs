@@ -57,6 +57,14 @@ pub mod reason {
     pub const MOVING: &str = "ReplicasMoving";
     /// Pods are being created or replaced.
     pub const ROLLING_OUT: &str = "RollingOut";
+    /// The next pod is not taken away: replicas are missing or behind, or another pod is down.
+    pub const UPDATE_PAUSED: &str = "UpdatePaused";
+    /// A new pod did not get well in time; the message says what became of the update.
+    pub const UPDATE_FAILED: &str = "UpdateFailed";
+    /// Volumes are smaller than asked, and Kubernetes does not let them grow.
+    pub const VOLUMES_NOT_GROWN: &str = "VolumesNotGrown";
+    /// Volumes are being made larger.
+    pub const VOLUMES_GROWING: &str = "VolumesGrowing";
     /// Objects could not be written.
     pub const APPLY_FAILED: &str = "ApplyFailed";
     /// The mailnodes hold what the object asks.

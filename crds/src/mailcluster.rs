@@ -31,6 +31,7 @@ use crate::{DeletionPolicy, SecretRef, Size, Span};
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type=='Ready')].reason"),
     printcolumn(name = "Nodes", type_ = "integer", json_path = ".spec.nodes"),
     printcolumn(name = "Nodes-Ready", type_ = "integer", json_path = ".status.readyNodes"),
+    printcolumn(name = "Updated", type_ = "integer", json_path = ".status.updatedNodes"),
     printcolumn(name = "Partitions", type_ = "integer", json_path = ".status.partitions.total"),
     printcolumn(name = "Available", type_ = "integer", json_path = ".status.partitions.available"),
     printcolumn(name = "Under-Replicated", type_ = "integer", json_path = ".status.partitions.underReplicated"),
@@ -61,6 +62,10 @@ pub struct MailClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
+
+    /// How mailnodes are replaced when their image, resources or configuration change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
 
     /// Volumes of the mailnodes.
     #[serde(default)]
@@ -130,6 +135,16 @@ fn default_partitions() -> u32 {
     16
 }
 
+/// How mailnodes are replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Update {
+    /// A new pod that is not ready after so long is given up: the pods go back to what they were before. At least 10s; without
+    /// it: 10m. Pulling the image and reading the journal must fit in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress_deadline: Option<Span>,
+}
+
 /// Volumes of the mailnodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
@@ -138,9 +153,9 @@ fn default_partitions() -> u32 {
         .message("storageClassName cannot be changed: Kubernetes does not move volumes between classes"),
 )]
 pub struct Storage {
-    /// Size of each node's volume. Cannot be changed yet.
+    /// Size of each node's volume. It can grow, in place where the StorageClass allows it, and never shrinks.
     #[serde(default = "default_storage_size")]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("storage.size cannot be changed yet"))]
+    #[x_kube(validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) >= 0").message("storage.size cannot shrink: Kubernetes makes no volume smaller"))]
     pub size: Size,
 
     /// StorageClass of the volumes; without it the cluster's default. Cannot be changed.
@@ -435,7 +450,8 @@ pub struct MailClusterStatus {
     pub observed_generation: Option<i64>,
 
     /// Ready: a majority of mailnodes answers and every partition has a leader. Progressing: pods are being made or
-    /// replaced. Degraded: less redundancy than asked. Paused: by annotation.
+    /// replaced; UpdatePaused says what an update waits for. Degraded: less redundancy than asked, or an update that failed
+    /// (UpdateFailed). Paused: by annotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -443,6 +459,10 @@ pub struct MailClusterStatus {
     /// Number of mailnodes that say they are ready.
     #[serde(default)]
     pub ready_nodes: u32,
+
+    /// Number of pods that are as the spec asks; after an update was taken back, of those before it.
+    #[serde(default)]
+    pub updated_nodes: u32,
 
     /// Each mailnode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -142,17 +142,21 @@ def wait_for(condition, within=30, every=0.1, what="the condition"):
 @dataclass
 class Ledger:
     """What every sender was told. Acknowledged messages must be there; refused ones must not; the outcome of those
-    whose connection broke after the data is unknown."""
+    whose connection broke after the data is unknown. `most_refusals`: the most in a row, of all senders together."""
 
     acknowledged: dict = field(default_factory=dict)
     unknown: dict = field(default_factory=dict)
     refused: dict = field(default_factory=dict)
     times: list = field(default_factory=list)
+    refusals: int = 0
+    most_refusals: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, kind, token, recipient):
         with self.lock:
             getattr(self, kind)[token] = recipient
+            self.refusals = self.refusals + 1 if kind == "refused" else 0
+            self.most_refusals = max(self.most_refusals, self.refusals)
             if kind == "acknowledged":
                 self.times.append(time.monotonic())
 
@@ -177,8 +181,11 @@ def keep_sending(addresses, recipients, ledger, stop, seed, size=4000):
         except smtplib.SMTPDataError as error:
             # 451 after the data: the majority was not reached in time, the outcome is not known.
             ledger.note("unknown" if error.smtp_code == 451 else "refused", token, recipient)
-        except (smtplib.SMTPException, OSError):
-            ledger.note("refused", token, recipient)
+        except (smtplib.SMTPException, OSError) as error:
+            # A server that ends answers QUIT with 421, which smtplib raises over what went wrong before, if anything did.
+            before = error.__context__ if type(error) is smtplib.SMTPResponseException else error
+            doubt = isinstance(before, smtplib.SMTPDataError) and before.smtp_code == 451
+            ledger.note("acknowledged" if before is None else "unknown" if doubt else "refused", token, recipient)
             time.sleep(0.02)
         else:
             ledger.note("acknowledged", token, recipient)

@@ -14,6 +14,8 @@ import mail
 
 PASSWORD = "correct horse battery staple"
 NAMESPACE = "mail"
+# Seconds without an acknowledgement, and refusals in a row of four senders, that a planned change may cost.
+MOST_PAUSE, MOST_REFUSALS = 15, 100
 SAMPLE = kubernetes.ROOT / "manifests" / "samples" / "quickstart.yaml"
 
 
@@ -272,7 +274,7 @@ def watch_mail(service, fault):
     # Mail of earlier tests carries tokens of its own; phantoms are only looked for among this run's.
     phantoms = [t for t in phantoms if t.startswith(tuple(str(seed + i) + "-" for i in range(4)))]
     print(f"acknowledged {len(ledger.acknowledged)}, unknown {len(ledger.unknown)}, refused {len(ledger.refused)}, "
-          f"longest pause {ledger.longest_pause():.2f} s")
+          f"at most {ledger.most_refusals} in a row, longest pause {ledger.longest_pause():.2f} s")
     assert not lost, f"{len(lost)} acknowledged messages are lost"
     assert not twice, f"{len(twice)} messages are there twice"
     assert not phantoms, phantoms
@@ -304,6 +306,224 @@ def test_acknowledged_mail_survives_loss_of_a_node(service):
         service.start_node(node)
     mail.wait_for(lambda: service.get("-n", NAMESPACE, "mailcluster", "mail")["status"]["partitions"]["underReplicated"] == 0,
                   within=180, every=1, what="full replication after the node's return")
+
+
+def change(service, spec):
+    service.kubectl("-n", NAMESPACE, "patch", "mailcluster", "mail", "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
+def uids(service):
+    found = service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]
+    return {pod["metadata"]["name"]: pod["metadata"]["uid"] for pod in found}
+
+
+def ready_pods(service):
+    found = service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]
+    return sum(any(c["type"] == "Ready" and c["status"] == "True" for c in pod.get("status", {}).get("conditions", []))
+               and "deletionTimestamp" not in pod["metadata"] for pod in found)
+
+
+def settled(service):
+    """The operator has seen the spec as it is and has nothing left to do."""
+    found = service.get("-n", NAMESPACE, "mailcluster", "mail")
+    status, generation = found["status"], found["metadata"]["generation"]
+    progressing = next(c for c in status["conditions"] if c["type"] == "Progressing")
+    return status["observedGeneration"] == generation and progressing["reason"] == "Settled" and \
+        status["readyNodes"] == status["updatedNodes"] == 3
+
+
+def assert_mail_went_on(ledger):
+    """What senders may see when pods are replaced one at a time, on a machine that does much else."""
+    assert ledger.longest_pause() < MOST_PAUSE, f"nothing was acknowledged for {ledger.longest_pause():.1f} s"
+    assert ledger.most_refusals < MOST_REFUSALS, f"{ledger.most_refusals} messages in a row were refused"
+
+
+def all_new(service, before):
+    now = uids(service)
+    return len(now) == 3 and not set(now.values()) & set(before.values())
+
+
+def keep_reading(service, stop, failures):
+    """A client that logs in and looks again and again; tells when two tries in a row failed."""
+    failed = 0
+    while not stop.is_set():
+        try:
+            client = open_imap(service)
+            client.select("INBOX", readonly=True)
+            client.logout()
+            failed = 0
+        except (OSError, imaplib.IMAP4.error) as error:
+            failed += 1
+            if failed > 1:
+                failures.append(repr(error))
+        stop.wait(0.2)
+
+
+def test_an_update_under_load_loses_nothing_and_takes_one_pod_at_a_time(service):
+    mail.wait_for(lambda: settled(service), within=120, every=1, what="the cluster as it was before")
+    before, least, stop, failures = uids(service), [3], threading.Event(), []
+    reader = threading.Thread(target=keep_reading, args=(service, stop, failures))
+
+    def update():
+        began = time.monotonic()
+        reader.start()
+        try:
+            change(service, {"resources": {"requests": {"cpu": "101m", "memory": "256Mi"}}})
+
+            def done():
+                least.append(ready_pods(service))
+                return all_new(service, before) and settled(service)
+            mail.wait_for(done, within=240, every=0.3, what="the end of the update")
+        finally:
+            stop.set()
+            reader.join()
+        print(f"three pods replaced in {time.monotonic() - began:.1f} s")
+
+    assert_mail_went_on(watch_mail(service, update))
+    assert min(least) >= 2, least
+    assert failures == [], failures
+
+
+def test_an_update_that_does_not_get_well_is_taken_back(service):
+    before = uids(service)
+
+    def update():
+        change(service, {"image": "quorumail/quorumail:there-is-no-such-version", "update": {"progressDeadline": "15s"}})
+
+        def taken_back():
+            degraded = service.condition("mailcluster", "mail", "Degraded")
+            assert ready_pods(service) >= 2
+            return degraded.get("reason") == "UpdateFailed" and ready_pods(service) == 3 and degraded
+        told = mail.wait_for(taken_back, within=120, every=0.5, what="the update to be taken back")
+        assert "taken back" in told["message"] and "correct it" in told["message"], told
+
+    assert_mail_went_on(watch_mail(service, update))
+    after = uids(service)
+    assert sum(before[pod] != after[pod] for pod in before) == 1, (before, after)
+    change(service, {"image": None, "update": None})
+    mail.wait_for(lambda: settled(service) and service.condition("mailcluster", "mail", "Degraded").get("status") == "False",
+                  within=120, every=1, what="the cluster as it was before")
+    assert uids(service) == after
+    # A change that is good is rolled out after it as ever.
+    change(service, {"resources": {"requests": {"cpu": "103m", "memory": "256Mi"}}})
+    mail.wait_for(lambda: all_new(service, after) and settled(service), within=240, every=1, what="an update after the one that failed")
+    assert service.condition("mailcluster", "mail", "Degraded").get("status") == "False"
+
+
+def test_an_update_waits_while_a_replica_is_missing(service):
+    if not isinstance(service, kubernetes.Local):
+        pytest.skip("only the local cluster can lose a node")
+    node = service.get("-n", NAMESPACE, "pod", "mail-1")["spec"]["nodeName"]
+    before = uids(service)
+    try:
+        service.lose_node(node)
+        change(service, {"resources": {"requests": {"cpu": "102m", "memory": "256Mi"}}})
+
+        def progressing():
+            now = uids(service)
+            assert (now["mail-0"], now["mail-2"]) == (before["mail-0"], before["mail-2"]), (before, now)
+            return service.condition("mailcluster", "mail", "Progressing")
+
+        deadline = time.monotonic() + 120
+        while node not in progressing().get("message", "") or "out-of-service" not in progressing()["message"]:
+            assert time.monotonic() < deadline, progressing()
+            time.sleep(0.5)
+        # For as long as the node is away.
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            assert progressing()["reason"] == "UpdatePaused", progressing()
+            time.sleep(0.5)
+        degraded = service.condition("mailcluster", "mail", "Degraded")
+        assert degraded["status"] == "True" and node in degraded["message"], degraded
+    finally:
+        service.start_node(node)
+    mail.wait_for(lambda: all_new(service, before) and settled(service), within=300, every=1, what="the end of the update")
+
+
+def test_a_drained_node_hands_its_leads_over_and_a_second_one_waits_for_it(service):
+    if not isinstance(service, kubernetes.Local):
+        pytest.skip("only the volumes of the local cluster are known to stay on their nodes")
+    mail.wait_for(lambda: settled(service), within=120, every=1, what="the cluster as it was before")
+    partition = service.get("-n", NAMESPACE, "mailbox", "alice")["status"]["partition"]
+    pod, before = leader_pod(service, partition), uids(service)
+    hosts = {name: service.get("-n", NAMESPACE, "pod", name)["spec"]["nodeName"] for name in before}
+    other = next(name for name in before if name != pod)
+
+    def drain(host, seconds):
+        service.kubectl("drain", host, "--ignore-daemonsets", "--delete-emptydir-data", f"--timeout={seconds}s",
+                        "--pod-selector=app.kubernetes.io/name=mailnode", timeout=seconds + 30)
+
+    try:
+        ledger = watch_mail(service, lambda: drain(hosts[pod], 120))
+        assert_mail_went_on(ledger)
+        assert service.condition("mailcluster", "mail")["status"] == "True", "two of three go on"
+        with pytest.raises(RuntimeError) as refused:
+            drain(hosts[other], 12)
+        assert "disruption budget" in str(refused.value), refused.value
+        now = uids(service)
+        assert all(now[name] == before[name] for name in before if name != pod), (before, now)
+        assert now[pod] != before[pod], "the pod that was drained waits for its node"
+    finally:
+        service.kubectl("uncordon", hosts[pod], hosts[other])
+    mail.wait_for(lambda: settled(service) and service.condition("mailcluster", "mail", "Degraded").get("status") == "False",
+                  within=180, every=1, what="all replicas on all nodes")
+
+
+def test_volumes_are_grown_in_place_under_mail(service):
+    if not isinstance(service, kubernetes.Local):
+        pytest.skip("the storage class is changed")
+    mail.wait_for(lambda: settled(service), within=120, every=1, what="the cluster as it was before")
+    before = uids(service)
+
+    def claims():
+        found = service.get("-n", NAMESPACE, "pvc", "-l", "app.kubernetes.io/name=mailnode")["items"]
+        return {claim["metadata"]["name"]: claim["spec"]["resources"]["requests"]["storage"] for claim in found}
+
+    def template():
+        found = service.get("-n", NAMESPACE, "statefulset", "mail")
+        return found["metadata"]["uid"], found["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"]
+
+    def allow(yes):
+        service.kubectl("patch", "storageclass", "local", "--type=merge", "-p", json.dumps({"allowVolumeExpansion": yes}))
+
+    def degraded():
+        return service.condition("mailcluster", "mail", "Degraded")
+
+    names, (first, size) = [f"data-mail-{n}" for n in range(3)], template()
+    assert (claims(), size) == (dict.fromkeys(names, "2Gi"), "2Gi")
+    with pytest.raises(RuntimeError) as refused:
+        change(service, {"storage": {"size": "1Gi"}})
+    assert "storage.size cannot shrink" in str(refused.value), refused.value
+    try:
+        change(service, {"storage": {"size": "3Gi"}})
+        told = mail.wait_for(lambda: degraded().get("reason") == "VolumesNotGrown" and degraded(), within=60, every=0.5,
+                             what="a condition that says that the class does not allow it")
+        assert "3 of 3 volumes" in told["message"] and "StorageClass local" in told["message"] \
+            and "allowVolumeExpansion: true" in told["message"], told
+        assert claims() == dict.fromkeys(names, "2Gi")
+
+        def grow():
+            allow(True)
+            mail.wait_for(lambda: claims() == dict.fromkeys(names, "3Gi"), within=60, every=0.5, what="claims that ask for more")
+
+        assert_mail_went_on(watch_mail(service, grow))
+        second, size = mail.wait_for(lambda: template()[1] == "3Gi" and template(), within=60, every=0.5, what="the template for new nodes")
+        assert second != first
+        mail.wait_for(lambda: settled(service) and degraded().get("status") == "False", within=60, every=0.5, what="a cluster that is well")
+    finally:
+        allow(False)
+    assert uids(service) == before
+    owners = [pod["metadata"]["ownerReferences"][0]["uid"]
+              for pod in service.get("-n", NAMESPACE, "pods", "-l", "app.kubernetes.io/name=mailnode")["items"]]
+    assert owners == [second] * 3, owners
+
+    def taken_over():
+        found = service.get("-n", NAMESPACE, "pvc", "-l", "app.kubernetes.io/name=mailnode")["items"]
+        assert not any("deletionTimestamp" in claim["metadata"] for claim in found), found
+        return [claim["metadata"]["ownerReferences"][0]["uid"] for claim in found] == [second] * 3
+
+    # deletionPolicy is Delete: the claims belong to the StatefulSet, and must not go with the one before.
+    mail.wait_for(taken_over, within=30, every=0.5, what="claims that belong to the new StatefulSet")
 
 
 def test_create_change_and_delete_of_a_mailcluster(cluster):

@@ -1,10 +1,14 @@
 //! The MailCluster controller: reads, decides, applies, reports.
 
 pub mod certificates;
+pub mod hosts;
 pub mod network;
 pub mod objects;
 pub mod pod;
+pub mod rollout;
 pub mod status;
+pub mod update;
+pub mod volumes;
 pub mod zones;
 
 use std::{sync::Arc, time::Duration};
@@ -39,7 +43,10 @@ use serde::Serialize;
 use self::{
     certificates::Stored,
     objects::{CLUSTER_LABEL, CONFIG_FILE, Names, Objects, Surroundings},
+    rollout::Rollout,
     status::Observation,
+    update::Step,
+    volumes::Volumes,
 };
 use crate::{
     accounts::clients::{Clients, Connection},
@@ -59,6 +66,8 @@ use crate::{block_lists::Listings, dns_watch::Lookups};
 const POLL: Duration = Duration::from_secs(15);
 /// How often a cluster that is not Ready is asked.
 const POLL_UNREADY: Duration = Duration::from_secs(3);
+/// How often a cluster is asked while pods are replaced.
+const POLL_UPDATE: Duration = Duration::from_secs(1);
 /// Longest wait after errors, which double it from one second.
 const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// Clusters that are worked on at the same time.
@@ -101,6 +110,9 @@ pub enum Error {
         /// Why it failed.
         source: Box<kube::Error>,
     },
+    /// It is being deleted, and still there.
+    #[error("{0} is being deleted and is still there")]
+    NotGone(String),
     /// A certificate could not be made.
     #[error(transparent)]
     Pki(#[from] PkiError),
@@ -176,7 +188,8 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         certificates::current(&stored, &cluster.name_any(), &objects::public_names(cluster), now)?;
     let (relay_username, problem) = references(cluster, context).await?;
     let (client, told) = ask(cluster, context).await;
-    let kept = kept_nodes(cluster, context).await?;
+    let map = config_map(cluster, context).await?;
+    let kept = kept_nodes(map.as_ref());
     let told_status = told.as_ref().ok();
     let (known, known_zones) = newest(kept, told_status)
         .unwrap_or_else(|| (Shape::founded(u64::from(cluster.spec.nodes)), Vec::new()));
@@ -185,7 +198,9 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     let hosts = zones::of_hosts(&context.client, &pods).await;
     let found = zones::of_mailnodes(cluster, next.running, &pods, &hosts, &known_zones);
     let (shape, zones) = zones::told((known, &known_zones), next, found, told_status);
+    let mut rollout = Rollout::read(cluster, context).await?;
     let surroundings = Surroundings {
+        configs: rollout.configs(map.as_ref(), &pods),
         shape,
         zones: zones.clone(),
         image: context.settings.mailnode_image.clone(),
@@ -197,21 +212,40 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     let mut seen = match problem {
         // Without what it refers to the mailnodes could not start; those that run are left running.
         Some(problem) => Observation { problem: Some(problem), ..Observation::default() },
-        None => apply(cluster, context, &objects, stored.authority.is_none()).await?,
+        None => apply(cluster, context, &objects, &mut rollout, stored.authority.is_none()).await?,
     };
     if seen.problem.is_none()
         && let Some(client) = &client
     {
         tell_nodes(cluster, (&shape, &zones), client, told_status).await;
     }
+    let silent = hosts::silent(&context.client, &pods).await;
+    if let Some(applied) = &seen.nodes {
+        let (sets, there) = ((applied, &objects.nodes), (pods.as_slice(), &silent));
+        let by = (client.as_deref(), told.as_ref());
+        seen.step = Some(rollout.step(cluster, context, sets, there, by).await?);
+        seen.volumes = Volumes::grow(cluster, context, shape.running).await?;
+        if seen.step == Some(Step::Idle) && rollout.outgrown(&objects.nodes) {
+            seen.nodes = Some(rollout.make_anew(cluster, context, &objects.nodes).await?);
+        }
+    }
+    seen.lost =
+        pods.iter().filter_map(|pod| Some((pod.name_any(), hosts::lost(pod, &silent, now)?))).collect();
+    seen.failed_update = rollout.notes.failed.map(|failed| failed.message);
     seen.shape = Some(shape);
     seen.pods = pods;
     seen.told = Some(told);
     seen.block_listed = context.listings.condition(cluster);
+    let under_way = match &seen.step {
+        Some(Step::Wait { reason, .. }) => (*reason == reason::ROLLING_OUT).then_some(POLL_UPDATE),
+        Some(Step::Replace { .. } | Step::RollBack(_) | Step::Settled) => Some(POLL_UPDATE),
+        Some(Step::Idle | Step::Stuck(_)) | None => None,
+    };
     let status = status::status(cluster, &seen, now);
     let ready = status.conditions.iter().any(|c| c.type_ == kind::READY && c.status == "True");
     report(cluster, context, &status).await?;
-    Ok(Action::requeue(if ready { POLL } else { POLL_UNREADY }))
+    let waits = matches!(seen.step, Some(Step::Wait { .. }));
+    Ok(Action::requeue(under_way.unwrap_or(if ready && !waits { POLL } else { POLL_UNREADY })))
 }
 
 async fn stored(cluster: &MailCluster, context: &Context) -> Result<Stored, Error> {
@@ -270,6 +304,7 @@ async fn apply(
     cluster: &MailCluster,
     context: &Context,
     objects: &Objects,
+    rollout: &mut Rollout,
     new_authority: bool,
 ) -> Result<Observation, Error> {
     if new_authority && let Some(authority) = objects.secrets.first() {
@@ -294,7 +329,7 @@ async fn apply(
     if let Some(network) = &objects.network {
         apply_one(context, network).await?;
     }
-    let nodes = apply_one(context, &objects.nodes).await?;
+    let nodes = rollout.apply(cluster, context, &objects.nodes).await?;
     remove_orphans(cluster, context, objects).await?;
     Ok(Observation { nodes: Some(nodes), service, ..Observation::default() })
 }
@@ -354,16 +389,19 @@ async fn ask(
     }
 }
 
-/// The nodes, and their zones, that the configuration lists which the mailnodes have now.
-async fn kept_nodes(cluster: &MailCluster, context: &Context) -> Result<Option<(Shape, Vec<String>)>, Error> {
+async fn config_map(cluster: &MailCluster, context: &Context) -> Result<Option<ConfigMap>, Error> {
     let name = Names::new(&cluster.name_any()).config;
     let maps: Api<ConfigMap> =
         Api::namespaced(context.client.clone(), &cluster.namespace().unwrap_or_default());
-    let map = maps.get_opt(&name).await.map_err(failed("read ConfigMap", &name))?;
-    let text = map.and_then(|map| map.data?.remove(CONFIG_FILE));
+    maps.get_opt(&name).await.map_err(failed("read ConfigMap", &name))
+}
+
+/// The nodes, and their zones, that the configuration lists which the mailnodes have now.
+fn kept_nodes(map: Option<&ConfigMap>) -> Option<(Shape, Vec<String>)> {
+    let text = map.and_then(|map| map.data.as_ref()?.get(CONFIG_FILE));
     // One that cannot be read is written anew; the mailnodes know their nodes themselves.
-    let config = text.and_then(|text| serde_yaml::from_str::<MailnodeConfig>(&text).ok());
-    Ok(config.as_ref().map(|config| (objects::shape_of(config), objects::zones_of(config))))
+    let config = text.and_then(|text| serde_yaml::from_str::<MailnodeConfig>(text).ok())?;
+    Some((objects::shape_of(&config), objects::zones_of(&config)))
 }
 
 /// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts.

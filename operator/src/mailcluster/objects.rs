@@ -38,7 +38,7 @@ pub const CLUSTER_LABEL: &str = "quorumail.io/cluster";
 /// Replicas of each partition; the mailnodes make fewer where there are fewer nodes.
 const REPLICAS: u32 = 3;
 
-/// Key of the configuration in its ConfigMap.
+/// Key of the configuration that is asked for, in its ConfigMap.
 pub const CONFIG_FILE: &str = "mailnode.yaml";
 /// Where the configuration is mounted.
 pub const CONFIG_DIR: &str = "/etc/quorumail/config";
@@ -99,6 +99,8 @@ pub struct Surroundings {
     pub shape: Shape,
     /// The zone of each, empty where it is not known.
     pub zones: Vec<String>,
+    /// Configurations that pods were made with, by key of the ConfigMap.
+    pub configs: BTreeMap<String, String>,
 }
 
 /// Everything that is applied for a MailCluster.
@@ -120,6 +122,11 @@ pub struct Objects {
     pub nodes: StatefulSet,
 }
 
+/// Key of the configuration with this hash: what pods read. Pods of two templates read two of them during an update.
+pub fn config_file(hash: &str) -> String {
+    format!("mailnode-{}.yaml", hash.get(..12).unwrap_or(hash))
+}
+
 /// Builds them.
 pub fn build(cluster: &MailCluster, certificates: &Certificates, surroundings: &Surroundings) -> Objects {
     let relay_username = surroundings.relay_username.as_deref();
@@ -127,7 +134,7 @@ pub fn build(cluster: &MailCluster, certificates: &Certificates, surroundings: &
     let nodes = pod::stateful_set(cluster, &config, surroundings);
     Objects {
         secrets: secrets(cluster, certificates),
-        config: config_map(cluster, config.to_yaml()),
+        config: config_map(cluster, &config, &surroundings.configs),
         account: service_account(cluster),
         services: vec![nodes_service(cluster), service(cluster)],
         budget: budget(cluster),
@@ -286,10 +293,27 @@ pub fn invalid_retry(cluster: &MailCluster) -> Option<Observed> {
     })
 }
 
-fn config_map(cluster: &MailCluster, config: String) -> ConfigMap {
+/// A configuration with the list of nodes of another one. All else stays as it is: it may be of another version, which knows other
+/// fields. None when it cannot be read.
+fn with_nodes(text: &str, nodes: &serde_yaml::Value) -> Option<String> {
+    let mut config: serde_yaml::Mapping = serde_yaml::from_str(text).ok()?;
+    for field in ["peers", "founders", "generation"] {
+        config.insert(field.into(), nodes.get(field)?.clone());
+    }
+    serde_yaml::to_string(&config).ok()
+}
+
+/// The configuration that is asked for, and those that pods still read, with the list of nodes of today.
+fn config_map(cluster: &MailCluster, config: &MailnodeConfig, kept: &BTreeMap<String, String>) -> ConfigMap {
+    let nodes = serde_yaml::to_value(config).expect("a configuration holds only what YAML can say");
+    let today = |text: &String| with_nodes(text, &nodes).unwrap_or_else(|| text.clone());
+    let mut data: BTreeMap<String, String> =
+        kept.iter().map(|(file, text)| (file.clone(), today(text))).collect();
+    data.insert(CONFIG_FILE.to_owned(), config.to_yaml());
+    data.insert(config_file(&pod::hash(config)), config.to_yaml());
     ConfigMap {
         metadata: metadata(cluster, &Names::new(&cluster.name_any()).config),
-        data: Some([(CONFIG_FILE.to_owned(), config)].into()),
+        data: Some(data),
         ..ConfigMap::default()
     }
 }

@@ -20,6 +20,7 @@ fn objects(spec: &str) -> Objects {
         operator_namespace: "quorumail-system".into(),
         relay_username: spec.contains("secretRef").then(|| "user".to_owned()),
         zones: Vec::new(),
+        configs: BTreeMap::new(),
     };
     build(&cluster, &certificates, &surroundings)
 }
@@ -90,6 +91,43 @@ fn a_changed_configuration_replaces_the_pods_and_a_renewed_certificate_does_not(
 }
 
 #[test]
+fn pods_of_two_templates_read_two_configurations_with_one_list_of_nodes() {
+    let (old, new) = ("{nodes: 3}", "{nodes: 5, smtp: {maxMessageSize: 1Mi}}");
+    let before = objects(old).config.data.unwrap();
+    let file = before.keys().find(|key| *key != CONFIG_FILE).unwrap().clone();
+    let cluster = cluster(new);
+    let shape = Shape { generation: 2, founders: 3, staying: 5, running: 5 };
+    let certificates = current(&Stored::default(), "mc", &public_names(&cluster), Timestamp::now()).unwrap();
+    let surroundings = Surroundings {
+        shape,
+        image: "mailnode:1".into(),
+        pull_policy: "Never".into(),
+        relay_username: None,
+        zones: Vec::new(),
+        operator_namespace: "quorumail-system".into(),
+        configs: [(file.clone(), before[&file].clone()), ("mailnode-x.yaml".into(), "[of tomorrow]".into())]
+            .into(),
+    };
+    let built = build(&cluster, &certificates, &surroundings);
+    let data = built.config.data.clone().unwrap();
+    let read = |file: &str| serde_yaml::from_str::<MailnodeConfig>(&data[file]).unwrap();
+    assert_eq!((read(&file).smtp.max_message_size, shape_of(&read(&file))), (25 << 20, shape));
+    let args = pod(&built).containers[0].args.clone().unwrap();
+    let reads = args[1].rsplit_once('/').unwrap().1;
+    assert_ne!(reads, file);
+    assert_eq!(read(reads).smtp.max_message_size, 1 << 20);
+    assert_eq!(data["mailnode-x.yaml"], "[of tomorrow]", "what cannot be read stays as it is");
+    let (only, nodes) = ("of: tomorrow\nfounders: [9]\n", serde_yaml::to_value(read(&file)).unwrap());
+    let told: serde_yaml::Mapping = serde_yaml::from_str(&with_nodes(only, &nodes).unwrap()).unwrap();
+    let keys: Vec<&str> = told.keys().filter_map(|key| key.as_str()).collect();
+    assert_eq!(
+        keys,
+        ["of", "founders", "peers", "generation"],
+        "fields of other versions stay, and none comes"
+    );
+}
+
+#[test]
 fn nodes_that_leave_run_until_they_are_empty() {
     let cluster = cluster("{nodes: 3}");
     let shape = Shape { generation: 4, founders: 1, staying: 3, running: 5 };
@@ -107,6 +145,7 @@ fn nodes_that_leave_run_until_they_are_empty() {
         operator_namespace: "quorumail-system".into(),
         relay_username: None,
         zones: Vec::new(),
+        configs: BTreeMap::new(),
     };
     assert_eq!(build(&cluster, &certificates, &surroundings).nodes.spec.unwrap().replicas, Some(5));
 }
@@ -124,6 +163,7 @@ fn zones_are_told_and_replace_no_pods() {
             operator_namespace: "quorumail-system".into(),
             relay_username: None,
             zones: zones.iter().map(|zone| (*zone).to_owned()).collect(),
+            configs: BTreeMap::new(),
         };
         build(&cluster, &certificates, &surroundings)
     };

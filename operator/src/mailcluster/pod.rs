@@ -22,12 +22,13 @@ use kube::{ResourceExt as _, api::ObjectMeta};
 use quorumail_crds::{DeletionPolicy, MailCluster};
 
 use super::objects::{
-    CONFIG_DIR, CONFIG_FILE, INTERNAL_TLS_DIR, Names, PUBLIC_TLS_DIR, RELAY_DIR, Surroundings, metadata,
+    CONFIG_DIR, INTERNAL_TLS_DIR, Names, PUBLIC_TLS_DIR, RELAY_DIR, Surroundings, config_file, metadata,
     selector,
 };
 use crate::mailnode_config::{DATA_DIR, MailnodeConfig, port};
 
-/// Annotation of pods with a hash of the configuration: a changed configuration replaces them.
+/// Annotation of pods with a hash of the configuration: a changed configuration replaces them. It also names the file that they
+/// read, so that a pod goes back to the configuration of its template.
 pub const CONFIG_HASH: &str = "quorumail.io/config-hash";
 /// User and group of the mailnode; also the group of its volumes.
 const USER: i64 = 10_001;
@@ -37,7 +38,7 @@ const TERMINATION_SECONDS: i64 = 60;
 const SECRET_MODE: i32 = 0o440;
 
 /// What of the configuration a mailnode reads only when it starts: all but the list of nodes.
-fn hash(config: &MailnodeConfig) -> String {
+pub fn hash(config: &MailnodeConfig) -> String {
     let fixed = MailnodeConfig { peers: Vec::new(), founders: Vec::new(), generation: 0, ..config.clone() };
     blake3::hash(fixed.to_yaml().as_bytes()).to_hex().to_string()
 }
@@ -61,8 +62,9 @@ pub fn stateful_set(
             service_name: Some(names.nodes),
             // All at once: a node becomes ready only when a majority of them is there.
             pod_management_policy: Some("Parallel".to_owned()),
+            // The operator takes pods away itself, by what the mailnodes say of their replicas.
             update_strategy: Some(StatefulSetUpdateStrategy {
-                type_: Some("RollingUpdate".to_owned()),
+                type_: Some("OnDelete".to_owned()),
                 rolling_update: None,
             }),
             persistent_volume_claim_retention_policy: Some(StatefulSetPersistentVolumeClaimRetentionPolicy {
@@ -76,7 +78,7 @@ pub fn stateful_set(
                     annotations: Some([(CONFIG_HASH.to_owned(), hash(config))].into()),
                     ..ObjectMeta::default()
                 }),
-                spec: Some(pod(cluster, surroundings)),
+                spec: Some(pod(cluster, &config_file(&hash(config)), surroundings)),
             },
             volume_claim_templates: Some(vec![claim(cluster, labels)]),
             ..StatefulSetSpec::default()
@@ -103,7 +105,7 @@ fn claim(cluster: &MailCluster, labels: Option<BTreeMap<String, String>>) -> Per
     }
 }
 
-fn pod(cluster: &MailCluster, surroundings: &Surroundings) -> PodSpec {
+fn pod(cluster: &MailCluster, config: &str, surroundings: &Surroundings) -> PodSpec {
     let scheduling = &cluster.spec.scheduling;
     PodSpec {
         service_account_name: Some(cluster.name_any()),
@@ -125,7 +127,7 @@ fn pod(cluster: &MailCluster, surroundings: &Surroundings) -> PodSpec {
         node_selector: (!scheduling.node_selector.is_empty()).then(|| scheduling.node_selector.clone()),
         tolerations: (!scheduling.tolerations.is_empty()).then(|| scheduling.tolerations.clone()),
         topology_spread_constraints: Some(spread(cluster)),
-        containers: vec![container(cluster, surroundings)],
+        containers: vec![container(cluster, config, surroundings)],
         volumes: Some(volumes(cluster)),
         ..PodSpec::default()
     }
@@ -152,7 +154,7 @@ fn spread(cluster: &MailCluster) -> Vec<TopologySpreadConstraint> {
     }
 }
 
-fn container(cluster: &MailCluster, surroundings: &Surroundings) -> Container {
+fn container(cluster: &MailCluster, config: &str, surroundings: &Surroundings) -> Container {
     let listens = [
         ("smtp", port::SMTP),
         ("submission", port::SUBMISSION),
@@ -175,7 +177,7 @@ fn container(cluster: &MailCluster, surroundings: &Surroundings) -> Container {
         image: Some(cluster.spec.image.clone().unwrap_or_else(|| surroundings.image.clone())),
         image_pull_policy: Some(surroundings.pull_policy.clone()),
         command: Some(vec!["mailnode".to_owned()]),
-        args: Some(vec!["--config".to_owned(), format!("{CONFIG_DIR}/{CONFIG_FILE}")]),
+        args: Some(vec!["--config".to_owned(), format!("{CONFIG_DIR}/{config}")]),
         env: Some(vec![EnvVar {
             name: "POD_NAME".to_owned(),
             value_from: Some(EnvVarSource {
@@ -201,6 +203,8 @@ fn container(cluster: &MailCluster, surroundings: &Surroundings) -> Container {
             ..SecurityContext::default()
         }),
         volume_mounts: Some(mounts(cluster)),
+        // The last line of the log is then part of the pod's status, and of the condition when an update fails.
+        termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
     }
 }

@@ -18,6 +18,10 @@ use quorumail_crds::{
 };
 use quorumail_proto::admin::{ClusterStatus, GroupStatus};
 
+use super::{
+    update::{REVISION_LABEL, Step},
+    volumes::Volumes,
+};
 use crate::{
     block_lists,
     shape::{Shape, Stage},
@@ -36,6 +40,14 @@ pub struct Observation {
     pub service: Option<Service>,
     /// The nodes that it has and is to have.
     pub shape: Option<Shape>,
+    /// Pods that are not ready because of their Kubernetes node: why, and what to do.
+    pub lost: BTreeMap<String, String>,
+    /// The step of an update that was taken.
+    pub step: Option<Step>,
+    /// Why the update that is asked for was taken back.
+    pub failed_update: Option<String>,
+    /// The volumes, and what keeps them from growing.
+    pub volumes: Volumes,
     /// What block lists say, where the cluster names some.
     pub block_listed: Option<Observed>,
     /// What keeps the cluster from being brought about; a condition of type Ready.
@@ -55,7 +67,7 @@ pub fn status(cluster: &MailCluster, seen: &Observation, now: Timestamp) -> Mail
     let mut observed = vec![
         ready(cluster, seen, told, partitions.as_ref()),
         progressing(cluster, seen),
-        degraded(cluster, ready_nodes, partitions.as_ref()),
+        degraded(cluster, seen, ready_nodes, partitions.as_ref()),
         Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the MailCluster is reconciled"),
     ];
     observed.extend(seen.block_listed.clone());
@@ -68,6 +80,7 @@ pub fn status(cluster: &MailCluster, seen: &Observation, now: Timestamp) -> Mail
         observed_generation: cluster.metadata.generation,
         conditions,
         ready_nodes: u32::try_from(ready_nodes).unwrap_or(u32::MAX),
+        updated_nodes: u32::try_from(updated(seen)).unwrap_or(u32::MAX),
         version: nodes.iter().filter_map(|n| n.version.clone()).min(),
         nodes,
         partitions,
@@ -108,7 +121,7 @@ fn nodes(cluster: &MailCluster, seen: &Observation, told: Option<&ClusterStatus>
 }
 
 /// Of several reports on one group, that of its leader knows most.
-fn groups(told: &ClusterStatus) -> BTreeMap<u32, &GroupStatus> {
+pub fn groups(told: &ClusterStatus) -> BTreeMap<u32, &GroupStatus> {
     let mut groups: BTreeMap<u32, &GroupStatus> = BTreeMap::new();
     for group in &told.groups {
         let better = groups.get(&group.group).is_none_or(|known| {
@@ -183,55 +196,107 @@ fn ready(
     Observed::yes(kind::READY, reason::QUORUM, text)
 }
 
-fn progressing(cluster: &MailCluster, seen: &Observation) -> Observed {
-    let wanted = i32::try_from(cluster.spec.nodes).unwrap_or(i32::MAX);
-    let Some(set) = &seen.nodes else {
-        return Observed::yes(
-            kind::PROGRESSING,
-            reason::ROLLING_OUT,
-            "the StatefulSet has not been made yet",
-        );
-    };
-    let status = set.status.clone().unwrap_or_default();
-    let current = status.observed_generation >= set.metadata.generation
-        && (status.update_revision.is_none() || status.update_revision == status.current_revision);
-    let ready = status.ready_replicas.unwrap_or(0);
-    let told = seen.told.as_ref().and_then(|told| told.as_ref().ok());
-    if let (Some(shape), Some(told)) = (seen.shape, told)
-        && current
-        && ready >= wanted
-        && (shape.stage(told) == Stage::Moving || shape.running != shape.staying)
-        && shape.generation > 1
-    {
-        let paused =
-            if told.paused.is_empty() { String::new() } else { format!("; paused: {}", told.paused) };
-        let text = format!(
-            "{} groups change their members for {} nodes, of {} that there are{paused}",
-            told.moving, shape.staying, shape.running
-        );
-        return Observed::yes(kind::PROGRESSING, reason::MOVING, text);
-    }
-    if current && ready >= wanted {
-        return Observed::no(kind::PROGRESSING, reason::SETTLED, "all pods are ready and as asked");
-    }
-    let updated = status.updated_replicas.unwrap_or(0);
-    let text = format!("{ready} of {wanted} pods are ready, {updated} are of the current revision");
-    Observed::yes(kind::PROGRESSING, reason::ROLLING_OUT, text)
+/// Number of pods that are made from the template that the StatefulSet has.
+fn updated(seen: &Observation) -> usize {
+    let set = seen.nodes.as_ref();
+    let Some(revision) = set.and_then(|set| set.status.as_ref()?.update_revision.as_ref()) else { return 0 };
+    seen.pods.iter().filter(|pod| pod.labels().get(REVISION_LABEL) == Some(revision)).count()
 }
 
-fn degraded(cluster: &MailCluster, ready_nodes: usize, partitions: Option<&PartitionsStatus>) -> Observed {
+fn progressing(cluster: &MailCluster, seen: &Observation) -> Observed {
+    let wanted = i32::try_from(cluster.spec.nodes).unwrap_or(i32::MAX);
+    let yes = |reason, text: String| Observed::yes(kind::PROGRESSING, reason, text);
+    let Some(set) = &seen.nodes else {
+        return yes(reason::ROLLING_OUT, "the StatefulSet has not been made yet".to_owned());
+    };
+    let count = format!("{} of {wanted} pods are updated", updated(seen));
+    match &seen.step {
+        Some(Step::Replace { ordinal, .. }) => {
+            let text = format!("{count}; pod {}-{ordinal} is replaced", cluster.name_any());
+            return yes(reason::ROLLING_OUT, text);
+        }
+        Some(Step::Wait { reason, message, .. }) => return yes(reason, format!("{count}; {message}")),
+        Some(Step::RollBack(_)) => {
+            return yes(reason::ROLLING_OUT, "the pods go back to what they were before".to_owned());
+        }
+        Some(Step::Stuck(message)) => {
+            return Observed::no(kind::PROGRESSING, reason::UPDATE_FAILED, format!("{count}; {message}"));
+        }
+        Some(Step::Idle | Step::Settled) | None => {}
+    }
+    let ready = set.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+    if let Some(text) = moving(seen).filter(|_| ready >= wanted) {
+        return yes(reason::MOVING, text);
+    }
+    if ready < wanted {
+        return yes(reason::ROLLING_OUT, format!("{ready} of {wanted} pods are ready, {count}"));
+    }
+    if seen.failed_update.is_some() {
+        let text = "all pods are ready, as they were before the update that failed; see condition Degraded";
+        return Observed::no(kind::PROGRESSING, reason::UPDATE_FAILED, text);
+    }
+    if let Some(text) = seen.volumes.growing(&cluster.spec.storage.size) {
+        return yes(reason::VOLUMES_GROWING, text);
+    }
+    Observed::no(kind::PROGRESSING, reason::SETTLED, "all pods are ready and as asked")
+}
+
+/// What moves because the number of nodes was changed, in words.
+fn moving(seen: &Observation) -> Option<String> {
+    let (shape, told) = (seen.shape?, seen.told.as_ref()?.as_ref().ok()?);
+    if shape.generation <= 1 || (shape.stage(told) != Stage::Moving && shape.running == shape.staying) {
+        return None;
+    }
+    let paused = if told.paused.is_empty() { String::new() } else { format!("; paused: {}", told.paused) };
+    Some(format!(
+        "{} groups change their members for {} nodes, of {} that there are{paused}",
+        told.moving, shape.staying, shape.running
+    ))
+}
+
+fn degraded(
+    cluster: &MailCluster,
+    seen: &Observation,
+    ready_nodes: usize,
+    partitions: Option<&PartitionsStatus>,
+) -> Observed {
     let all = cluster.spec.nodes as usize;
+    if let Some(why) = &seen.failed_update {
+        let text = format!(
+            "the update was taken back because {why}; the pods stay as they were before until the spec changes: correct it"
+        );
+        return Observed::yes(kind::DEGRADED, reason::UPDATE_FAILED, text);
+    }
+    if let Some(Step::Stuck(why)) = &seen.step {
+        return Observed::yes(
+            kind::DEGRADED,
+            reason::UPDATE_FAILED,
+            format!("the update does not go on: {why}"),
+        );
+    }
+    if let Some(Step::Wait { message, overdue: true, .. }) = &seen.step {
+        let text = format!(
+            "the update has waited for longer than a new pod may take, and goes on waiting: {message}"
+        );
+        return Observed::yes(kind::DEGRADED, reason::UPDATE_PAUSED, text);
+    }
     let Some(partitions) = partitions else {
         return Observed::unknown(kind::DEGRADED, reason::NOT_REACHABLE, "no mailnode could be asked");
     };
     if ready_nodes < all {
-        let text = format!("{} of {all} mailnodes are not ready", all - ready_nodes);
+        let mut text = format!("{} of {all} mailnodes are not ready", all - ready_nodes);
+        for (pod, why) in &seen.lost {
+            text.push_str(&format!("; pod {pod}: {why}"));
+        }
         return Observed::yes(kind::DEGRADED, reason::NODES_NOT_READY, text);
     }
     let lacking = partitions.under_replicated + partitions.leaderless;
     if lacking > 0 {
         let text = format!("{lacking} of {} partitions lack a replica that is in step", partitions.total);
         return Observed::yes(kind::DEGRADED, reason::UNDER_REPLICATED, text);
+    }
+    if let Some(observed) = seen.volumes.degraded(&cluster.spec.storage.size) {
+        return observed;
     }
     Observed::no(
         kind::DEGRADED,

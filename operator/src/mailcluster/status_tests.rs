@@ -70,6 +70,25 @@ fn a_lost_node_degrades_and_does_not_stop() {
 }
 
 #[test]
+fn the_condition_says_what_to_do_about_a_kubernetes_node_that_is_lost() {
+    let mut seen = told([true, true, false], (0..=2).map(|g| group(g, Some(0), 2)).collect());
+    seen.lost = [("mc-2".to_owned(), "Kubernetes node n2 does not answer".to_owned())].into();
+    let status = status(&cluster("{partitions: 2}"), &seen, Timestamp::now());
+    let text = &find(&status.conditions, kind::DEGRADED).unwrap().message;
+    assert_eq!(text, "1 of 3 mailnodes are not ready; pod mc-2: Kubernetes node n2 does not answer");
+}
+
+#[test]
+fn an_update_that_waits_for_too_long_degrades() {
+    let mut seen = told([true; 3], healthy());
+    let wait = |overdue| Step::Wait { reason: reason::UPDATE_PAUSED, message: "it lags".into(), overdue };
+    seen.step = Some(wait(false));
+    assert_eq!(condition(&seen, kind::DEGRADED), pair("False", reason::ALL_HEALTHY));
+    seen.step = Some(wait(true));
+    assert_eq!(condition(&seen, kind::DEGRADED), pair("True", reason::UPDATE_PAUSED));
+}
+
+#[test]
 fn nothing_is_ready_without_a_majority() {
     let seen = told([true, false, false], healthy());
     assert_eq!(condition(&seen, kind::READY), pair("False", reason::NO_QUORUM));
