@@ -365,19 +365,9 @@ def test_an_operator_killed_50_times_during_1000_changes_loses_none(service, hos
     assert not any(accepted(service.address("service/mail", 25), [f"p0@{site}" for site in SITES]).values())
 
 
-# ---- the API server is gone ---------------------------------------------------------------------------------------
+# ---- of several operators one works -------------------------------------------------------------------------------
 
-OUTAGE = float(os.environ.get("QUORUMAIL_API_OUTAGE") or 30)
-
-
-def restarts(cluster):
-    """By pod of ours, how often its container was started again."""
-    found = {}
-    for namespace in [SYSTEM, NAMESPACE]:
-        for pod in cluster.get("-n", namespace, "pods")["items"]:
-            for status in pod["status"].get("containerStatuses", []):
-                found[pod["metadata"]["name"]] = status["restartCount"]
-    return found
+TAKES_OVER = 30
 
 
 def make_mailbox(cluster, name, within):
@@ -386,44 +376,6 @@ def make_mailbox(cluster, name, within):
     cluster.apply(json.dumps(thing("Mailbox", name, {"address": f"{name}@example.org", "deletionPolicy": "Delete"})))
     cluster.wait("Ready", f"mailbox/{name}", within=within)
     return time.monotonic() - begun
-
-
-def test_mail_flows_while_the_api_server_is_gone(service):  # noqa: F811
-    only_local(service, "can do without its API server")
-    before, imap = restarts(service), service.address("service/mail", 993)
-    took = {}
-
-    def outage():
-        service.stop_api()
-        try:
-            with pytest.raises(RuntimeError):
-                service.kubectl("get", "nodes", "--request-timeout=2s")
-            end, read = time.monotonic() + OUTAGE, 0
-            while time.monotonic() < end:
-                client = mail.login(imap, "alice@example.org", PASSWORD)
-                count = len(mail.tokens(client))
-                client.logout()
-                assert count > read, "no mail came in between"
-                read = count
-                time.sleep(1)
-        finally:
-            service.start_api()
-        took["change"] = make_mailbox(service, "after-outage", 60)
-
-    ledger = watch_mail(service, outage)
-    print(f"{OUTAGE:.0f} s without an API server: a change right after it was taken within {took['change']:.1f} s")
-    assert not ledger.refused and ledger.longest_pause() < 5, (len(ledger.refused), ledger.longest_pause())
-    service.wait("Ready", "mailcluster/mail", within=60)
-    after = restarts(service)
-    # The operator that held the Lease ends when it cannot renew it, and waits for the API server from then on.
-    again = {pod: after[pod] - count for pod, count in before.items()}
-    assert all(count <= pod.startswith(OPERATOR) for pod, count in again.items()), again
-    service.kubectl("-n", NAMESPACE, "delete", "mailbox/after-outage", "--timeout=60s")
-
-
-# ---- of several operators one works -------------------------------------------------------------------------------
-
-TAKES_OVER = 30
 
 
 def holder(cluster):
@@ -457,12 +409,11 @@ def test_of_two_operators_one_works_and_the_other_takes_over(service):  # noqa: 
     try:
         for turn in range(3):
             lost = holder(service)
-            other, = {pod["metadata"]["name"] for pod in operator_pods(service)} - {lost}
             # kill -9, and its pod is gone with it: otherwise it is back within a second, and goes on by its own name.
             service.kill_pod(lost, namespace=SYSTEM, program="operator")
             service.kubectl("-n", SYSTEM, "delete", "pod", lost, "--grace-period=0", "--force")
             times.append(make_mailbox(service, f"turn-{turn}", TAKES_OVER))
-            assert holder(service) == other, (lost, other)
+            assert holder(service) != lost
             service.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")
         lost = holder(service)
         service.kill_pod(lost, namespace=SYSTEM, program="operator")
@@ -472,8 +423,57 @@ def test_of_two_operators_one_works_and_the_other_takes_over(service):  # noqa: 
         watcher.join()
     print("seconds until a change was taken: " + ", ".join(f"{t:.1f}" for t in times[:3]) + f"; killed in place: {times[3]:.1f}")
     assert all(len(names) <= 1 for names in seen), set(seen)
-    assert len(set().union(*seen)) >= 4, "every operator worked in its turn"
+    # Whoever is lost in a turn comes back under another name.
+    assert len(set().union(*seen)) >= 4, set().union(*seen)
     service.kubectl("-n", NAMESPACE, "delete", *(f"mailbox/turn-{turn}" for turn in range(4)), "--timeout=60s")
+
+
+# ---- the API server is gone ---------------------------------------------------------------------------------------
+
+OUTAGE = float(os.environ.get("QUORUMAIL_API_OUTAGE") or 30)
+
+
+def restarts(cluster):
+    """By pod of ours, how often its container was started again."""
+    found = {}
+    for namespace in [SYSTEM, NAMESPACE]:
+        for pod in cluster.get("-n", namespace, "pods")["items"]:
+            for status in pod["status"].get("containerStatuses", []):
+                found[pod["metadata"]["name"]] = status["restartCount"]
+    return found
+
+
+def test_mail_flows_while_the_api_server_is_gone(service):  # noqa: F811
+    only_local(service, "can do without its API server")
+    before, imap = restarts(service), service.address("service/mail", 993)
+    took = {}
+
+    def outage():
+        service.stop_api()
+        try:
+            with pytest.raises(RuntimeError):
+                service.kubectl("get", "nodes", "--request-timeout=2s")
+            end, read = time.monotonic() + OUTAGE, 0
+            while time.monotonic() < end:
+                client = mail.login(imap, "alice@example.org", PASSWORD)
+                count = len(mail.tokens(client))
+                client.logout()
+                assert count > read, "no mail came in between"
+                read = count
+                time.sleep(1)
+        finally:
+            service.start_api()
+        took["change"] = make_mailbox(service, "after-outage", 60)
+
+    ledger = watch_mail(service, outage)
+    print(f"{OUTAGE:.0f} s without an API server: a change right after it was taken within {took['change']:.1f} s")
+    assert not ledger.refused and ledger.longest_pause() < 5, (len(ledger.refused), ledger.longest_pause())
+    service.wait("Ready", "mailcluster/mail", within=60)
+    after = restarts(service)
+    # The operator that held the Lease ends when it cannot renew it, and waits for the API server from then on.
+    again = {pod: after[pod] - count for pod, count in before.items()}
+    assert all(count <= pod.startswith(OPERATOR) for pod, count in again.items()), again
+    service.kubectl("-n", NAMESPACE, "delete", "mailbox/after-outage", "--timeout=60s")
 
 
 # ---- nodes come and go --------------------------------------------------------------------------------------------
