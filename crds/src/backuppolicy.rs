@@ -189,8 +189,8 @@ pub struct Target {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.size) != has(self.claimName)").message("volume needs exactly one of size and claimName"),
-    validation = Rule::new("!has(self.storageClassName) || has(self.size)").message("volume.storageClassName belongs to volume.size: a claim that is there has its class"),
-    validation = Rule::new("!has(self.size) || !has(oldSelf.size) || (has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName))").message("volume.storageClassName cannot be changed: Kubernetes does not move volumes between classes"),
+    validation = Rule::new("!has(self.storageClassName) || has(self.size)").message("volume.storageClassName belongs to volume.size, since a claim that is there has its class: leave it out beside volume.claimName"),
+    validation = Rule::new("!has(self.size) || !has(oldSelf.size) || (has(self.storageClassName) == has(oldSelf.storageClassName) && (!has(self.storageClassName) || self.storageClassName == oldSelf.storageClassName))").message("volume.storageClassName cannot be changed, since Kubernetes does not move volumes between classes: make another BackupPolicy"),
 )]
 pub struct Volume {
     /// Size of the claim that is made, named after the BackupPolicy with `-backup-volume` behind it; one that is there is taken

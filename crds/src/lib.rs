@@ -129,11 +129,26 @@ pub(crate) fn host_name_rule(value: &str) -> String {
     format!("{value}.matches('{HOST_NAME}')")
 }
 
-/// CEL that holds when the expression `value` is a mail address in lower case. The local part is a dot-string (RFC 5321 4.1.2) without quotes.
+/// CEL that holds when the expression `value` names a domain whose records are looked up: as a host name, but all labels except the
+/// last may have underscores, as in `_spf.example.com` (RFC 8552 1.1).
+pub(crate) fn record_name_rule(value: &str) -> String {
+    let name = HOST_NAME.replacen(
+        "([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+        "([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?",
+        1,
+    );
+    format!("{value}.matches('{name}')")
+}
+
+/// CEL that holds when the expression `value` is a mail address in lower case. The local part is a dot-string (RFC 5321 4.1.2) without
+/// quotes and has at most 64 octets (4.5.3.1.1), the domain at most [`MAX_DOMAIN`].
 pub(crate) fn address_rule(value: &str) -> String {
     let atom = r"[a-z0-9!#$%&\'*+/=?^_`{|}~-]+";
     let host = HOST_NAME.trim_start_matches('^');
-    format!(r"{value}.matches('^{atom}(\\.{atom})*@{host}') && {value}.indexOf('@') <= 64")
+    format!(
+        r"{value}.matches('^{atom}(\\.{atom})*@{host}') && {value}.indexOf('@') <= 64 && {value}.size() - {value}.indexOf('@') <= {}",
+        MAX_DOMAIN + 1
+    )
 }
 
 /// Every CustomResourceDefinition, in the order in which it is written.

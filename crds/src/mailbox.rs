@@ -54,7 +54,7 @@ use crate::{ClusterRef, DeletionPolicy, SecretKeyRef, Size, Span};
 #[x_kube(
     validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef == oldSelf.clusterRef)")
         .message("clusterRef cannot be changed: delete the Mailbox and make it anew at the other MailCluster"),
-    validation = Rule::new("!has(self.aliases) || !(self.address in self.aliases)").message("an address cannot be its own alias"),
+    validation = Rule::new("!has(self.aliases) || !(self.address in self.aliases)").message("an address cannot be its own alias: leave it out of aliases"),
 )]
 pub struct MailboxSpec {
     /// The MailCluster; may be left out where the namespace has exactly one. Cannot be changed.
@@ -65,7 +65,7 @@ pub struct MailboxSpec {
     /// Cannot be changed.
     #[schemars(length(min = 3, max = 318))]
     #[x_kube(
-        validation = Rule::new(crate::address_rule("self")).message("address must be local-part@domain in lower case, as in alice@example.org"),
+        validation = Rule::new(crate::address_rule("self")).message("address must be local-part@domain in lower case and ASCII, as in alice@example.org, with an international domain as xn--bcher-kva.example"),
         validation = Rule::new("self == oldSelf").message("address cannot be changed: make a new Mailbox, or add an alias"),
     )]
     pub address: String,
@@ -78,7 +78,7 @@ pub struct MailboxSpec {
     /// Other addresses in lower case, in domains of the same cluster, whose mail comes here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 3, max = 318)))]
-    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::address_rule("a"))).message("every alias must be local-part@domain in lower case, as in sales@example.org"))]
+    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::address_rule("a"))).message("every alias must be local-part@domain in lower case and ASCII, as in sales@example.org, with an international domain as xn--bcher-kva.example"))]
     pub aliases: Vec<String>,
 
     /// Secret with the password: as it is, or as an argon2, sha512-crypt or bcrypt hash. A changed Secret takes effect
@@ -113,11 +113,12 @@ fn default_grace_period() -> Span {
 }
 
 /// Limits of a mailbox. Mail that would exceed them is refused.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Quota {
     /// Sum of the sizes of all messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("quota.storage must be greater than zero, as in 1Gi; leave it out for no limit"))]
     pub storage: Option<Size>,
 
     /// Number of messages.

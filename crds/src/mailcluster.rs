@@ -150,18 +150,19 @@ pub struct Update {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.storageClassName) == has(oldSelf.storageClassName)")
-        .message("storageClassName cannot be changed: Kubernetes does not move volumes between classes"),
+        .message("storageClassName cannot be changed, since Kubernetes does not move volumes between classes: make a new MailCluster, and bring the mail there by a backup"),
 )]
 pub struct Storage {
     /// Size of each node's volume. It can grow, in place where the StorageClass allows it, and never shrinks.
     #[serde(default = "default_storage_size")]
-    #[x_kube(validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) >= 0").message("storage.size cannot shrink: Kubernetes makes no volume smaller"))]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("storage.size must be greater than zero, as in 10Gi"))]
+    #[x_kube(validation = Rule::new("!isQuantity(self) || !isQuantity(oldSelf) || quantity(self).compareTo(quantity(oldSelf)) >= 0").message("storage.size cannot shrink, since Kubernetes makes no volume smaller: make a new MailCluster with the other size, and bring the mail there by a backup"))]
     pub size: Size,
 
     /// StorageClass of the volumes; without it the cluster's default. Cannot be changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
-    #[x_kube(validation = Rule::new("self == oldSelf").message("storageClassName cannot be changed: Kubernetes does not move volumes between classes"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("storageClassName cannot be changed, since Kubernetes does not move volumes between classes: make a new MailCluster, and bring the mail there by a backup"))]
     pub storage_class_name: Option<String>,
 
     /// Whether the volumes outlive the MailCluster (Retain) or go with it, and all mail with them (Delete).

@@ -20,6 +20,7 @@ use crate::{ClusterRef, DeletionPolicy, Span};
     status = "MailDomainStatus",
     derive = "PartialEq",
     doc = "A domain that a MailCluster receives mail for.",
+    validation = Rule::new("self.metadata.name.size() <= 248").message("the name of a MailDomain may have at most 248 characters: the Secret <name>-dkim is named after it"),
     printcolumn(name = "Domain", type_ = "string", json_path = ".spec.domain"),
     printcolumn(
         name = "Ready",
@@ -49,7 +50,7 @@ use crate::{ClusterRef, DeletionPolicy, Span};
 #[x_kube(
     validation = Rule::new("has(self.clusterRef) == has(oldSelf.clusterRef) && (!has(self.clusterRef) || self.clusterRef == oldSelf.clusterRef)")
         .message("clusterRef cannot be changed: delete the MailDomain and make it anew at the other MailCluster"),
-    validation = Rule::new("!has(self.aliases) || !(self.domain in self.aliases)").message("a domain cannot be its own alias"),
+    validation = Rule::new("!has(self.aliases) || !(self.domain in self.aliases)").message("a domain cannot be its own alias: leave it out of aliases"),
 )]
 pub struct MailDomainSpec {
     /// The MailCluster; may be left out where the namespace has exactly one. Cannot be changed.
@@ -59,7 +60,7 @@ pub struct MailDomainSpec {
     /// The domain, in lower case. Cannot be changed.
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(
-        validation = Rule::new(crate::host_name_rule("self")).message("domain must be a host name in lower case, as in example.org"),
+        validation = Rule::new(crate::host_name_rule("self")).message("domain must be a host name in lower case, as in example.org, or xn--bcher-kva.example for bücher.example"),
         validation = Rule::new("self == oldSelf").message("domain cannot be changed: make a MailDomain for the other domain"),
     )]
     pub domain: String,
@@ -68,7 +69,7 @@ pub struct MailDomainSpec {
     /// reaches `alice@example.org`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
-    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::host_name_rule("a"))).message("every alias must be a host name in lower case, as in example.com"))]
+    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::host_name_rule("a"))).message("every alias must be a host name in lower case, as in example.com, or xn--bcher-kva.example for bücher.example"))]
     pub aliases: Vec<String>,
 
     /// Address that takes the mail for unknown addresses of the domain. Without it they are refused.
@@ -158,7 +159,7 @@ pub struct Spf {
     /// Domains whose SPF records name further hosts that send for the domain, as a relay's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 253)))]
-    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::host_name_rule("a"))).message("spf.include must be host names in lower case, as in _spf.example.com"))]
+    #[x_kube(validation = Rule::new(format!("self.all(a, {})", crate::record_name_rule("a"))).message("spf.include must be names of domains in lower case, as in _spf.example.com"))]
     pub include: Vec<String>,
 
     /// What is said of all other hosts.

@@ -58,8 +58,8 @@ pub struct MailingListSpec {
     /// be changed.
     #[schemars(length(min = 3, max = 286))]
     #[x_kube(
-        validation = Rule::new(crate::address_rule("self")).message("address must be local-part@domain in lower case, as in announce@example.org"),
-        validation = Rule::new("self.indexOf('@') <= 32").message("the local part of a list's address may have at most 32 characters: its other addresses are longer"),
+        validation = Rule::new(crate::address_rule("self")).message("address must be local-part@domain in lower case and ASCII, as in announce@example.org, with an international domain as xn--bcher-kva.example"),
+        validation = Rule::new("self.indexOf('@') <= 32").message("the local part of a list's address may have at most 32 characters, since its other addresses are longer: make it shorter"),
         validation = Rule::new("self == oldSelf").message("address cannot be changed: make a new MailingList"),
     )]
     pub address: String,
@@ -96,6 +96,7 @@ pub struct MailingListSpec {
 
     /// Larger messages wait for a moderator; without it none does for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("maxMessageSize must be greater than zero, as in 1Mi; leave it out for no limit"))]
     pub max_message_size: Option<Size>,
 }
 

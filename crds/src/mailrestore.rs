@@ -73,7 +73,7 @@ pub struct BackupRef {
 #[x_kube(
     validation = Rule::new("[has(self.backupRef), has(self.policyRef), has(self.s3)].filter(x, x).size() == 1").message("source needs exactly one of backupRef, policyRef and s3"),
     validation = Rule::new("has(self.s3) == has(self.encryptionKeySecretRef)").message("source.encryptionKeySecretRef belongs to source.s3: set both or neither"),
-    validation = Rule::new("!has(self.id) || has(self.s3)").message("source.id belongs to source.s3; a MailBackup is named by source.backupRef"),
+    validation = Rule::new("!has(self.id) || has(self.s3)").message("source.id belongs to source.s3: leave it out, and name a MailBackup by source.backupRef"),
 )]
 pub struct RestoreSource {
     /// This MailBackup.

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -77,6 +80,64 @@ func returnNode(s *State, name string) error {
 		return err
 	}
 	return waitNodes(s, api, []*Node{n})
+}
+
+// apiServer is the service of the control machine that stopAPI ends.
+const apiServer = "kube-apiserver"
+
+// stopAPI ends the API server at once and keeps it from coming back; everything else goes on.
+func stopAPI(s *State) error {
+	if err := os.WriteFile(inControl(s, holdFile(apiServer)), nil, 0o600); err != nil {
+		return err
+	}
+	process, err := serviceProcess(s.Control, apiServer)
+	if err != nil {
+		return err // it is stopped already, or just being started again, which the file prevents from now on
+	}
+	return killMachine(process)
+}
+
+// startAPI lets the API server come back, and waits until it answers.
+func startAPI(s *State) error {
+	if err := os.Remove(inControl(s, holdFile(apiServer))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	api, err := newAPI(s)
+	if err != nil {
+		return err
+	}
+	return wait("the API server", func() error { return api.call("GET", "/readyz", nil, nil) })
+}
+
+// inControl is where this process sees a file of the control machine.
+func inControl(s *State, path string) string {
+	return fmt.Sprintf("/proc/%d/root%s", s.Control.PID, path)
+}
+
+// serviceProcess finds the process of a service by its parent, the machine's init, and its program.
+func serviceProcess(machine Process, service string) (Process, error) {
+	// Each thread of the init has children of its own.
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", machine.PID))
+	if err != nil {
+		return Process{}, err
+	}
+	for _, list := range lists {
+		pids, err := os.ReadFile(list)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for _, field := range strings.Fields(string(pids)) {
+			pid, err := strconv.Atoi(field)
+			if err != nil {
+				return Process{}, err
+			}
+			program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+			if err == nil && filepath.Base(program) == service {
+				return identify(pid)
+			}
+		}
+	}
+	return Process{}, fmt.Errorf("no %s is running", service)
 }
 
 func execInNode(cluster, name string, args []string) error {

@@ -207,6 +207,10 @@ func (r *runner) start(service *Service) {
 	if r.ending {
 		return
 	}
+	if _, err := os.Stat(holdFile(service.Name)); err == nil {
+		time.AfterFunc(restartPause, func() { r.start(service) })
+		return
+	}
 	log, err := os.OpenFile(filepath.Join(r.machine.Logs, service.Name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		note("%v", err)
@@ -225,6 +229,9 @@ func (r *runner) start(service *Service) {
 	r.running[cmd.Process.Pid] = service
 	cmd.Process.Release() // reaped below, with everybody's orphans
 }
+
+// holdFile is the file, in the machine's own /run, while which exists a service that has ended is not started again.
+func holdFile(service string) string { return "/run/hold-" + service }
 
 // reap collects every process that ends in the machine and restarts its services.
 func (r *runner) reap() {

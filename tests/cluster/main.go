@@ -35,6 +35,8 @@ const usage = `cluster - a local Kubernetes of several nodes
   cluster partition NAME [OTHER]       cut a node off the network, or off one other node
   cluster heal NAME|--all              end all partitions of a node
   cluster wipe-disk NODE DISK          empty a disk (d1, d2, ...) of a node
+  cluster api stop                     end the API server, and keep it from coming back
+  cluster api start                    let it come back, and wait until it answers
   cluster recycle                      empty released volumes now (happens by itself every second)
 
 All verbs take --name NAME (default qm), the name of the cluster.
@@ -131,8 +133,8 @@ func command(args []string) error {
 	if len(rest) > 0 {
 		verb, rest = rest[0], rest[1:]
 	}
-	if verb == "node" && len(rest) > 0 {
-		verb, rest = "node "+rest[0], rest[1:]
+	if (verb == "node" || verb == "api") && len(rest) > 0 {
+		verb, rest = verb+" "+rest[0], rest[1:]
 	}
 	want := func(count int, what string) error {
 		if len(rest) != count {
@@ -184,6 +186,10 @@ func command(args []string) error {
 			return fmt.Errorf("`cluster node exec` needs the name of a node and a command")
 		}
 		return execInNode(o.name, rest[0], rest[1:])
+	case "api stop":
+		return withCluster(o, stopAPI)
+	case "api start":
+		return withCluster(o, startAPI)
 	case "partition":
 		if len(rest) == 1 {
 			rest = append(rest, everything)

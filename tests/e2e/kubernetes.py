@@ -47,8 +47,10 @@ class Kubernetes:
         self.forwards = []
 
     def kubectl(self, *args, check=True, input=None, timeout=600):
-        tool = shutil.which("kubectl", path=self.env["PATH"])
-        return run(tool, *self.context, *args, check=check, input=input, timeout=timeout, env=self.env)
+        return run(*self.kubectl_line(), *args, check=check, input=input, timeout=timeout, env=self.env)
+
+    def kubectl_line(self):
+        return [shutil.which("kubectl", path=self.env["PATH"]), *self.context]
 
     def helm(self, *args, timeout=600):
         return run(shutil.which("helm", path=self.env["PATH"]), *self.helm_context, *args, env=self.env, timeout=timeout)
@@ -90,7 +92,7 @@ class Kubernetes:
             raise RuntimeError(f"cannot forward a port to {target}")
         return f"127.0.0.1:{found[1]}"
 
-    def kill_pod(self, pod, namespace="mail"):
+    def kill_pod(self, pod, namespace="mail", program="mailnode"):
         """The nearest to kill -9 that any cluster offers."""
         self.kubectl("-n", namespace, "delete", "pod", pod, "--grace-period=0", "--force")
 
@@ -160,8 +162,15 @@ class Local(Kubernetes):
     def start_node(self, node):
         run(self.tool, "node", "start", node, timeout=300)
 
-    def kill_pod(self, pod, namespace="mail"):
-        """kill -9 of the pod's mailnode process, found by the POD_NAME and namespace it was started with."""
+    def stop_api(self):
+        """Ends the API server at once, until start_api."""
+        run(self.tool, "api", "stop")
+
+    def start_api(self):
+        run(self.tool, "api", "start", timeout=150)
+
+    def kill_pod(self, pod, namespace="mail", program="mailnode"):
+        """kill -9 of the pod's process of this program, found by its control group."""
         uid = self.get("-n", namespace, "pod", pod)["metadata"]["uid"]
         for process in Path("/proc").iterdir():
             if not process.name.isdigit():
@@ -171,10 +180,10 @@ class Local(Kubernetes):
                 groups = (process / "cgroup").read_text()
             except OSError:
                 continue
-            if command.endswith(b"mailnode") and (uid in groups or uid.replace("-", "_") in groups):
+            if command.endswith(program.encode()) and (uid in groups or uid.replace("-", "_") in groups):
                 os.kill(int(process.name), signal.SIGKILL)
                 return
-        raise RuntimeError(f"no mailnode process of pod {pod} runs here")
+        raise RuntimeError(f"no {program} process of pod {pod} runs here")
 
 
 def find(say=print):
