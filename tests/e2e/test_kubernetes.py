@@ -15,7 +15,7 @@ import mail
 PASSWORD = "correct horse battery staple"
 NAMESPACE = "mail"
 # Seconds without an acknowledgement, and refusals in a row of four senders, that a planned change may cost.
-MOST_PAUSE, MOST_REFUSALS = 15, 100
+MOST_PAUSE, MOST_REFUSALS = 15, 20
 SAMPLE = kubernetes.ROOT / "manifests" / "samples" / "quickstart.yaml"
 
 
