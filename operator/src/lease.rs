@@ -97,10 +97,12 @@ impl Election {
     /// Returns once we hold the Lease.
     pub async fn acquire(&mut self) {
         loop {
-            match self.attempt().await {
-                Ok(true) => return,
-                Ok(false) => {}
-                Err(error) => tracing::warn!(%error, "failed to read or write the Lease"),
+            // A connection that the network lost would hold us up for minutes otherwise.
+            match tokio::time::timeout(ATTEMPT_TIMEOUT, self.attempt()).await {
+                Ok(Ok(true)) => return,
+                Ok(Ok(false)) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "failed to read or write the Lease"),
+                Err(_) => tracing::warn!("the Lease was not answered for in time"),
             }
             tokio::time::sleep(RENEW_INTERVAL).await;
         }

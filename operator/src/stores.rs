@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::{Stream, TryStreamExt as _};
@@ -15,6 +16,7 @@ use kube::{
     runtime::{
         WatchStreamExt as _,
         reflector::{ObjectRef, Store, store::Writer},
+        utils::Backoff,
         watcher::{self, Event},
     },
 };
@@ -36,6 +38,35 @@ use crate::{
 
 /// Changes that a listener may be behind before it is told to look at everything.
 const CHANGES: usize = 1024;
+
+/// What a watch waits after it failed for the first time; each further wait is twice as long.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait. Nothing is seen until it is over, though the API server may be back; kube's own is half a minute and more.
+const LONGEST_WAIT: Duration = Duration::from_secs(4);
+
+/// How long watches wait before they are tried again: there are few operators, and a wish that is made when the API server is back
+/// must be seen within seconds.
+#[derive(Debug, Clone, Default)]
+pub struct WatchBackoff {
+    failures: u32,
+}
+
+impl Iterator for WatchBackoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let wait = FIRST_WAIT.saturating_mul(1 << self.failures.min(8)).min(LONGEST_WAIT);
+        self.failures = self.failures.saturating_add(1);
+        // Not all at the same instant.
+        Some(wait.mul_f64(0.5 + rand::random::<f64>() / 2.0))
+    }
+}
+
+impl Backoff for WatchBackoff {
+    fn reset(&mut self) {
+        self.failures = 0;
+    }
+}
 
 /// A namespace and a name in it.
 pub type Key = (String, String);
@@ -129,7 +160,7 @@ impl Stores {
         tokio::spawn(stores.clone().follow(restores, api(client, namespace), |_| Changed::Backups));
         let secrets =
             watcher::watcher(api::<PartialObjectMeta<Secret>>(client, namespace), watcher::Config::default());
-        tokio::spawn(stores.clone().follow_secrets(secrets.default_backoff()));
+        tokio::spawn(stores.clone().follow_secrets(secrets.backoff(WatchBackoff::default())));
         stores
     }
 
@@ -222,7 +253,7 @@ impl Stores {
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     {
         let reader = writer.as_reader();
-        let events = watcher::watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff::default());
         let mut events = std::pin::pin!(events);
         let mut sieve = Sieve::new(self.unreadable.clone());
         loop {
@@ -328,5 +359,21 @@ fn asked<K: Resource>(object: &K) -> Asked {
         paused,
         uid: meta.uid.clone(),
         labels: meta.labels.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_is_tried_again_within_seconds_however_long_it_failed() {
+        let mut backoff = WatchBackoff::default();
+        let first = backoff.next().unwrap();
+        assert!((FIRST_WAIT / 2..=FIRST_WAIT).contains(&first), "{first:?}");
+        assert!(backoff.by_ref().take(1_000).all(|wait| wait <= LONGEST_WAIT));
+        assert!(backoff.next().unwrap() >= LONGEST_WAIT / 2);
+        backoff.reset();
+        assert!(backoff.next().unwrap() <= FIRST_WAIT);
     }
 }

@@ -58,7 +58,7 @@ use crate::{
     settings::{FIELD_MANAGER, Settings},
     shape::Shape,
     status::{Ours, write},
-    stores::{Stores, api},
+    stores::{Stores, WatchBackoff, api},
 };
 use crate::{block_lists::Listings, dns_watch::Lookups};
 
@@ -144,6 +144,7 @@ pub async fn run(context: Arc<Context>, stop: impl Future<Output = ()> + Send + 
         .owns(api::<ServiceAccount>(&client, &namespace), ours())
         .watches(api::<Pod>(&client, &namespace), ours(), of_pod)
         .with_config(config)
+        .trigger_backoff(WatchBackoff::default())
         .graceful_shutdown_on(stop)
         .run(reconcile, on_error, context)
         .for_each(|_| async {})
