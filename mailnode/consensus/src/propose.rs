@@ -51,6 +51,9 @@ pub enum ProposeError {
     /// The command is longer than [`MAX_COMMAND_BYTES`]. Nothing was tried.
     #[error("the command is too large")]
     TooLarge,
+    /// This node has no replica of the group, and was asked for what only one can answer.
+    #[error("this node has no replica of the group")]
+    NoReplica,
     /// This node is being stopped. A command's outcome may be unknown.
     #[error("this node is stopping")]
     Stopping,
@@ -190,14 +193,16 @@ impl Inner {
 
     /// Brings this node's own replica up to what was acknowledged before the call.
     pub(crate) async fn catch_up(&self, group: GroupId, within: Duration) -> Result<(), ProposeError> {
+        if group.0 > self.config.partitions {
+            return Err(ProposeError::NoSuchGroup);
+        }
         let deadline = Instant::now() + within;
+        let held = self.group(group).ok_or(ProposeError::NoReplica)?;
+        let held = &held;
         let attempt = |leader: NodeId| async move {
             let within = deadline.saturating_duration_since(Instant::now());
-            let Some(held) = self.group(group) else {
-                return Attempt::Failed("there is no replica here".into());
-            };
             let index = match leader == self.config.node {
-                true => self.read_index_here(&held, within).await,
+                true => self.read_index_here(held, within).await,
                 false => self.ask_read_index(group, leader, within).await,
             };
             match index {
@@ -207,7 +212,14 @@ impl Inner {
                 Attempt::Failed(reason) => Attempt::Failed(reason),
             }
         };
-        self.until_done(group, deadline, attempt).await.map(drop)
+        tokio::select! {
+            biased;
+            () = held.stop.cancelled() => match self.stop.is_cancelled() {
+                true => Err(ProposeError::Stopping),
+                false => Err(ProposeError::NoReplica),
+            },
+            done = self.until_done(group, deadline, attempt) => done.map(drop),
+        }
     }
 
     /// Waits, but not longer than until the group has another leader.
