@@ -25,7 +25,7 @@ spec: {{nodes: 1, partitions: 1, hostname: mail.upgrade.example, storage: {{size
 apiVersion: quorumail.io/v1alpha1
 kind: MailDomain
 metadata: {{name: upgrade, namespace: {BEFORE}}}
-spec: {{clusterRef: {{name: old}}, domainName: upgrade.example}}
+spec: {{clusterRef: {{name: old}}, domain: upgrade.example}}
 ---
 apiVersion: quorumail.io/v1alpha1
 kind: Mailbox

@@ -228,6 +228,8 @@ def install_previous_chart(kubernetes, directory, say=print):
     run("tar", "-C", str(directory), "-xf", str(directory / "chart.tar"))
     kubernetes.helm("install", "quorumail", str(directory / "charts" / "quorumail"), "--namespace", "quorumail-system",
                     "--create-namespace", "--set", "image.tag=none,image.pullPolicy=Never")
+    kinds = [name for name in kubernetes.kubectl("get", "crd", "-o", "name").split() if name.endswith(".quorumail.io")]
+    kubernetes.kubectl("wait", "--for=condition=Established", *kinds, "--timeout=60s")
     return True
 
 
