@@ -27,6 +27,6 @@ def test_the_resource_types_are_those_of_the_new_chart(upgraded):
 
 
 def test_what_was_declared_before_is_ready_and_was_not_changed(upgraded):
-    upgraded.wait("condition=Ready", "mailcluster/old", "maildomain/upgrade", "mailbox/carol", namespace=BEFORE)
+    upgraded.wait("Ready", "mailcluster/old", "maildomain/upgrade", "mailbox/carol", namespace=BEFORE)
     # It fails when anything differs, and says what.
     assert upgraded.kubectl("diff", "-f", "-", input=DECLARED) == ""
