@@ -61,6 +61,8 @@ MADE = [
     ("MailCluster", {"smtp.retry.max": "4hours"}, SPAN),
     ("MailCluster", {"smtp.retry.giveUpAfter": "5D"}, SPAN),
     ("MailCluster", {"smtp.retry": {"initial": "1m", "max": "4h", "giveUpAfter": "5d"}}, None),
+    ("MailCluster", {"update.progressDeadline": "soon"}, SPAN),
+    ("MailCluster", {"update.progressDeadline": "15m"}, None),
     ("MailCluster", {"storage.size": "ten"}, SIZE),
     ("MailCluster", {"storage.size": "0Gi"}, "storage.size must be greater than zero"),
     ("MailCluster", {"storage": {"size": "1Ti", "storageClassName": "fast"}}, None),

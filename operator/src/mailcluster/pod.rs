@@ -10,10 +10,10 @@ use k8s_openapi::{
         },
         core::v1::{
             Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource,
-            HTTPGetAction, ObjectFieldSelector, PersistentVolumeClaim, PersistentVolumeClaimSpec,
-            PodSecurityContext, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, SeccompProfile,
-            SecretVolumeSource, SecurityContext, TopologySpreadConstraint, Volume, VolumeMount,
-            VolumeResourceRequirements,
+            HTTPGetAction, Lifecycle, LifecycleHandler, ObjectFieldSelector, PersistentVolumeClaim,
+            PersistentVolumeClaimSpec, PodSecurityContext, PodSpec, PodTemplateSpec, Probe,
+            ResourceRequirements, SeccompProfile, SecretVolumeSource, SecurityContext, SleepAction,
+            TopologySpreadConstraint, Volume, VolumeMount, VolumeResourceRequirements,
         },
     },
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString},
@@ -34,6 +34,9 @@ pub const CONFIG_HASH: &str = "quorumail.io/config-hash";
 const USER: i64 = 10_001;
 /// A mailnode hands over its leaderships and ends its sessions within 25 s; the rest is for a slow disk.
 const TERMINATION_SECONDS: i64 = 60;
+/// For how long a pod that is to end serves on: connections are sent to it until every Kubernetes node has heard that it ends.
+/// Servers that do not know this way of waiting (before Kubernetes 1.30) leave it out.
+const LINGER_SECONDS: i64 = 3;
 /// Secrets are readable for the group only.
 const SECRET_MODE: i32 = 0o440;
 
@@ -203,6 +206,13 @@ fn container(cluster: &MailCluster, config: &str, surroundings: &Surroundings) -
             ..SecurityContext::default()
         }),
         volume_mounts: Some(mounts(cluster)),
+        lifecycle: Some(Lifecycle {
+            pre_stop: Some(LifecycleHandler {
+                sleep: Some(SleepAction { seconds: LINGER_SECONDS }),
+                ..LifecycleHandler::default()
+            }),
+            ..Lifecycle::default()
+        }),
         // The last line of the log is then part of the pod's status, and of the condition when an update fails.
         termination_message_policy: Some("FallbackToLogsOnError".to_owned()),
         ..Container::default()
