@@ -221,10 +221,13 @@ def install_previous_chart(kubernetes, directory, say=print):
     """Installs the chart released last, without an operator that could run, unless some chart is there already."""
     if "quorumail" in kubernetes.helm("list", "--all", "--namespace", "quorumail-system", "--short").split():
         return False
+    try:
+        run("git", "-C", str(ROOT), "archive", "--format=tar", "-o", str(directory / "chart.tar"), PREVIOUS_CHART, "charts/quorumail")
+    except (OSError, RuntimeError) as error:
+        # Sources without their history, as those of a release.
+        say(f"no upgrade is tried: {error}")
+        return False
     say(f"installing the chart of {PREVIOUS_CHART}, to upgrade from it")
-    archive = run("git", "-C", str(ROOT), "archive", "--format=tar", "-o", str(directory / "chart.tar"), PREVIOUS_CHART,
-                  "charts/quorumail")
-    assert archive == ""
     run("tar", "-C", str(directory), "-xf", str(directory / "chart.tar"))
     kubernetes.helm("install", "quorumail", str(directory / "charts" / "quorumail"), "--namespace", "quorumail-system",
                     "--create-namespace", "--set", "image.tag=none,image.pullPolicy=Never")

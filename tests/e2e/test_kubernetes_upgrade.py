@@ -13,7 +13,7 @@ from conftest import BEFORE, DECLARED
 def upgraded(cluster):
     history = json.loads(cluster.helm("history", "quorumail", "--namespace", "quorumail-system", "-o", "json"))
     if len(history) < 2 or "namespace/" + BEFORE not in cluster.kubectl("get", "namespaces", "-o", "name").split():
-        pytest.skip("this cluster had the chart before the tests began")
+        pytest.skip("this cluster had the chart before the tests began, or the sources have no history")
     yield cluster
     cluster.kubectl("delete", "namespace", BEFORE, "--wait=true", timeout=300)
 
