@@ -94,9 +94,10 @@ endif
 # ---- parts -----------------------------------------------------------------------------------------------------
 
 # What is built for the tests of crates serves the other tests as well: with other features of libraries, as the programs
-# have them alone, everything would be built a second time.
-WHOLE := --workspace --exclude quorumail-sim --all-targets
-BUILD ?= -p quorumail-server -p quorumail-operator -p quorumail-bench
+# have them alone, everything would be built a second time. That they compile alone is part of lint.
+WHOLE    := --workspace --exclude quorumail-sim --all-targets
+PROGRAMS := -p quorumail-server -p quorumail-operator -p quorumail-bench
+BUILD    ?= $(PROGRAMS)
 .PHONY: build
 build: ## The programs
 	$(call say,Building the programs ($(PROFILE)))
@@ -113,6 +114,7 @@ lint: packages $(DENY) cluster ## Formatting, clippy, licences, generated files,
 	cargo fetch --locked
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --profile $(PROFILE) -- -D warnings
+	cargo check --profile $(PROFILE) $(PROGRAMS)
 	$(DENY) --offline check --hide-inclusion-graph licenses bans sources
 	cd tests/cluster && test -z "$$(gofmt -l . | tee /dev/stderr)" && go vet ./...
 	HELM=$$($(OUT)/cluster bin)/helm tests/lint-chart.sh
