@@ -6,7 +6,7 @@ SHELL := /bin/bash
 # dev: quick to build, assertions on. release: what is shipped and measured.
 PROFILE ?= dev
 TARGET  := $(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
-BIN     := $(CURDIR)/target/$(TARGET)
+BIN     := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/$(TARGET)
 OUT     := $(CURDIR)/out
 TOOLS   := $(HOME)/.cache/quorumail/tools
 DENY    := $(TOOLS)/bin/cargo-deny
@@ -120,15 +120,26 @@ lint: packages $(DENY) cluster ## Formatting, clippy, licences, generated files,
 	HELM=$$($(OUT)/cluster bin)/helm tests/lint-chart.sh
 	tests/lint-alerts.sh
 
+# The tests that need a Kubernetes and those that do not wait most of the time: side by side. PYTEST takes further options.
+E2E = $(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST)
+
 .PHONY: e2e
 e2e: packages build cluster image-archive ## End-to-end tests: real processes, real clients, real Kubernetes
-	$(call say,End-to-end tests)
-	status=0; export QUORUMAIL_CLUSTER_BIN=$$($(OUT)/cluster bin); $(PYTHON) -m pytest -q -ra --durations=8 -p no:cacheprovider tests/e2e $(PYTEST) || status=$$?; \
-	$(OUT)/cluster down; exit $$status
+	$(MAKE) --jobs=2 --output-sync=target e2e-kubernetes-built e2e-dev-built
 
 .PHONY: e2e-dev
-e2e-dev: packages build ## End-to-end tests without Kubernetes
-	QUORUMAIL_E2E=dev $(PYTHON) -m pytest -q -ra -p no:cacheprovider tests/e2e $(PYTEST)
+e2e-dev: packages build e2e-dev-built ## End-to-end tests without Kubernetes
+
+.PHONY: e2e-dev-built
+e2e-dev-built:
+	$(call say,End-to-end tests without Kubernetes)
+	QUORUMAIL_E2E=dev $(E2E)
+
+.PHONY: e2e-kubernetes-built
+e2e-kubernetes-built:
+	$(call say,End-to-end tests on Kubernetes)
+	status=0; export QUORUMAIL_E2E=kubernetes QUORUMAIL_CLUSTER_BIN=$$($(OUT)/cluster bin); $(E2E) || status=$$?; \
+	$(OUT)/cluster down; exit $$status
 
 # Faults of a run come from its seed; MINUTES are those of faults. CHAOS takes further options (tests/chaos/chaos.py --help).
 MINUTES ?= 5

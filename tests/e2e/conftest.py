@@ -34,12 +34,24 @@ spec: {{address: carol@upgrade.example}}
 """
 
 
+
+def pytest_collection_modifyitems(config, items):
+    """QUORUMAIL_E2E=kubernetes takes the tests that need a Kubernetes, QUORUMAIL_E2E=dev the others; all, if it is not set."""
+    part = os.environ.get("QUORUMAIL_E2E")
+    if part is None:
+        return
+    if part not in ("kubernetes", "dev"):
+        raise pytest.UsageError(f"QUORUMAIL_E2E={part}: kubernetes and dev are there")
+    # By the fixture below, however far up it is asked for.
+    taken = {item for item in items if ("cluster" in item.fixturenames) == (part == "kubernetes")}
+    config.hook.pytest_deselected(items=[item for item in items if item not in taken])
+    items[:] = [item for item in items if item in taken]
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """A Kubernetes with the chart installed: upgraded from the one released last, if none was there before, with things
     that were declared then. Left running for the next run; `make down` ends it."""
-    if os.environ.get("QUORUMAIL_E2E") == "dev":
-        pytest.skip("QUORUMAIL_E2E=dev: without Kubernetes")
     found = kubernetes.find()
     if kubernetes.install_previous_chart(found, tmp_path_factory.mktemp("previous")):
         found.apply(DECLARED)
