@@ -35,6 +35,7 @@ impl Metrics {
     /// Registers them.
     pub fn new() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
+        quorumail_logging::register(&registry)?;
         let reconciles = IntCounterVec::new(
             Opts::new("quorumail_operator_reconciles_total", "Reconciliations by controller and result."),
             &["controller", "result"],

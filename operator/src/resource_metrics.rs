@@ -1,18 +1,18 @@
-//! What resources tell, as metrics: the DNS records of domains by state, how many mailboxes are near their quota, and what block
-//! lists say.
+//! What resources tell, as metrics: the DNS records of domains by state, how many mailboxes are near their quota, what block
+//! lists say, and for how long changes of resources have waited for the operator.
 //!
 //! No address is a label; a domain is one, of which there are as many as MailDomains.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use kube::ResourceExt as _;
+use kube::{Resource, ResourceExt as _};
 use prometheus::{IntGaugeVec, Opts, Registry};
 use quorumail_crds::{
-    ClusterRef, MailCluster, MailDomain, Mailbox,
+    ClusterRef, MailCluster, MailDomain, Mailbox, PAUSED_ANNOTATION,
     condition::{find, kind},
     maildomain::{DnsRecord, DnsState},
 };
@@ -40,6 +40,7 @@ pub struct ResourceMetrics {
     records: IntGaugeVec,
     near_quota: IntGaugeVec,
     listings: IntGaugeVec,
+    waiting: IntGaugeVec,
 }
 
 impl ResourceMetrics {
@@ -62,7 +63,13 @@ impl ResourceMetrics {
                 "Addresses that mail leaves from, by block list and by what it says of them.",
                 &["namespace", "mailcluster", "list", "state"],
             )?,
+            waiting: gauge(
+                "quorumail_operator_change_waiting_seconds",
+                "For how long the change of a resource has waited that has waited longest, by kind.",
+                &["kind"],
+            )?,
         };
+        registry.register(Box::new(all.waiting.clone()))?;
         registry.register(Box::new(all.listings.clone()))?;
         registry.register(Box::new(all.records.clone()))?;
         registry.register(Box::new(all.near_quota.clone()))?;
@@ -85,9 +92,50 @@ fn show<const N: usize>(
     *shown = figures.into_keys().collect();
 }
 
+/// Changes that the operator has not answered yet: since when it was seen that they wait. A later change of the same object
+/// waits as long as the first.
+#[derive(Default)]
+struct Waiting(HashMap<(&'static str, Key), Instant>);
+
+impl Waiting {
+    /// Looks again; answers how long the oldest of each kind waits, in seconds.
+    fn look<const N: usize>(
+        &mut self,
+        kinds: [(&'static str, Vec<Key>); N],
+        now: Instant,
+    ) -> [(&'static str, u64); N] {
+        let before = std::mem::take(&mut self.0);
+        kinds.map(|(kind, objects)| {
+            let mut longest = 0;
+            for object in objects {
+                let object = (kind, object);
+                let since = before.get(&object).copied().unwrap_or(now);
+                longest = longest.max(now.saturating_duration_since(since).as_secs());
+                self.0.insert(object, since);
+            }
+            (kind, longest)
+        })
+    }
+}
+
+/// Objects of a kind whose status is of an earlier version, or whose deletion has not ended. Those that somebody paused wait for that
+/// person.
+fn unanswered<K>(objects: &[Arc<K>], observed: impl Fn(&K) -> Option<i64>) -> Vec<Key>
+where
+    K: Resource<DynamicType = ()>,
+{
+    let waits = |object: &&Arc<K>| {
+        let meta = object.meta();
+        let paused = meta.annotations.as_ref().is_some_and(|all| all.contains_key(PAUSED_ANNOTATION));
+        !paused && (meta.deletion_timestamp.is_some() || observed(object) != meta.generation)
+    };
+    objects.iter().filter(waits).map(|object| key(&**object)).collect()
+}
+
 /// Runs until it is dropped.
 pub async fn run(context: Arc<Context>) {
     let (mut records, mut near_quota, mut listings) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    let mut waiting = Waiting::default();
     let stores = &context.stores;
     let cluster_of = |namespace: &str, named: Option<&ClusterRef>| {
         stores.cluster_of(namespace, named).ok().map(|cluster| key(&*cluster))
@@ -98,6 +146,31 @@ pub async fn run(context: Arc<Context>) {
         show(&metrics.near_quota, &mut near_quota, of_mailboxes(&stores.mailboxes.state(), cluster_of));
         let of_lists = of_lists(&stores.clusters.state(), |cluster| context.listings.figures(cluster));
         show(&metrics.listings, &mut listings, of_lists);
+        let kinds = [
+            (
+                "MailCluster",
+                unanswered(&stores.clusters.state(), |one| one.status.as_ref()?.observed_generation),
+            ),
+            (
+                "MailDomain",
+                unanswered(&stores.domains.state(), |one| one.status.as_ref()?.observed_generation),
+            ),
+            (
+                "Mailbox",
+                unanswered(&stores.mailboxes.state(), |one| one.status.as_ref()?.observed_generation),
+            ),
+            (
+                "MailingList",
+                unanswered(&stores.lists.state(), |one| one.status.as_ref()?.observed_generation),
+            ),
+            (
+                "BackupPolicy",
+                unanswered(&stores.policies.state(), |one| one.status.as_ref()?.observed_generation),
+            ),
+        ];
+        for (kind, seconds) in waiting.look(kinds, Instant::now()) {
+            metrics.waiting.with_label_values(&[kind]).set(seconds.cast_signed());
+        }
         tokio::time::sleep(EVERY).await;
     }
 }
@@ -221,6 +294,39 @@ mod tests {
         };
         let figures = of_mailboxes(&[mailbox("True"), mailbox("False"), mailbox("True")], cluster_of);
         assert_eq!(figures, BTreeMap::from([(["mail".to_owned(), "mc".to_owned()], 2)]));
+    }
+
+    #[test]
+    fn a_change_waits_until_its_status_is_there_unless_it_is_paused() {
+        let mailbox = |name: &str, rest: &str, observed: i64| -> Arc<Mailbox> {
+            let text = format!(
+                "{{apiVersion: quorumail.io/v1alpha1, kind: Mailbox, metadata: {{name: {name}, namespace: mail, generation: 2{rest}}},
+                spec: {{address: a@x.org}}, status: {{observedGeneration: {observed}}}}}"
+            );
+            serde_yaml::from_str(&text).unwrap()
+        };
+        let all = [
+            mailbox("answered", "", 2),
+            mailbox("changed", "", 1),
+            mailbox("paused", ", annotations: {quorumail.io/paused: \"true\"}", 1),
+            mailbox("deleted", ", deletionTimestamp: \"2026-01-01T00:00:00Z\"", 2),
+        ];
+        let found = unanswered(&all, |one| one.status.as_ref()?.observed_generation);
+        assert_eq!(found, ["changed", "deleted"].map(|name| ("mail".to_owned(), name.to_owned())));
+    }
+
+    #[test]
+    fn the_change_that_has_waited_longest_is_told_until_it_is_answered() {
+        let (mut waiting, start) = (Waiting::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let of = |names: &[&str]| {
+            [("Mailbox", names.iter().map(|name| ("mail".to_owned(), (*name).to_owned())).collect())]
+        };
+        assert_eq!(waiting.look(of(&["a"]), at(0)), [("Mailbox", 0)]);
+        assert_eq!(waiting.look(of(&["a", "b"]), at(15)), [("Mailbox", 15)]);
+        assert_eq!(waiting.look(of(&["b"]), at(40)), [("Mailbox", 25)]);
+        assert_eq!(waiting.look(of(&[]), at(60)), [("Mailbox", 0)]);
+        assert_eq!(waiting.look(of(&["b"]), at(80)), [("Mailbox", 0)], "it was answered in between");
     }
 
     #[test]

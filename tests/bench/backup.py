@@ -1,12 +1,14 @@
 """Backups and restores beside restic, which copies the same mail as a Maildir: time, stored bytes, memory.
 
-    QUORUMAIL_BIN=target/release python3 tests/bench/backup.py [--mib 512] [--nodes 3]
+    QUORUMAIL_BIN=target/release python3 tests/bench/backup.py [--mib 512] [--nodes 3] [--elsewhere DIR]
+    QUORUMAIL_CLUSTER_BIN=$(out/cluster bin) QUORUMAIL_BIN=target/release python3 tests/bench/backup.py --copies-only --s3 [--mib 4096]
 
 Mail of 2 to 200 KiB, a third of it text, the rest base64 of random bytes, as attachments are. Both write into a directory on the
 same disk. Quorumail backs up from its nodes while they run and restores into a Maildir; restic reads that Maildir and restores
 it. Each is sealed and compressed; the file cache is dropped before every step (as root). Then what senders notice: SMTP at full load and at
-40 % of it, turns without and with backups of everything one after the other; how far the archive falls behind meanwhile; and how long a
-restore into a new cluster takes."""
+40 % of it, turns without and with backups of everything one after the other, into the disk that the mail is on as well and, with
+`--elsewhere`, into a directory on another one (as /dev/shm); how far the archive falls behind meanwhile; and how long a restore into a
+new cluster takes."""
 
 import argparse
 import base64
@@ -28,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 from bench import load  # noqa: E402
 from dev import BIN, Dev, people  # noqa: E402
 from mail import wait_for  # noqa: E402
-from repository import Directory  # noqa: E402
+from repository import BUCKET, Bucket, Directory  # noqa: E402
 from restart import drop_cache  # noqa: E402
 
 PASSWORD = "a password"
@@ -102,9 +104,18 @@ def timed(work):
     return time.monotonic() - begun
 
 
-def restic(*arguments, repository):
-    environment = {**os.environ, "RESTIC_PASSWORD": "a password of the bench", "RESTIC_REPOSITORY": str(repository)}
-    subprocess.run(["restic", "--no-cache", "-q", *arguments], check=True, env=environment, timeout=3600)
+class Restic:
+    """A repository of restic's, where the other's is: in a directory beside it or in the same bucket."""
+
+    def __init__(self, place):
+        self.directory = place.objects.parent / "restic"
+        s3 = isinstance(place, Bucket)
+        self.options = ["--cacert", str(place.certificate)] if s3 else []
+        repository = f"s3:https://127.0.0.1:{place.port}/{BUCKET}/restic" if s3 else str(self.directory)
+        self.environment = {**os.environ, **place.secrets, "RESTIC_PASSWORD": "a password of the bench", "RESTIC_REPOSITORY": repository}
+
+    def __call__(self, *arguments):
+        subprocess.run(["restic", "--no-cache", "-q", *self.options, *arguments], check=True, env=self.environment, timeout=3600)
 
 
 def show(title, seconds, total, note=""):
@@ -119,9 +130,12 @@ def smtp(dev, seconds, rate=0):
     return told["accepted_per_second"], told["p99_ms"]
 
 
-def senders(dev, directory, rounds, seconds, rate=0):
-    """What senders notice at a rate, or at full load; answers messages a second without backups. Turns without a backup, with backups at full speed, and with one that is held back, as `bytesPerSecond` does."""
+def senders(dev, directory, rounds, seconds, rate=0, elsewhere=None):
+    """What senders notice at a rate, or at full load; answers messages a second without backups. Turns without a backup, with backups
+    at full speed, and with one that is held back, as `bytesPerSecond` does."""
     kinds = {"without": None, "with backups": [], "with backups at 4 MiB/s": ["--rate", "4Mi"]}
+    if elsewhere:
+        kinds["with backups elsewhere"] = []
     figures = {kind: [] for kind in kinds}
     for turn in range(rounds):
         for kind, extra in kinds.items():
@@ -130,7 +144,7 @@ def senders(dev, directory, rounds, seconds, rate=0):
             def back_up(extra=extra, turn=turn, kind=kind):
                 while not over.is_set():
                     # A new repository each time: all of it has to be read, sealed and written.
-                    place = Directory(directory / f"load-{turn}-{kind.replace(' ', '-').replace('/', '-')}-{count[0]}")
+                    place = Directory((elsewhere if kind.endswith("elsewhere") else directory) / f"load-{turn}-{kind.replace(' ', '-').replace('/', '-')}-{count[0]}")
                     process = place.start(["backup", "now"], dev, extra)
                     while process.poll() is None and not over.is_set():
                         time.sleep(0.05)
@@ -189,8 +203,7 @@ def archive(dev, directory, seconds):
     subprocess.run([*quorumail, "backup", "archive", "stop"], check=True, capture_output=True, timeout=60)
 
 
-def beside_restic(directory, arguments):
-    place = Directory(directory / "backups")
+def beside_restic(directory, arguments, place):
     with Dev(directory / "dev", {"people.yaml": people(NAMES, password=PASSWORD)}, nodes=arguments.nodes) as dev:
         messages, total = fill(dev, arguments.mib)
         print(f"{messages:,} messages, {total / 1e6:,.0f} MB, {arguments.nodes} nodes, {os.cpu_count()} cores", flush=True)
@@ -214,15 +227,15 @@ def beside_restic(directory, arguments):
     show("Quorumail, verify", took, total)
     if not shutil.which("restic"):
         return print("left out: restic is not installed")
-    repository, back = directory / "restic", directory / "back"
-    restic("init", repository=repository)
-    took = timed(lambda: restic("backup", str(maildir), repository=repository))
-    show("restic, first backup", took, total, f"stored {size(repository) / total:.2f} of it")
-    took = timed(lambda: restic("backup", str(maildir), repository=repository))
+    restic, back = Restic(place), directory / "back"
+    restic("init")
+    took = timed(lambda: restic("backup", str(maildir)))
+    show("restic, first backup", took, total, f"stored {size(restic.directory) / total:.2f} of it")
+    took = timed(lambda: restic("backup", str(maildir)))
     show("restic, second backup", took, total)
-    took = timed(lambda: restic("restore", "latest", "--target", str(back), repository=repository))
+    took = timed(lambda: restic("restore", "latest", "--target", str(back)))
     show("restic, restore", took, total)
-    took = timed(lambda: restic("check", "--read-data", repository=repository))
+    took = timed(lambda: restic("check", "--read-data"))
     show("restic, check --read-data", took, total)
 
 
@@ -232,17 +245,26 @@ def main():
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--elsewhere", type=Path, help="a directory on another disk")
     parser.add_argument("--load-only", action="store_true", help="only what senders notice")
+    parser.add_argument("--copies-only", action="store_true", help="only backups and restores beside restic")
+    parser.add_argument("--s3", action="store_true", help="both into a bucket of versitygw, over TLS, instead of a directory")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="backup-") as directory:
         directory = Path(directory)
         if not arguments.load_only:
-            beside_restic(directory, arguments)
+            place = (Bucket if arguments.s3 else Directory)(directory / "backups")
+            try:
+                beside_restic(directory, arguments, place)
+            finally:
+                place.close()
+        if arguments.copies_only:
+            return
         with Dev(directory / "load", {"people.yaml": people(NAMES, password=PASSWORD)}, nodes=arguments.nodes) as dev:
             fill(dev, min(arguments.mib, 128))
-            most = senders(dev, directory, arguments.rounds, arguments.seconds)
+            most = senders(dev, directory, arguments.rounds, arguments.seconds, elsewhere=arguments.elsewhere)
             # A processor that has nothing left answers later whatever is added; mail seldom is all that it can take.
-            senders(dev, directory, arguments.rounds, arguments.seconds, most * 0.4)
+            senders(dev, directory, arguments.rounds, arguments.seconds, most * 0.4, arguments.elsewhere)
             archive(dev, directory, 3 * arguments.seconds)
 
 

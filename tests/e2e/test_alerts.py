@@ -143,12 +143,29 @@ def test_uptime_is_what_probes_say_and_a_report_tells_it(tmp_path):
                          "- [x] messages come back in all domains: 1 of 1", "- [x] uptime of 99.9 %: 100.00 %",
                          "- [ ] **not known:** restores are rehearsed", "No BackupPolicy is known"):
             assert expected in text, text
+        # Nodes that start find each other by and by, and say so; Prometheus counts what came since it looks.
+        assert "no warnings in the log: " in text and "**not known:** no warnings" not in text, text
+        counted = {one["metric"]["level"] for one in prometheus.query("quorumail_log_records_total")}
+        assert counted == {"warn", "error"}, counted
+
+        def status(url, *arguments):
+            return quorumail("--dev", dev.directory / "data", "status", "--prometheus", url, *arguments, check=False)
+
+        here = f"http://127.0.0.1:{prometheus.port}"
+        moment = json.loads(status(here, "-o", "json").stdout)["lastDay"]
+        assert (moment["uptime"], moment["deliverability"]) == (1.0, None) and moment["alerts"] is not None, moment
         operator.fails = True
         mail.wait_for(lambda: "UptimeBudgetBurn" in prometheus.firing(), within=60, what="a budget that burns")
         figures = json.loads(report("-o", "json"))
         assert 0 < figures["uptime"] < 0.999 and figures["probesFailed"] > 2, figures
         # It had begun to fire at that second or the one before.
         mail.wait_for(lambda: "UptimeBudgetBurn" in report(), what="the incident")
+        shown = status(here)
+        assert shown.returncode == 1 and "the alert UptimeBudgetBurn fires" in shown.stdout, shown
+        assert "(runbook UptimeBudgetBurn)" in shown.stdout and re.search(r"last day: uptime \d\d\.\d+ %", shown.stdout), shown.stdout
+        # Prometheus is a help and no condition.
+        alone = status("http://127.0.0.1:1")
+        assert "are left out" in alone.stderr and "partitions" in alone.stdout and "last day" not in alone.stdout, alone
         operator.fails = False
         page = report("--html")
         assert page.startswith("<!doctype html>") and "<svg" in page and "UptimeBudgetBurn" in page, page

@@ -10,6 +10,7 @@ mod background;
 mod blocks;
 mod chunks;
 mod config;
+mod directory;
 mod error;
 mod format;
 mod keys;

@@ -1,6 +1,6 @@
 //! Objects by name: one object store (S3 or a directory) with retries, a rate limit and errors that people understand.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream::FuturesUnordered};
@@ -15,7 +15,10 @@ use object_store::{
 use quorumail_store::Timestamp;
 use tokio::{sync::Mutex, time::Instant};
 
-use crate::{Limits, Location, RepositoryError, S3};
+use crate::{
+    Limits, Location, RepositoryError, S3,
+    directory::{self, PIECE_BYTES},
+};
 
 /// Longer objects are uploaded in parts of this size.
 const PART_BYTES: usize = 8 << 20;
@@ -49,6 +52,8 @@ pub(crate) struct Listed {
 /// The objects of one repository.
 pub(crate) struct Objects {
     store: Arc<dyn ObjectStore>,
+    /// Where it is no object store.
+    directory: Option<PathBuf>,
     prefix: String,
     location: String,
     rate: Option<Rate>,
@@ -80,6 +85,10 @@ impl Objects {
         limits: &Limits,
         create: bool,
     ) -> Result<Self, RepositoryError> {
+        let directory = match location {
+            Location::S3(_) => None,
+            Location::Directory(path) => Some(path.clone()),
+        };
         let (store, prefix): (Arc<dyn ObjectStore>, String) = match location {
             Location::S3(s3) => (Arc::new(connect_s3(s3, limits)?), s3.prefix.trim_matches('/').to_owned()),
             Location::Directory(path) => {
@@ -99,7 +108,14 @@ impl Objects {
         let rate = limits
             .bytes_per_second
             .map(|bytes| Rate { bytes_per_second: bytes.max(MIN_RATE), free: Mutex::new(Instant::now()) });
-        Ok(Self { store, prefix, location: location.to_string(), rate, retry_for: limits.retry_for })
+        Ok(Self {
+            store,
+            directory,
+            prefix,
+            location: location.to_string(),
+            rate,
+            retry_for: limits.retry_for,
+        })
     }
 
     pub(crate) fn location(&self) -> &str {
@@ -109,6 +125,13 @@ impl Objects {
     /// Writes an object, in parts when it is long; one of the same name is replaced.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<(), RepositoryError> {
         self.retrying("writing", name, || async {
+            if let Some(directory) = self.directory.as_ref().filter(|_| bytes.len() > PIECE_BYTES) {
+                let written = directory::write(directory.join(name), &bytes, |bytes| self.pass(bytes)).await;
+                return written.map_err(|error| object_store::Error::Generic {
+                    store: "directory",
+                    source: error.into(),
+                });
+            }
             if bytes.len() > PART_BYTES {
                 return self.put_parts(name, &bytes).await;
             }

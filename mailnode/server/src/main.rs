@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     // kernel knows none, none are used.
     let _ = nix::sys::prctl::set_thp_disable(true);
     let arguments = Arguments::parse();
-    log_json();
+    quorumail_logging::start("info,openraft=warn");
     // Fails only when it is installed already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match run(&arguments) {
@@ -78,11 +78,4 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
     // The thread that reads standard input never ends by itself.
     runtime.shutdown_background();
     ended
-}
-
-/// One JSON object a line on standard error; RUST_LOG sets the level.
-fn log_json() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn"));
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

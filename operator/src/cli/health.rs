@@ -7,6 +7,7 @@ use quorumail_proto::admin::{ClusterStatus, NodeHealth, NodeReport, QueueClass};
 use serde::Serialize;
 
 use super::output;
+use crate::report::{Incident, runbook};
 
 /// A share of the disk below which it is told, as the alerts do.
 const LITTLE_ROOM: f64 = 0.15;
@@ -107,6 +108,28 @@ pub(super) fn first_to_expire(status: &ClusterStatus) -> Option<Timestamp> {
     // Zero: it cannot be told.
     let first = ends.map(|certificate| certificate.not_after).filter(|end| *end != 0).min()?;
     Timestamp::from_second(first).ok()
+}
+
+/// Alerts that ask somebody to act and tell of something that is not seen here.
+pub(super) fn of_alerts<'a>(firing: impl Iterator<Item = &'a Incident>, seen: &[Problem]) -> Vec<Problem> {
+    let mut found: Vec<Problem> = firing
+        .filter_map(|one| {
+            let severity = match one.severity.as_str() {
+                "critical" => Severity::Critical,
+                "warning" => Severity::Warning,
+                _ => return None,
+            };
+            let text = match one.about.as_str() {
+                "" => format!("the alert {} fires", one.alert),
+                about => format!("the alert {} fires: {about}", one.alert),
+            };
+            Some(Problem { severity, text, runbook: runbook(&one.alert) })
+        })
+        .filter(|new| !seen.iter().any(|old| old.runbook.is_some() && old.runbook == new.runbook))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
 }
 
 /// What the mailnodes tell that is not well, the worst first.

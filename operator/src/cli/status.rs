@@ -1,5 +1,7 @@
 //! `quorumail status`.
 
+use std::{collections::BTreeMap, time::Duration};
+
 use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -18,13 +20,22 @@ use super::{
     health::{self, Problem, Queue, Resource, Severity},
     output::{self, Format},
 };
+use crate::report::{Moment, Scope, glance, percent, prometheus::Prometheus};
 
 #[derive(Debug, Args)]
 pub(super) struct StatusArgs {
     /// Shows every partition.
     #[arg(long)]
     partitions: bool,
+    /// Where Prometheus answers: shows the alerts that fire, and uptime and deliverability of the last day as well.
+    #[arg(long, value_name = "URL", env = "PROMETHEUS_URL")]
+    prometheus: Option<String>,
 }
+
+/// Over which time uptime and deliverability are told, in seconds.
+const LAST_DAY: i64 = 86_400;
+/// For Prometheus to answer; without it the rest is shown.
+const PROMETHEUS_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -42,6 +53,9 @@ struct Facts {
     /// Of MailDomains, in Kubernetes.
     #[serde(skip_serializing_if = "Option::is_none")]
     domains: Option<Domains>,
+    /// What Prometheus tells of the last day and of alerts, where it is asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_day: Option<Moment>,
     /// When the first certificate of a mailnode expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     certificate_expires: Option<Timestamp>,
@@ -152,26 +166,49 @@ struct Group {
 
 pub(super) async fn run(target: &Target, format: Format, args: &StatusArgs) -> Result<(), Failure> {
     let now = Timestamp::now();
-    let (status, resources) = if target.dev.is_some() || target.tls_dir.is_some() {
-        (target.connect().await?.cluster_status().await?, Resources::default())
+    let prometheus = args.prometheus.as_deref();
+    let (status, resources, last_day) = if target.dev.is_some() || target.tls_dir.is_some() {
+        let status = async { Ok::<_, Failure>(target.connect().await?.cluster_status().await?) };
+        let (status, last_day) = tokio::join!(status, last_day(prometheus, None, now));
+        (status?, Resources::default(), last_day)
     } else {
         let kubernetes = target.kubernetes().await?;
         let status = async { Ok::<_, Failure>(kubernetes.connect().await?.cluster_status().await?) };
-        let (status, resources) = tokio::join!(status, Resources::read(&kubernetes));
+        let last_day = last_day(prometheus, Some(&kubernetes), now);
+        let (status, resources, last_day) = tokio::join!(status, Resources::read(&kubernetes), last_day);
         // Some may ask the mailnodes and not read the resources.
         let resources = resources.unwrap_or_else(|error| {
             eprintln!("resources and backups are left out: {error}");
             Resources::default()
         });
-        (status?, resources)
+        (status?, resources, last_day)
     };
-    let facts = facts(status, resources, now);
+    let facts = facts(status, resources, last_day, now);
     output::print(format, &facts, |facts| table(facts, args.partitions, now))?;
     match facts.problems.len() {
         0 => Ok(()),
         1 => Err(Failure::Failed("not well: 1 problem".to_owned())),
         count => Err(Failure::Failed(format!("not well: {count} problems"))),
     }
+}
+
+/// Of one MailCluster, or of all that Prometheus knows. What it does not tell is left out, with a word.
+async fn last_day(url: Option<&str>, of: Option<&Kubernetes>, now: Timestamp) -> Option<Moment> {
+    let url = url?;
+    let scope = Scope {
+        namespace: of.map(|kubernetes| kubernetes.namespace.clone()),
+        cluster: of.map(|kubernetes| kubernetes.cluster.clone()),
+        until: now,
+        seconds: LAST_DAY,
+    };
+    let asked = async { glance(&Prometheus::new(url)?, &scope).await };
+    let why = match tokio::time::timeout(PROMETHEUS_WITHIN, asked).await {
+        Ok(Ok(moment)) => return Some(moment),
+        Ok(Err(error)) => error.to_string(),
+        Err(_) => format!("no answer within {} s", PROMETHEUS_WITHIN.as_secs()),
+    };
+    eprintln!("alerts, uptime and deliverability are left out: {why}");
+    None
 }
 
 /// What the API server knows of a mail service.
@@ -254,9 +291,12 @@ fn backup(policy: String, status: Option<&BackupPolicyStatus>) -> Backup {
     }
 }
 
-fn facts(status: ClusterStatus, resources: Resources, now: Timestamp) -> Facts {
+fn facts(status: ClusterStatus, resources: Resources, last_day: Option<Moment>, now: Timestamp) -> Facts {
     let mut problems = health::of_nodes(&status, now);
     problems.extend(health::of_resources(&resources.all));
+    let firing = last_day.iter().filter_map(|moment| moment.alerts.as_ref()).flatten();
+    let more = health::of_alerts(firing, &problems);
+    problems.extend(more);
     problems.sort();
     let queues = health::queues(&status);
     let certificate_expires = health::first_to_expire(&status);
@@ -322,6 +362,7 @@ fn facts(status: ClusterStatus, resources: Resources, now: Timestamp) -> Facts {
         queues,
         backups,
         domains,
+        last_day,
         certificate_expires,
         format_level,
     }
@@ -401,6 +442,27 @@ fn summary(facts: &Facts, now: Timestamp) -> String {
         text += &format!(
             "probes: {probed} of {total} domains pass, {probes_failed} fail\n\
              dns: {verified} of {total} domains verified, {records_wrong} lack records, {dkim_wrong} have signatures that cannot be checked\n"
+        );
+    }
+    if let Some(Moment { uptime, deliverability, alerts }) = &facts.last_day {
+        let told = |share: &Option<f64>| share.map_or_else(|| "not known".to_owned(), percent);
+        let alerts = match alerts {
+            None => "not known: Prometheus has none of the rules".to_owned(),
+            Some(firing) if firing.is_empty() => "none fires".to_owned(),
+            Some(firing) => {
+                let mut counts = BTreeMap::<&str, u32>::new();
+                firing.iter().for_each(|one| *counts.entry(&one.alert).or_default() += 1);
+                let told = counts.iter().map(|(alert, count)| match count {
+                    1 => (*alert).to_owned(),
+                    _ => format!("{alert} ({count} times)"),
+                });
+                told.collect::<Vec<_>>().join(", ")
+            }
+        };
+        text += &format!(
+            "last day: uptime {}, deliverability {}\nalerts: {alerts}\n",
+            told(uptime),
+            told(deliverability)
         );
     }
     if let Some(end) = facts.certificate_expires {
@@ -490,6 +552,7 @@ mod tests {
     use quorumail_proto::admin::{GroupStatus, NodeStatus};
 
     use super::*;
+    use crate::report::Incident;
 
     #[test]
     fn a_lost_node_and_what_it_held_are_seen() {
@@ -551,7 +614,24 @@ mod tests {
         ];
         domains.add(&merge(&[], &told, None, now));
         domains.add(&merge(&[], &[Observed::no(kind::DKIM_READY, reason::NOT_SIGNED, "")], None, now));
-        let facts = facts(status, Resources { backups, domains: Some(domains), ..Resources::default() }, now);
+        let fires = |alert: &str, severity: &str| Incident {
+            alert: alert.to_owned(),
+            severity: severity.to_owned(),
+            about: "mail mc-1".to_owned(),
+            from: 0.0,
+            to: 1.0,
+            goes_on: true,
+        };
+        let firing = [
+            fires("DiskSlow", "warning"),
+            fires("DiskSlow", "warning"),
+            // Seen here already, and of no weight.
+            fires("PartitionLeaderless", "critical"),
+            fires("BounceSurge", "info"),
+        ];
+        let last_day = Moment { uptime: Some(0.99996), deliverability: None, alerts: Some(firing.to_vec()) };
+        let resources = Resources { backups, domains: Some(domains), ..Resources::default() };
+        let facts = facts(status, resources, Some(last_day), now);
         assert_eq!((facts.partitions.leaderless, facts.partitions.under_replicated), (1, 1));
         let text = table(&facts, true, now);
         assert!(
@@ -567,6 +647,10 @@ mod tests {
         assert!(text.contains("backups by nightly: last 60m ago, archive 12s behind\n"), "{text}");
         assert!(text.contains("probes: 1 of 2 domains pass, 0 fail\n"), "{text}");
         assert!(text.contains("0 lack records, 1 have signatures that cannot be checked\n"), "{text}");
+        assert!(text.contains("last day: uptime 99.99 %, deliverability not known\n"), "{text}");
+        assert!(text.contains("alerts: BounceSurge, DiskSlow (2 times), PartitionLeaderless\n"), "{text}");
+        assert!(text.contains("the alert DiskSlow fires: mail mc-1   (runbook DiskSlow)\n"), "{text}");
+        assert_eq!((text.matches(" fires: ").count(), text.matches("PartitionLeaderless").count()), (1, 2));
         assert!(text.contains("queues: local 0, remote 0, bad 0, held 0\n"), "{text}");
     }
 }

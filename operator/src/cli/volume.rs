@@ -39,9 +39,7 @@ pub(super) enum VolumeCommand {
 pub(super) async fn run(command: VolumeCommand) -> Result<(), Failure> {
     let VolumeCommand::Serve { directory, listen, credentials, tls } = command;
     // What the library says of each request that it refuses is said by the answer.
-    let filter =
-        tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,s3s=off".into());
-    tracing_subscriber::fmt().json().with_env_filter(filter).with_writer(std::io::stderr).init();
+    quorumail_logging::start("info,s3s=off");
     let failed =
         |what: &str, error: &dyn std::fmt::Display| Failure::Failed(format!("failed to {what}: {error}"));
     let mut terminate =

@@ -21,6 +21,8 @@ const POINTS: i64 = 84;
 /// Incidents are seen in steps of so many seconds at least, and so many steps at most (Prometheus takes 11,000).
 const INCIDENT_STEP: i64 = 60;
 const INCIDENT_STEPS: i64 = 8_000;
+/// Seconds back from now in which an alert that fires was seen.
+const ALERT_SEEN: i64 = 3 * INCIDENT_STEP;
 /// Incidents that are listed, the newest; of more only the number is told.
 const LISTED: usize = 100;
 /// Of messages sent by probes and of recipients elsewhere: shares that are aimed at.
@@ -127,8 +129,49 @@ pub struct Figures {
     pub ready: Option<(f64, f64)>,
     /// Domains whose probes came back in the last ten minutes, and all.
     pub domains: Option<(f64, f64)>,
+    /// Lines of the log that tell of something wrong, by level (`warn`, `error`).
+    pub log_records: BTreeMap<String, f64>,
     /// The newest first; none when Prometheus has no rules of ours.
     pub incidents: Option<Vec<Incident>>,
+}
+
+/// What Prometheus tells of this moment and of the time before it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Moment {
+    /// Share of probes that came back in this time.
+    pub uptime: Option<f64>,
+    /// Of recipients elsewhere whose outcome is final, the share that got their mail.
+    pub deliverability: Option<f64>,
+    /// Alerts that fire, the newest first; none when Prometheus has no rules of ours.
+    pub alerts: Option<Vec<Incident>>,
+}
+
+/// Asks only for what a look at this moment needs.
+pub async fn glance(prometheus: &Prometheus, scope: &Scope) -> Result<Moment, PrometheusError> {
+    let ask = Ask { prometheus, to: scope.until.as_second(), seconds: scope.seconds };
+    let (c, w) = (scope.of_cluster(), format!("{}s", scope.seconds));
+    let (uptime, remote) = (uptime_of(&c, &w), remote_of(&c, &w));
+    let firing = Ask { seconds: ALERT_SEEN, ..ask };
+    let (uptime, recipients, alerts) =
+        tokio::try_join!(ask.one(&uptime), ask.by("outcome", &remote), firing.incidents(&c))?;
+    let firing = |all: Vec<Incident>| all.into_iter().filter(|incident| incident.goes_on).collect();
+    Ok(Moment { uptime, deliverability: delivered(&recipients), alerts: alerts.map(firing) })
+}
+
+/// Of recipients elsewhere, how many came to which end.
+fn remote_of(c: &str, w: &str) -> String {
+    format!("sum by (outcome) (increase(quorumail_delivery_recipients_total{{{c}class=\"remote\"}}[{w}]))")
+}
+
+/// Probes that ended with these results.
+fn probes_of(c: &str, only: &str, w: &str) -> String {
+    format!("sum(increase(quorumail_probe_results_total{{{c}{only}}}[{w}]))")
+}
+
+/// Share of them that came back.
+fn uptime_of(c: &str, w: &str) -> String {
+    format!("{} / {}", probes_of(c, "result=\"ok\"", w), probes_of(c, "", w))
 }
 
 /// Asks.
@@ -136,10 +179,6 @@ pub async fn gather(prometheus: &Prometheus, scope: &Scope) -> Result<Figures, P
     let ask = Ask { prometheus, to: scope.until.as_second(), seconds: scope.seconds };
     let (c, n, w) = (scope.of_cluster(), scope.of_namespace(), format!("{}s", scope.seconds));
     let step = format!("{}s", ask.step());
-    let probes = |only: &str, window: &str| {
-        format!("sum(increase(quorumail_probe_results_total{{{c}{only}}}[{window}]))")
-    };
-    let share = |window: &str| format!("{} / {}", probes("result=\"ok\"", window), probes("", window));
     let remote = |only: &str, window: &str| {
         let metric = "quorumail_delivery_recipients_total";
         format!("sum(increase({metric}{{{c}class=\"remote\",{only}}}[{window}]))")
@@ -150,24 +189,22 @@ pub async fn gather(prometheus: &Prometheus, scope: &Scope) -> Result<Figures, P
         remote("outcome=~\"delivered|bounced|dropped\"", &step)
     );
     let waiting = format!("sum(quorumail_queue_recipients{{{c}class=~\"local|remote|bad\"}})");
-    let of_outcome = format!(
-        "sum by (outcome) (increase(quorumail_delivery_recipients_total{{{c}class=\"remote\"}}[{w}]))"
-    );
     let mailboxes = format!("max(quorumail_directory_mailboxes{{{c}}})");
     let bytes = format!("sum(quorumail_journal_live_bytes{{{c}}})");
     let oldest = format!("max by (class) (max_over_time(quorumail_queue_oldest_seconds{{{c}}}[{w}]))");
     let passing = format!(
         "sum by (namespace, mailcluster, domain) (increase(quorumail_probe_results_total{{{c}result=\"ok\"}}[10m]))"
     );
+    let records = format!("sum by (level) (increase(quorumail_log_records_total{{{c}}}[{w}]))");
     let from = ask.to - ask.seconds;
     let ready = ask.one(&format!("sum(quorumail_ready{{{c}}})")).await?;
     let all = ask.one(&format!("count(quorumail_ready{{{c}}})")).await?;
     let domains = prometheus.at(&passing, ask.to).await?;
     Ok(Figures {
-        uptime: ask.one(&share(&w)).await?,
-        probes_failed: ask.one(&probes("result!=\"ok\"", &w)).await?,
-        uptime_chart: ask.chart(&share(&step)).await?,
-        recipients: ask.by("outcome", &of_outcome).await?,
+        uptime: ask.one(&uptime_of(&c, &w)).await?,
+        probes_failed: ask.one(&probes_of(&c, "result!=\"ok\"", &w)).await?,
+        uptime_chart: ask.chart(&uptime_of(&c, &step)).await?,
+        recipients: ask.by("outcome", &remote_of(&c, &w)).await?,
         delivered_chart: ask.chart(&delivered).await?,
         queues: ask.by("class", &format!("sum by (class) (quorumail_queue_recipients{{{c}}})")).await?,
         queue_chart: ask.chart(&waiting).await?,
@@ -184,6 +221,7 @@ pub async fn gather(prometheus: &Prometheus, scope: &Scope) -> Result<Figures, P
             let pass = domains.iter().filter(|one| first(std::slice::from_ref(*one)) > Some(0.0)).count();
             (pass as f64, domains.len() as f64)
         }),
+        log_records: ask.by("level", &records).await?,
         incidents: ask.incidents(&c).await?,
     })
 }
@@ -251,7 +289,7 @@ impl Ask<'_> {
 
     /// None when nobody watches: then that nothing fired says nothing.
     async fn incidents(&self, only: &str) -> Result<Option<Vec<Incident>>, PrometheusError> {
-        let names = ALERTS.join("|");
+        let names = ALERTS.iter().map(|(name, _)| *name).collect::<Vec<_>>().join("|");
         let step = (self.seconds / INCIDENT_STEPS).max(INCIDENT_STEP);
         // What concerns no namespace or MailCluster, as OperatorDown, concerns all of them.
         let only = only.replace("=\"", "=~\"|");
@@ -268,39 +306,45 @@ impl Ask<'_> {
 
 /// An alert that is there wherever the rules of the chart are.
 const ONE_OF_OURS: &str = "PartitionLeaderless";
-/// Alerts of the chart.
-const ALERTS: &[&str] = &[
-    "ArchiveBroken",
-    "ArchiveLagging",
-    "BackupOverdue",
-    "BadQueueNotEmpty",
-    "BlockListed",
-    "BounceSurge",
-    "CertificateExpired",
-    "CertificateExpiring",
-    "DeliverabilityBelowTarget",
-    "DiskFilling",
-    "DiskFull",
-    "DiskSlow",
-    "DomainAuthBroken",
-    "LocalQueueStuck",
-    "MailboxNearQuota",
-    "MailnodeNotReady",
-    "OperatorDown",
-    "OperatorStuck",
-    "PartitionLeaderless",
-    "PartitionUnderReplicated",
-    "ProbeFailing",
-    "ReceiverRefusesMail",
-    "RehearsalFailed",
-    "RemoteQueueOld",
-    "RemoteQueueStuck",
-    "ReplicaUnreadable",
-    "RetentionOverdue",
-    "UptimeBudgetBurn",
-    "UptimeBudgetBurnSlow",
-    "VersionsDiffer",
+/// Alerts of the chart, and the pages of docs/runbooks that say what to do.
+const ALERTS: &[(&str, &str)] = &[
+    ("ArchiveBroken", "ArchiveLagging"),
+    ("ArchiveLagging", "ArchiveLagging"),
+    ("BackupOverdue", "BackupOverdue"),
+    ("BadQueueNotEmpty", "BadQueueNotEmpty"),
+    ("BlockListed", "BlockListed"),
+    ("BounceSurge", "BounceSurge"),
+    ("CertificateExpired", "CertificateExpiring"),
+    ("CertificateExpiring", "CertificateExpiring"),
+    ("ChangeWaiting", "OperatorDown"),
+    ("DeliverabilityBelowTarget", "DeliverabilityBelowTarget"),
+    ("DiskFilling", "DiskFilling"),
+    ("DiskFull", "DiskFilling"),
+    ("DiskSlow", "DiskSlow"),
+    ("DomainAuthBroken", "DomainAuthBroken"),
+    ("LocalQueueStuck", "QueueStuck"),
+    ("MailboxNearQuota", "MailboxNearQuota"),
+    ("MailnodeNotReady", "MailnodeNotReady"),
+    ("OperatorDown", "OperatorDown"),
+    ("OperatorStuck", "OperatorDown"),
+    ("PartitionLeaderless", "PartitionLeaderless"),
+    ("PartitionUnderReplicated", "PartitionUnderReplicated"),
+    ("ProbeFailing", "ProbeFailing"),
+    ("ReceiverRefusesMail", "DeliverabilityBelowTarget"),
+    ("RehearsalFailed", "RehearsalFailed"),
+    ("RemoteQueueOld", "QueueStuck"),
+    ("RemoteQueueStuck", "QueueStuck"),
+    ("ReplicaUnreadable", "ReplicaUnreadable"),
+    ("RetentionOverdue", "RetentionOverdue"),
+    ("UptimeBudgetBurn", "UptimeBudgetBurn"),
+    ("UptimeBudgetBurnSlow", "UptimeBudgetBurn"),
+    ("VersionsDiffer", "VersionsDiffer"),
 ];
+
+/// The page of docs/runbooks for an alert of the chart.
+pub fn runbook(alert: &str) -> Option<&'static str> {
+    ALERTS.iter().find(|(name, _)| *name == alert).map(|(_, page)| *page)
+}
 
 /// Values at their places in equal steps.
 fn placed(points: &[(f64, f64)], from: i64, to: i64, step: i64) -> Vec<Option<f64>> {
@@ -317,7 +361,8 @@ fn placed(points: &[(f64, f64)], from: i64, to: i64, step: i64) -> Vec<Option<f6
 
 /// Stretches of time in which an alert fired.
 fn incidents(series: &Series, step: i64, now: i64) -> Vec<Incident> {
-    let about = ["mailcluster", "pod", "domain", "policy", "group", "section", "purpose", "controller"];
+    let about =
+        ["mailcluster", "pod", "domain", "policy", "group", "section", "purpose", "controller", "kind"];
     let about: Vec<_> =
         about.iter().map(|name| series.label(name)).filter(|value| !value.is_empty()).collect();
     let mut found: Vec<Incident> = Vec::new();
@@ -373,7 +418,8 @@ fn told(value: Option<f64>, words: impl Fn(f64) -> String) -> String {
     value.map_or_else(|| NOT_KNOWN.to_owned(), words)
 }
 
-fn percent(share: f64) -> String {
+/// As people read it.
+pub(crate) fn percent(share: f64) -> String {
     // Rounded down: what is below a target must not look like it.
     format!("{:.2} %", (share * 10_000.0).floor() / 100.0)
 }
@@ -454,16 +500,26 @@ fn checks(figures: &Figures) -> Section {
         of_all("all mailnodes serve", figures.ready),
         of_all("messages come back in all domains", figures.domains),
         target("uptime of 99.9 %", figures.uptime, UPTIME_TARGET),
-        target("98 % of mail reached its receivers", delivered(figures), DELIVERABILITY_TARGET),
+        target("98 % of mail reached its receivers", delivered(&figures.recipients), DELIVERABILITY_TARGET),
         of_all("restores are rehearsed", (!rehearsed.is_empty()).then_some((well, rehearsed.len() as f64))),
         alerts,
-        (
-            Tick::Unknown,
-            "no warnings in the log".to_owned(),
-            "logs are not read here: see `kubectl logs`".to_owned(),
-        ),
+        log(&figures.log_records),
     ];
     Section { title: "Weekly check".to_owned(), blocks: vec![Block::Ticks(ticks)] }
+}
+
+fn log(records: &BTreeMap<String, f64>) -> (Tick, String, String) {
+    let of = |level: &str| records.get(level).copied().unwrap_or(0.0);
+    let (tick, found) = match of("warn") + of("error") {
+        _ if records.is_empty() => (Tick::Unknown, "Prometheus has no figure".to_owned()),
+        all if all < 0.5 => (Tick::Yes, "none".to_owned()),
+        _ => {
+            let found =
+                format!("{} warnings, {} errors: see `kubectl logs`", count(of("warn")), count(of("error")));
+            (Tick::No, found)
+        }
+    };
+    (tick, "no warnings in the log".to_owned(), found)
 }
 
 fn uptime(figures: &Figures, scope: &Scope) -> Section {
@@ -480,8 +536,8 @@ fn uptime(figures: &Figures, scope: &Scope) -> Section {
 }
 
 /// Of recipients whose outcome is final, the share that got their mail.
-fn delivered(figures: &Figures) -> Option<f64> {
-    let of = |outcome: &str| figures.recipients.get(outcome).copied().unwrap_or(0.0);
+fn delivered(recipients: &BTreeMap<String, f64>) -> Option<f64> {
+    let of = |outcome: &str| recipients.get(outcome).copied().unwrap_or(0.0);
     let all = of("delivered") + of("bounced") + of("dropped");
     (all >= 0.5).then(|| of("delivered") / all)
 }
@@ -490,7 +546,7 @@ fn deliverability(figures: &Figures) -> Section {
     let of = |outcome: &str| told(figures.recipients.get(outcome).copied(), count);
     let text = format!(
         "Of recipients elsewhere {} got their mail (the target is 98 % of final outcomes).",
-        told(delivered(figures), percent)
+        told(delivered(&figures.recipients), percent)
     );
     let rows = vec![
         vec!["delivered".to_owned(), of("delivered")],

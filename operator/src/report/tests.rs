@@ -33,6 +33,7 @@ fn known() -> Figures {
         messages: Some(5000.0),
         ready: Some((3.0, 3.0)),
         domains: Some((1.0, 2.0)),
+        log_records: map(&[("warn", 3.0), ("error", 0.0)]),
         incidents: Some(vec![Incident {
             alert: "DiskSlow".to_owned(),
             severity: "warning".to_owned(),
@@ -59,7 +60,7 @@ fn a_week_is_told_with_its_targets() {
         "- [x] 98 % of mail reached its receivers: 99.00 %",
         "- [x] restores are rehearsed: 1 of 1",
         "- [x] no alert fires: 0 fire now, 1 did in this time",
-        "- [ ] **not known:** no warnings in the log",
+        "- [ ] **not well:** no warnings in the log: 3 warnings, 0 errors: see `kubectl logs`",
         "| mail/nightly | 7 | 0 | 1970-01-12 11:00 UTC | 3.5 MiB | succeeded | 1970-01-12 08:13 UTC | 90 s |",
         "| mailboxes | not known | 12 |",
         "| remote | 3 | 2 h |",
@@ -77,6 +78,7 @@ fn what_is_not_known_is_never_well() {
     for expected in [
         "Uptime: not known",
         "**not known:** no alert fires: Prometheus has none of the rules",
+        "**not known:** no warnings in the log: Prometheus has no figure",
         "whether there are backups is not known",
         "whether there were incidents is not known",
     ] {
@@ -109,9 +111,11 @@ fn a_scope_selects_by_labels() {
 #[test]
 fn the_alerts_of_the_chart_are_those_that_are_told() {
     let rules = include_str!("../../../charts/quorumail/files/alerts.yaml");
-    let mut named: Vec<_> = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
+    let of = |what: &'static str| rules.lines().filter_map(move |line| line.trim().strip_prefix(what));
+    let pages = of("runbook_url: RUNBOOKS/").filter_map(|page| page.strip_suffix(".md"));
+    let mut named: Vec<_> = of("- alert: ").zip(pages).collect();
     named.sort_unstable();
     named.dedup();
     assert_eq!(named, ALERTS);
-    assert!(ALERTS.contains(&ONE_OF_OURS));
+    assert!(runbook(ONE_OF_OURS).is_some() && runbook("SomebodyElses").is_none());
 }

@@ -62,6 +62,7 @@ impl Maker<'_> {
 impl Default for Metrics {
     fn default() -> Self {
         let registry = Registry::new();
+        quorumail_logging::register(&registry).expect("each metric is registered once");
         let (smtp, imap) = (smtp::Smtp::new(&registry), imap::Imap::new(&registry));
         let delivery = delivery::Delivery::new(&registry);
         let authentication = authentication::Authentication::new(&registry);
