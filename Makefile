@@ -42,14 +42,20 @@ down: ## Ends the local cluster with everything it started
 .PHONY: test
 test: export PROPTEST_RNG_SEED ?= $(or $(SEED),101)
 test: export BUILD = $(WHOLE)
-test: packages lint unit ## Every test, the end-to-end tests on the local Kubernetes included
-	$(MAKE) --jobs=2 --output-sync=target sim-beside chaos SEED=$(or $(SEED),101)
-	$(MAKE) e2e
+test: packages lint build ## Every test, the end-to-end tests on the local Kubernetes included
+	$(MAKE) --jobs=2 --output-sync=target unit sim-beside
+	$(MAKE) image-archive
+	$(MAKE) --jobs=2 --output-sync=target e2e-kubernetes-built without-kubernetes SEED=$(or $(SEED),101)
 
-# Chaos waits a lot, and simulated time is none: the one does not disturb the other.
+# Simulated time takes no waiting, and tests wait a lot: the one does not disturb the other.
 .PHONY: sim-beside
 sim-beside:
 	nice -n 10 $(MAKE) sim SEED=
+
+.PHONY: without-kubernetes
+without-kubernetes:
+	$(MAKE) e2e-dev-built
+	$(MAKE) chaos
 
 .PHONY: check
 check: lint unit ## Lint and unit tests: the inner loop
