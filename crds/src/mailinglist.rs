@@ -98,6 +98,11 @@ pub struct MailingListSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self.matches('[1-9]')").message("maxMessageSize must be greater than zero, as in 1Mi; leave it out for no limit"))]
     pub max_message_size: Option<Size>,
+
+    /// Who may read later what went to the members, over IMAP in the folder `#lists/` with the list's address. None: nobody, it
+    /// is not kept. Members: members, moderators and owners. What is kept stays until the list is deleted.
+    #[serde(default)]
+    pub archive: Archive,
 }
 
 /// Somebody to whom a list goes.
@@ -161,6 +166,16 @@ pub enum Subscription {
     /// Nobody.
     #[default]
     Closed,
+}
+
+/// Who may read later what went to the members.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Archive {
+    /// Nobody: it is not kept.
+    #[default]
+    None,
+    /// Members, moderators and owners.
+    Members,
 }
 
 /// What was observed of a MailingList.

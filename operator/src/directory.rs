@@ -16,7 +16,7 @@ use quorumail_authentication as authentication;
 use quorumail_crds::{
     MailDomainSpec, MailboxSpec, MailingListSpec,
     maildomain::MtaStsMode,
-    mailinglist::{ListRole, Posting, ReplyTo, Subscription},
+    mailinglist::{Archive, ListRole, Posting, ReplyTo, Subscription},
 };
 use quorumail_proto::admin::{self, DirectoryChange, directory_change::Change};
 
@@ -279,6 +279,8 @@ pub struct DesiredList {
     pub subscription: Subscription,
     /// Zero: no limit.
     pub max_bytes: u64,
+    /// Whether what goes to the members is kept for them.
+    pub archive: bool,
 }
 
 impl DesiredList {
@@ -299,6 +301,7 @@ impl DesiredList {
             reply_to_list: spec.reply_to == ReplyTo::List,
             subscription: spec.subscription,
             max_bytes: spec.max_message_size.as_ref().map_or(0, |size| size.bytes()),
+            archive: spec.archive == Archive::Members,
         }
     }
 
@@ -334,6 +337,7 @@ impl DesiredList {
             max_bytes: self.max_bytes,
             revision,
             secret: Vec::new(),
+            archive: self.archive,
         }
     }
 }
@@ -412,6 +416,7 @@ impl FingerprintKey {
         hash.number(u64::from(list.reply_to_list));
         hash.number(list.subscription as u64);
         hash.number(list.max_bytes);
+        hash.number(u64::from(list.archive));
         list.owner.mark(&hash.finish())
     }
 }

@@ -127,6 +127,7 @@ MADE = [
     ("MailingList", {"maxMessageSize": "0"}, "leave it out for no limit"),
     ("MailingList", {"subjectPrefix": "[müll]"}, "subjectPrefix must be printable ASCII"),
     ("MailingList", {"subjectPrefix": "[all]", "maxMessageSize": "1M"}, None),
+    ("MailingList", {"archive": "Members"}, None),
     ("MailingList", {"metadata.name": "l" * 253}, None),
 
     ("BackupPolicy", {"schedule": "at night"}, CRON),

@@ -4,6 +4,7 @@ import collections
 import email
 import email.policy
 import http.client
+import imaplib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import socket
 import ssl
 import subprocess
 import time
+import urllib.request
 
 import pytest
 
@@ -69,6 +71,7 @@ def three(tmp_path_factory):
             mailing_list("inner", ["outer@example.org", "bob@example.org"]),
             mailing_list("kept", ["alice@example.org", "bob@example.org", "nobody@example.org", owner("carol")],
                          subscription="Open", subjectPrefix="[kept]"),
+            mailing_list("library", ["alice@example.org", owner("carol")], subscription="Open", archive="Members"),
         ),
     }
     with Dev(directory, resources) as dev:
@@ -219,6 +222,148 @@ def test_a_member_whose_mail_comes_back_is_suspended_and_can_be_resumed(three):
     assert state(three, "broken") | {"members": 2, "bouncing": []} == state(three, "broken")
 
 
+def archive(name):
+    return f"#lists/{name}@example.org"
+
+
+def reader(dev, user, name, node=1):
+    """A session with the archive of a list selected, or how that was refused."""
+    client = mail.login(dev.node(node)["imaps"], f"{user}@example.org", PASSWORD)
+    status, answer = client.xatom("SELECT", archive(name))
+    if status != "OK":
+        client.logout()
+        assert answer[0].startswith(b"[NONEXISTENT]"), answer
+        return None, answer[0]
+    # imaplib would take it for an accident.
+    client.state, client.is_readonly = "SELECTED", True
+    return client, answer[0]
+
+
+def archived(dev, user, name, node=1):
+    """The tokens in the archive of a list, each as often as it is there; None: there is no such folder."""
+    client, _ = reader(dev, user, name, node)
+    if client is None:
+        return None
+    found = mail.tokens(client, archive(name))
+    client.logout()
+    return found
+
+
+def shared(client, command="list"):
+    return [line for line in getattr(client, command)()[1] if line and b"#lists" in line]
+
+
+def test_members_read_what_went_to_them_in_the_archive_and_change_nothing(three):
+    begun = archived(three, "alice", "library")
+    sent = [post(three, "library", subject=f"volume {number}", node=number)["X-Token"] for number in range(3)]
+    mail.wait_for(lambda: archived(three, "alice", "library") == begun + collections.Counter(sent), what="three in the archive")
+    # What waits for a moderator is there once it went to the members.
+    stranger = post(three, "library", sender="bob", subject="from a stranger")
+    [held] = mail.wait_for(lambda: json.loads(command(three, "held", "library@example.org", "-o", "json")), what="the held message")
+    assert stranger["X-Token"] not in archived(three, "carol", "library")
+    command(three, "approve", "library@example.org", held["id"])
+    mail.wait_for(lambda: archived(three, "carol", "library")[stranger["X-Token"]] == 1, what="the approved one")
+
+    client, answer = reader(three, "alice", "library", node=0)
+    assert answer.startswith(b"[READ-ONLY]"), answer
+    assert client.response("PERMANENTFLAGS")[1] == [b"()"]
+    assert client.namespace()[1] == [b'(("" "/")) NIL (("#lists/" "/"))']
+    assert len(shared(client, "list")) == len(shared(client, "lsub")) == 1
+    assert archive("library").encode() in client.list('""', '"#lists/%"')[1][0]
+    total = sum(begun.values()) + 4
+    assert client.status(archive("library"), "(MESSAGES UNSEEN UIDNEXT)")[1][0].endswith(b"(MESSAGES %d UNSEEN 0 UIDNEXT %d)" % (total, total + 1))
+    uids = client.uid("SEARCH", "SUBJECT", '"volume 1"')[1][0].split()
+    got = email.message_from_bytes(client.uid("FETCH", uids[-1], "(BODY[])")[1][0][1])
+    assert got["X-Token"] == sent[1] and got["List-Id"] == "<library.example.org>"
+    folder = archive("library")
+    for words in [("STORE", "1", "+FLAGS", "(\\Deleted)"), ("EXPUNGE",), ("MOVE", "1", "INBOX"), ("COPY", "1", folder), ("DELETE", folder),
+                  ("RENAME", folder, "mine"), ("RENAME", "Archive", "#lists/mine"), ("CREATE", folder + "/below"), ("CREATE", "#lists/mine")]:
+        status, answer = client.xatom(*words)
+        assert (status, answer[0][:8]) == ("NO", b"[NOPERM]"), (words, status, answer)
+    status, answer = client.append(folder, None, None, b"Subject: mine\r\n\r\n")
+    assert (status, answer[0][:8]) == ("NO", b"[NOPERM]"), answer
+    assert client.unsubscribe(folder)[0] == "NO" and client.subscribe(folder)[0] == "OK"
+    # Into a folder of one's own; where there is none, as from anywhere.
+    assert client.uid("COPY", "1:*", "Nowhere")[1][0].startswith(b"[TRYCREATE]")
+    assert client.uid("COPY", "1:*", "Drafts")[0] == "OK"
+    assert mail.tokens(client, "Drafts") == archived(three, "alice", "library")
+    client.logout()
+
+    # New messages are told while a client idles.
+    client, _ = reader(three, "carol", "library", node=2)
+    tag = client._new_tag()
+    client.send(tag + b" IDLE\r\n")
+    assert client.readline().startswith(b"+")
+    sent = post(three, "library", subject="the next volume")
+    lines = []
+    while not lines or b"EXISTS" not in lines[-1]:
+        lines.append(client.readline())
+    client.send(b"DONE\r\n")
+    while not lines[-1].startswith(tag):
+        lines.append(client.readline())
+    assert archived(three, "alice", "library")[sent["X-Token"]] == 1
+
+
+def test_the_archive_is_nothing_to_those_who_are_no_members(three):
+    outsider = mail.login(three.node(0)["imaps"], "bob@example.org", PASSWORD)
+    assert shared(outsider, "list") == shared(outsider, "lsub") == []
+    for words in [("SELECT", "{}"), ("EXAMINE", "{}"), ("STATUS", "{}", "(MESSAGES)"), ("DELETE", "{}"), ("RENAME", "{}", "mine"), ("SUBSCRIBE", "{}"),
+                  ("UNSUBSCRIBE", "{}"), ("CREATE", "{}")]:
+        answers = [outsider.xatom(*(word.format(name) for word in words)) for name in [archive("library"), archive("nothing"), archive("announce")]]
+        assert answers[0] == answers[1] == answers[2], (words, answers)
+        assert answers[0][0] == ("OK" if words[0] == "UNSUBSCRIBE" else "NO")
+    appended = [outsider.append(name, None, None, b"Subject: mine\r\n\r\n") for name in [archive("library"), "Nowhere"]]
+    assert appended[0] == appended[1]
+    missing = [outsider.xatom("SELECT", name) for name in [archive("library"), "Nowhere"]]
+    assert missing[0] == missing[1]
+    outsider.logout()
+    # It comes with the membership, and goes with it.
+    assert archived(three, "dora", "library") is None
+    post(three, "library-join", sender="dora")
+    mail.wait_for(lambda: archived(three, "dora", "library") is not None, what="the archive of a new member")
+    client, _ = reader(three, "dora", "library")
+    assert len(shared(client)) == 1
+    post(three, "library-leave", sender="dora")
+    mail.wait_for(lambda: archived(three, "dora", "library", node=2) is None, what="the archive to be gone")
+    assert shared(client) == []
+    # Where it was open the session ends, as for any folder that is gone.
+    with pytest.raises(imaplib.IMAP4.abort):
+        client.noop()
+
+
+def test_the_archive_survives_the_loss_of_a_node(three):
+    sent = post(three, "library", subject="before the loss")
+    mail.wait_for(lambda: archived(three, "alice", "library")[sent["X-Token"]] == 1, what="the archived message")
+    before = archived(three, "alice", "library")
+    pid = three.nodes[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    mail.wait_for(lambda: archived(three, "alice", "library", node=1) == before, what="the archive at another node")
+    after = post(three, "library", subject="during the loss", node=1)
+    mail.wait_for(lambda: archived(three, "carol", "library", node=2) == before + collections.Counter([after["X-Token"]]), what="the next one")
+    mail.wait_for(lambda: three.nodes[0]["pid"] != pid and all(node["ready"] for node in three.status()["nodes"]),
+                  within=60, every=0.5, what="the node to come back")
+    assert archived(three, "alice", "library", node=0)[after["X-Token"]] == 1
+
+
+def test_lists_are_counted(three):
+    def sums():
+        found = collections.Counter()
+        for node in range(3):
+            with urllib.request.urlopen(f"http://{three.node(node)['http']}/metrics", timeout=10) as answer:
+                for line in answer.read().decode().splitlines():
+                    if line.startswith("quorumail_list_"):
+                        name, value = line.rsplit(" ", 1)
+                        found[name] += float(value)
+        return found
+    before = sums()
+    post(three, "library", subject="to be counted")
+    with pytest.raises(smtplib.SMTPDataError):
+        post(three, "letter", sender="alice")
+    grown = {'quorumail_list_posts_total{outcome="distributed"}': 1, 'quorumail_list_posts_total{outcome="refused"}': 1,
+             "quorumail_list_copies_total": state(three, "library")["members"], "quorumail_list_archived_total": 1}
+    mail.wait_for(lambda: all(sums()[name] - before[name] == by for name, by in grown.items()), what=f"{grown} over {before}")
+
+
 def test_what_a_list_remembers_comes_back_with_a_backup(three, tmp_path):
     post(three, "kept-join", sender="dora")
     post(three, "kept-leave", sender="bob")
@@ -231,6 +376,8 @@ def test_what_a_list_remembers_comes_back_with_a_backup(three, tmp_path):
     mail.send(three.node(0)["smtp"], stranger)
     members = command(three, "members", "kept@example.org", "-o", "json")
     [held] = mail.wait_for(lambda: json.loads(command(three, "held", "kept@example.org", "-o", "json")), what="the held message")
+    volume = post(three, "library", subject="a volume to keep")
+    mail.wait_for(lambda: archived(three, "alice", "library")[volume["X-Token"]] == 1, what="the archived message")
 
     # Here bob left, dora joined and nobody bounced; other tests have left something in other lists.
     names = [each["address"] for each in json.loads(command(three, "status", "-o", "json"))]
@@ -249,6 +396,8 @@ def test_what_a_list_remembers_comes_back_with_a_backup(three, tmp_path):
         assert {**waits, "arrivedAt": None} == {**held, "arrivedAt": None}
         again = place.run("restore", "--all", dev=fresh)
         assert (again["lists"], again["remembered"], again["posts"], again["problems"]) == (0, 0, 0, []), again
+        assert archived(fresh, "alice", "library") == archived(three, "alice", "library")
+        assert archived(fresh, "bob", "library") is None
         command(fresh, "approve", "kept@example.org", waits["id"])
         for user in ["alice", "dora"]:
             got = one(fresh, user, "X-Token", stranger["X-Token"])
@@ -346,7 +495,7 @@ def bounces(dev, address, name="broken"):
     return next(member["bounces"] for member in members if member["address"] == address)
 
 
-def crowd(count, posting="Anyone"):
+def crowd(count, **spec):
     """Resources: a list with `count` members, who are aliases of few mailboxes; and the mailboxes."""
     names = [f"m{number:05}@example.org" for number in range(count)]
     boxes = [names[start:start + ALIASES] for start in range(0, count, ALIASES)]
@@ -355,7 +504,7 @@ def crowd(count, posting="Anyone"):
         "passwordSecretRef": {"name": "crowd", "key": "all"}}) for number, aliases in enumerate(boxes)]
     docs.append(json.dumps({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "crowd"},
                             "stringData": {"all": PASSWORD}}))
-    docs.append(mailing_list("crowd", names, posting=posting))
+    docs.append(mailing_list("crowd", names, posting="Anyone", **spec))
     # With one partition, its leader is who expands.
     docs.append(resource("MailCluster", "one", {"partitions": 1}))
     return len(boxes), names, "\n---\n".join(docs) + "\n"
@@ -396,7 +545,7 @@ def resumed(directory):
 
 
 def test_an_expansion_survives_the_loss_of_its_leader_and_serves_each_of_2000_once(tmp_path):
-    boxes, names, docs = crowd(2000)
+    boxes, names, docs = crowd(2000, archive="Members")
     sent, rounds = [], 0
     with Dev(tmp_path, {"people.yaml": people(["alice"]), "crowd.yaml": docs}) as dev:
         assert state(dev, "crowd")["members"] == 2000
@@ -418,6 +567,8 @@ def test_an_expansion_survives_the_loss_of_its_leader_and_serves_each_of_2000_on
         wanted = {(token, name.split("@")[0]) for token in sent for name in names}
         assert {key: count for key, count in counted.items() if count != 1} == {}
         assert set(counted) == wanted, f"{len(wanted - set(counted))} of {len(wanted)} copies are missing"
+        # One of the members, who is named by an alias.
+        assert archived(dev, "box0", "crowd", other) == collections.Counter(sent)
         print(f"{rounds} leaders lost, {resumed(tmp_path)} expansions resumed in the middle, {len(wanted)} copies, each once")
 
 

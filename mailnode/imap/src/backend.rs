@@ -11,6 +11,10 @@ use crate::{digest::Digest, uid_set::UidSet};
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;
 
+/// What the names of folders begin with that several people read (RFC 2342 2). RFC 3501 5.1.2: a first level with # is a
+/// namespace, so that no folder of a person is called so by chance.
+pub const SHARED_NAMESPACE: &str = "#lists/";
+
 /// A flag as it stands on the wire (`\Seen`, `$Forwarded`).
 pub type Flags = BTreeSet<String>;
 
@@ -37,6 +41,9 @@ pub enum Failure {
     /// OVERQUOTA.
     #[error("the mailbox is over its quota")]
     OverQuota,
+    /// NOPERM: it is there, and only to be read.
+    #[error("shared folders can only be read")]
+    ReadOnly,
     /// CANNOT, with a text.
     #[error("{0}")]
     Cannot(String),
@@ -70,6 +77,8 @@ pub struct Folder {
     pub special_use: Option<SpecialUse>,
     /// Whether LSUB shows it.
     pub subscribed: bool,
+    /// Whether nothing in it can be changed, however it is opened.
+    pub read_only: bool,
     /// RFC 9051 2.3.1.1.
     pub uid_validity: u32,
     /// RFC 9051 2.3.1.1.

@@ -35,7 +35,7 @@ mod view;
 
 pub use backend::{
     Backend, Changes, Failure, FlagChange, Flags, Folder, Found, LoginFailure, Mailbox, Message, Millis,
-    Octets, Selection, Since, SpecialUse, Stored,
+    Octets, SHARED_NAMESPACE, Selection, Since, SpecialUse, Stored,
 };
 pub use config::{Config, Limits, TlsSource};
 pub use digest::{DIGEST_VERSION, Digest};

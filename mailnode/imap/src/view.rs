@@ -250,6 +250,7 @@ mod tests {
             id: 1,
             name: "INBOX".to_owned(),
             special_use: None,
+            read_only: false,
             subscribed: true,
             uid_validity: 7,
             uid_next,

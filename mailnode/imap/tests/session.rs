@@ -90,6 +90,28 @@ async fn fetching_a_body_sets_seen_and_peeking_does_not() {
 }
 
 #[tokio::test]
+async fn what_can_only_be_read_is_opened_read_only_and_stays_as_it_is() {
+    let server = Server::start().await;
+    let mut client = server.login().await;
+    assert_eq!(client.ok("NAMESPACE").await, ["* NAMESPACE ((\"\" \"/\")) NIL ((\"#lists/\" \"/\"))"]);
+    client.ok("CREATE #lists/a@x.org").await;
+    server.memory.deliver("#lists/a@x.org", MAIL);
+    let (lines, tagged) = client.command("SELECT #lists/a@x.org").await;
+    assert!(
+        tagged.starts_with("OK [READ-ONLY]") && lines.join("\n").contains("[PERMANENTFLAGS ()]"),
+        "{lines:?}"
+    );
+    client.ok("FETCH 1 BODY[TEXT]").await;
+    for command in ["STORE 1 FLAGS (\\Deleted)", "EXPUNGE", "UID EXPUNGE 1", "MOVE 1 INBOX"] {
+        assert!(client.refused(command).await.starts_with("NO [NOPERM]"), "{command}");
+    }
+    client.ok("COPY 1 INBOX").await;
+    client.ok("CLOSE").await;
+    assert!(server.memory.flags("#lists/a@x.org", 1).is_empty());
+    assert_eq!(server.memory.bodies_of("INBOX").len(), 1);
+}
+
+#[tokio::test]
 async fn envelopes_of_long_headers_are_whole() {
     let server = Server::start().await;
     let long = format!("X-Long: {}\r\nSubject: late\r\n\r\nbody", "x\r\n y".repeat(10_000));

@@ -96,6 +96,14 @@ impl Groups {
         totals
     }
 
+    /// Messages to mailing lists in the partitions that this node leads: those that wait for a moderator, and those on their way
+    /// to the members. Told by leaders only, as [`Groups::queue_totals`].
+    pub fn list_totals(&self) -> (u64, u64) {
+        let led = self.consensus.led_groups().into_iter().filter(|group| *group != DIRECTORY);
+        let counts = led.filter_map(|group| self.store.list_posts(group.0).ok());
+        counts.fold((0, 0), |sum, (held, expanding)| (sum.0 + held, sum.1 + expanding))
+    }
+
     /// The directory as this node's replica has it.
     pub fn directory(&self) -> Directory {
         self.store.directory()

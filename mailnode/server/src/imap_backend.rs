@@ -3,6 +3,8 @@
 //! A session runs where its connection landed; the partition may be led by, or be held on, other nodes only. Reads go
 //! through consensus, so they see everything that was acknowledged before them on any node.
 
+mod archives;
+
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
@@ -17,6 +19,7 @@ use quorumail_store::{
     Query, Refusal, Reply, StoreFlags, Timestamp, Uid,
 };
 
+use self::archives::{Place, is_shared, own};
 use crate::{
     auth::{self, Authenticator, Purpose},
     disk::Disk,
@@ -107,7 +110,7 @@ impl Backend for ImapBackend {
 impl OpenMailbox {
     /// Makes INBOX and the special-use folders unless they are there.
     async fn open(&self) -> Result<(), Failure> {
-        match self.query(Query::Folder { mailbox: self.id, name: INBOX.to_owned() }).await? {
+        match self.query(self.group, Query::Folder { mailbox: self.id, name: INBOX.to_owned() }).await? {
             Reply::Folder(Some(_)) => Ok(()),
             _ => self.propose(Op::OpenMailbox(self.id), Bytes::new()).await.map(drop),
         }
@@ -142,10 +145,10 @@ impl OpenMailbox {
         })
     }
 
-    async fn query(&self, query: Query) -> Result<Reply, Failure> {
+    async fn query(&self, group: GroupId, query: Query) -> Result<Reply, Failure> {
         self.record()?;
-        self.groups.query(self.group, &query, READ_WITHIN).await.map_err(|error| {
-            tracing::warn!(group = self.group.0, %error, "an IMAP read got no answer");
+        self.groups.query(group, &query, READ_WITHIN).await.map_err(|error| {
+            tracing::warn!(group = group.0, %error, "an IMAP read got no answer");
             match error {
                 QueryFailure::Unavailable(_) => Failure::Unavailable,
                 QueryFailure::Unreadable(_) => Failure::Unreadable,
@@ -170,12 +173,20 @@ impl OpenMailbox {
         folder.as_ref().is_none_or(|folder| folder.highest_mod_seq.0 > since)
     }
 
+    async fn folder_in(&self, place: &Place, name: &str) -> Result<Folder, Failure> {
+        match self.query(place.group, Query::Folder { mailbox: place.mailbox, name: name.to_owned() }).await?
+        {
+            Reply::Folder(folder) => folder.map(|folder| place.shown(folder)).ok_or(Failure::NonExistent),
+            _ => unexpected("Folder"),
+        }
+    }
+
     /// Waits with a replica on this node.
-    async fn wait_here(&self, folder: u64, since: u64) {
-        let mut watcher = self.watchers.watch(self.group.0, self.id);
+    async fn wait_here(&self, place: &Place, folder: FolderId, since: u64) {
+        let mut watcher = self.watchers.watch(place.group.0, place.mailbox);
         loop {
-            let query = Query::FolderNumber { mailbox: self.id, folder: FolderId(folder) };
-            let (store, group) = (self.groups.store.clone(), self.group.0);
+            let query = Query::FolderNumber { mailbox: place.mailbox, folder };
+            let (store, group) = (self.groups.store.clone(), place.group.0);
             let reply = tokio::task::spawn_blocking(move || store.query(group, &query)).await;
             if reply.is_ok_and(|reply| Self::has_news(&reply, since)) {
                 return;
@@ -186,10 +197,10 @@ impl OpenMailbox {
     }
 
     /// Waits without one.
-    async fn wait_elsewhere(&self, folder: u64, since: u64) {
+    async fn wait_elsewhere(&self, place: &Place, folder: FolderId, since: u64) {
         loop {
-            let query = Query::FolderNumber { mailbox: self.id, folder: FolderId(folder) };
-            if let Ok(reply) = self.query(query).await
+            let query = Query::FolderNumber { mailbox: place.mailbox, folder };
+            if let Ok(reply) = self.query(place.group, query).await
                 && Self::has_news(&reply, since)
             {
                 return;
@@ -208,27 +219,34 @@ fn unexpected<T>(what: &str) -> Result<T, Failure> {
 #[async_trait]
 impl Mailbox for OpenMailbox {
     async fn folders(&self) -> Result<Vec<Folder>, Failure> {
-        match self.query(Query::Folders(self.id)).await? {
-            Reply::Folders(folders) => Ok(folders.into_iter().map(folder_out).collect()),
+        let own = self.query(self.group, Query::Folders(self.id));
+        let (own, archives) = tokio::join!(own, self.archives());
+        match own? {
+            Reply::Folders(folders) => {
+                let own = folders.into_iter().filter(|folder| !is_shared(&folder.name)).map(folder_out);
+                let mut all: Vec<Folder> = own.chain(archives).collect();
+                all.sort_by(|a, b| a.name.cmp(&b.name));
+                Ok(all)
+            }
             _ => unexpected("Folders"),
         }
     }
 
     async fn folder(&self, name: &str) -> Result<Folder, Failure> {
-        match self.query(Query::Folder { mailbox: self.id, name: name.to_owned() }).await? {
-            Reply::Folder(folder) => folder.map(folder_out).ok_or(Failure::NonExistent),
-            _ => unexpected("Folder"),
-        }
+        let (place, name) = self.named(name).await?;
+        self.folder_in(&place, name).await
     }
 
     async fn select(&self, name: &str) -> Result<Selection, Failure> {
-        match self.query(Query::Select { mailbox: self.id, name: name.to_owned() }).await? {
+        let (place, name) = self.named(name).await?;
+        let query = Query::Select { mailbox: place.mailbox, name: name.to_owned() };
+        match self.query(place.group, query).await? {
             Reply::Selected(selection) => {
                 let selection = selection.ok_or(Failure::NonExistent)?;
                 Ok(Selection {
                     uids: UidSet::from_ranges(ranges_out(&selection.uids)?),
                     keywords: selection.keywords.into_iter().collect(),
-                    folder: folder_out(selection.folder),
+                    folder: place.shown(selection.folder),
                 })
             }
             _ => unexpected("Select"),
@@ -236,18 +254,20 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn changes(&self, folder: u64, since: Since) -> Result<Changes, Failure> {
+        let (place, folder) = self.place(folder)?;
+        self.may_read(&place).await?;
         let query = Query::Changes {
-            mailbox: self.id,
-            folder: FolderId(folder),
+            mailbox: place.mailbox,
+            folder,
             since: ModSeq(since.mod_seq),
             after: (ModSeq(since.after.0), Uid(since.after.1)),
             uids_from: Uid(since.uid_next),
             limit: CHANGES_AT_ONCE,
         };
-        match self.query(query).await? {
+        match self.query(place.group, query).await? {
             Reply::Changes(Some(changes)) => Ok(Changes {
                 uids: ranges_out(&changes.uids)?,
-                folder: folder_out(changes.folder),
+                folder: place.shown(changes.folder),
                 vanished: changes.vanished.map(|uids| uids.into_iter().map(|uid| uid.0).collect()),
                 changed: changes.changed.into_iter().map(message_out).collect(),
                 more: changes.more.map(|(mod_seq, uid)| (mod_seq.0, uid.0)),
@@ -264,9 +284,10 @@ impl Mailbox for OpenMailbox {
         octets: Octets,
         digests: &[Digest],
     ) -> Result<Vec<Option<Found>>, Failure> {
+        let (place, folder) = self.place(folder)?;
         let query = Query::Messages {
-            mailbox: self.id,
-            folder: FolderId(folder),
+            mailbox: place.mailbox,
+            folder,
             uids: uids_in(uids),
             octets: match octets {
                 Octets::Nothing => quorumail_store::Octets::Nothing,
@@ -276,7 +297,7 @@ impl Mailbox for OpenMailbox {
             digests: digests.iter().map(|digest| digest.number()).collect(),
             max_bytes: OCTETS_AT_ONCE,
         };
-        match self.query(query).await? {
+        match self.query(place.group, query).await? {
             Reply::Messages(found) => {
                 let found = found.into_iter().map(|found| {
                     found.map(|found| Found {
@@ -298,6 +319,7 @@ impl Mailbox for OpenMailbox {
         date: Option<Millis>,
         body: Bytes,
     ) -> Result<(u32, u32), Failure> {
+        self.writable(folder).await?;
         self.room_for_mail()?;
         let op = Op::Append {
             mailbox: self.id,
@@ -313,12 +335,16 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn create(&self, folder: &str, special_use: Option<SpecialUse>) -> Result<(), Failure> {
+        if is_shared(folder) {
+            return Err(Failure::ReadOnly);
+        }
         let special_use = special_use.map(special_use_in);
         let op = Op::CreateFolder { mailbox: self.id, folder: folder.to_owned(), special_use };
         self.propose(op, Bytes::new()).await.map(drop)
     }
 
     async fn delete(&self, folder: &str) -> Result<(), Failure> {
+        self.writable(folder).await?;
         let mut begun = false;
         loop {
             let op = Op::DeleteFolder { mailbox: self.id, folder: folder.to_owned() };
@@ -332,6 +358,10 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn rename(&self, from: &str, to: &str) -> Result<(), Failure> {
+        if is_shared(to) {
+            return Err(Failure::ReadOnly);
+        }
+        self.writable(from).await?;
         let op = Op::RenameFolder { mailbox: self.id, from: from.to_owned(), to: to.to_owned() };
         match self.propose(op, Bytes::new()).await? {
             Applied::More => self.move_rest_of_inbox(to).await,
@@ -340,6 +370,9 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn subscribe(&self, folder: &str, subscribed: bool) -> Result<(), Failure> {
+        if is_shared(folder) {
+            return self.subscribe_archive(folder, subscribed).await;
+        }
         let op = Op::Subscribe { mailbox: self.id, folder: folder.to_owned(), subscribed };
         self.propose(op, Bytes::new()).await.map(drop)
     }
@@ -354,7 +387,7 @@ impl Mailbox for OpenMailbox {
     ) -> Result<Stored, Failure> {
         let op = Op::StoreFlags {
             mailbox: self.id,
-            folder: FolderId(folder),
+            folder: own(folder)?,
             uids: uids_in(uids),
             mode: match change {
                 FlagChange::Replace => StoreFlags::Replace,
@@ -385,12 +418,19 @@ impl Mailbox for OpenMailbox {
         to: &str,
         remove: bool,
     ) -> Result<(u32, Vec<(u32, u32)>), Failure> {
+        self.writable(to).await?;
         if !remove {
             self.room_for_mail()?;
         }
+        let (place, from) = self.place(folder)?;
+        match (place.is_archive(), remove) {
+            (true, true) => return Err(Failure::ReadOnly),
+            (true, false) => return self.copy_out(folder, uids, to).await,
+            (false, _) => {}
+        }
         let op = Op::Copy {
             mailbox: self.id,
-            folder: FolderId(folder),
+            folder: from,
             uids: uids_in(uids),
             to: to.to_owned(),
             remove,
@@ -405,7 +445,7 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn expunge(&self, folder: u64, uids: Option<&[u32]>) -> Result<Vec<u32>, Failure> {
-        let op = Op::Expunge { mailbox: self.id, folder: FolderId(folder), uids: uids.map(uids_in) };
+        let op = Op::Expunge { mailbox: self.id, folder: own(folder)?, uids: uids.map(uids_in) };
         match self.propose(op, Bytes::new()).await? {
             Applied::Expunged(uids) => Ok(uids.into_iter().map(|uid| uid.0).collect()),
             _ => unexpected("Expunge"),
@@ -413,11 +453,12 @@ impl Mailbox for OpenMailbox {
     }
 
     async fn wait(&self, folder: u64, since: u64, at_most: Duration) {
+        let Ok((place, folder)) = self.place(folder) else { return };
         let news = async {
-            if self.groups.consensus.holds(self.group) {
-                self.wait_here(folder, since).await;
+            if self.groups.consensus.holds(place.group) {
+                self.wait_here(&place, folder, since).await;
             } else {
-                self.wait_elsewhere(folder, since).await;
+                self.wait_elsewhere(&place, folder, since).await;
             }
         };
         // Either way the session looks at the folder next.
@@ -431,6 +472,7 @@ fn folder_out(folder: FolderInfo) -> Folder {
         name: folder.name,
         special_use: folder.special_use.map(special_use_out),
         subscribed: folder.subscribed,
+        read_only: false,
         uid_validity: folder.uid_validity.0,
         uid_next: folder.uid_next.0,
         highest_mod_seq: folder.highest_mod_seq.0,

@@ -219,6 +219,7 @@ impl Node {
             Arc::clone(&signer),
             config.hostname.clone(),
             Arc::clone(&public_tls),
+            Arc::clone(&metrics),
         ));
         links.open(Arc::clone(&lists));
         let service = AdminService {

@@ -195,7 +195,13 @@ pub(crate) fn delete_mailbox(
     Ok(applied)
 }
 
-pub(crate) fn put_list(txn: &mut Txn<'_>, mut record: ListRecord, partitions: u32) -> Result<Applied, Stop> {
+/// Without `archive` it has one when it had one.
+pub(crate) fn put_list(
+    txn: &mut Txn<'_>,
+    mut record: ListRecord,
+    partitions: u32,
+    archive: Option<bool>,
+) -> Result<Applied, Stop> {
     if partitions == 0 || partitions > MAX_PARTITIONS {
         return Err(Refusal::Invalid(format!("a cluster has 1 to {MAX_PARTITIONS} partitions")).into());
     }
@@ -229,8 +235,21 @@ pub(crate) fn put_list(txn: &mut Txn<'_>, mut record: ListRecord, partitions: u3
     }
     let applied = Applied::Mailbox { id: MailboxId(record.id.0), partition: record.partition };
     write(txn, keys::list(keys::LIST, record.id), &record);
+    if let Some(archive) = archive {
+        put_archive(txn, record.id, archive);
+    }
     tell(txn, DirectoryChange::List(record.id, Some(Arc::new(record))));
     Ok(applied)
+}
+
+fn put_archive(txn: &mut Txn<'_>, list: ListId, archive: bool) {
+    let key = keys::list(keys::LIST_ARCHIVE, list);
+    if archive {
+        txn.put(key, Vec::new());
+    } else {
+        txn.remove(key);
+    }
+    tell(txn, DirectoryChange::Archive(list, archive));
 }
 
 pub(crate) fn delete_list(txn: &mut Txn<'_>, address: &Address) -> Result<Applied, Stop> {
@@ -239,6 +258,7 @@ pub(crate) fn delete_list(txn: &mut Txn<'_>, address: &Address) -> Result<Applie
     let id = read::<ListId>(txn, &place)?.ok_or_else(missing)?;
     txn.remove(place);
     txn.remove(keys::list(keys::LIST, id));
+    put_archive(txn, id, false);
     add(txn, use_key_of(&address.key()), -1)?;
     tell(txn, DirectoryChange::List(id, None));
     Ok(Applied::Done)
@@ -281,6 +301,11 @@ pub(crate) fn everything<V: View>(view: &V) -> Result<Vec<DirectoryChange>, Stor
     view.scan(&[keys::LIST], &[keys::LIST], &mut |_, value| {
         let record: ListRecord = records::decode(value)?;
         all.push(DirectoryChange::List(record.id, Some(Arc::new(record))));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    view.scan(&[keys::LIST_ARCHIVE], &[keys::LIST_ARCHIVE], &mut |key, _| {
+        let id = key.last_chunk::<8>().ok_or(StoreError::Damaged("the key of an archive is too short"))?;
+        all.push(DirectoryChange::Archive(ListId(u64::from_be_bytes(*id)), true));
         Ok(ControlFlow::Continue(()))
     })?;
     view.scan(&[keys::MAILBOX], &[keys::MAILBOX], &mut |_, value| {

@@ -120,6 +120,7 @@ fn execute(
             | Op::DeleteMailbox { .. }
             | Op::ForgetMailbox(_)
             | Op::PutList { .. }
+            | Op::PutArchivedList { .. }
             | Op::DeleteList(_)
     );
     if is_directory != (group == 0) {
@@ -148,7 +149,10 @@ fn execute(
         Op::PurgeMailbox(mailbox) => folders::purge(txn, group, mailbox, at),
         Op::Enqueue(entry) => queue::enqueue(txn, group, entry, arrived),
         Op::UpdateQueue { id, done, changed } => queue::update(txn, group, id, &done, changed),
-        Op::PutList { record, partitions } => accounts::put_list(txn, record, partitions),
+        Op::PutList { record, partitions } => accounts::put_list(txn, record, partitions, None),
+        Op::PutArchivedList { record, partitions, archive } => {
+            accounts::put_list(txn, record, partitions, Some(archive))
+        }
         Op::DeleteList(address) => accounts::delete_list(txn, &address),
         Op::PostToList(post) => lists::post(txn, group, post, arrived),
         Op::ExpandPost { list, post, after, entries, next } => {
@@ -156,7 +160,9 @@ fn execute(
         }
         Op::DecidePost { list, post, approve } => lists::decide(txn, group, (list, post), approve),
         Op::ChangeSubscriber { list, address, change } => lists::subscriber(txn, list, address, change, at),
-        Op::ForgetList(list) => lists::forget(txn, list),
+        Op::ForgetList(list) => lists::forget(txn, group, list, at),
+        Op::OpenArchive(list) => lists::open_archive(txn, group, list, at),
+        Op::ArchivePost { list, post } => lists::archive(txn, group, (list, post), at),
         // Purged meanwhile: it is not to be made again.
         Op::DropDeleted { mailbox, .. } if folders::mailbox_head(txn, mailbox)?.is_none() => {
             Ok(Applied::Done)

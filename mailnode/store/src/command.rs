@@ -13,8 +13,8 @@ use crate::{
 /// The version of the encoding that [`Command::encode`] writes; the first byte of every command. Whatever changes what the
 /// bytes of a command mean, a new kind in [`Op`] as well, needs another one, of a higher format level: a replica that
 /// knows the format but not the kind would refuse what others apply.
-pub const COMMAND_FORMAT: u8 = 6;
-/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 to 6 have more
+pub const COMMAND_FORMAT: u8 = 7;
+/// The oldest version that is still read: backups and their archives hold commands for years. Versions 3 to 7 have more
 /// kinds.
 const OLDEST_COMMAND: u8 = 2;
 /// From this version on, commands that delete mail keep it for a time. What an older archive holds is applied as it was
@@ -305,6 +305,28 @@ pub enum Op {
     },
     /// Removes what is here of a list that is no more. [`Applied::More`] when not all is gone yet.
     ForgetList(ListId),
+
+    // ---- archives of mailing lists ----
+    /// To the directory: as [`Op::PutList`], and whether the list has an archive; the older kind leaves that as it is. What an
+    /// archive holds stays when the list has it no more.
+    PutArchivedList {
+        /// What it should be.
+        record: ListRecord,
+        /// Number of partitions of the cluster.
+        partitions: u32,
+        /// Whether what goes to the members is kept.
+        archive: bool,
+    },
+    /// To the list's home: makes the mailbox of its archive where it is missing.
+    OpenArchive(ListId),
+    /// To the list's home: puts a post that nobody got yet into the archive and moves its cursor to before the first member.
+    /// Does nothing when the post is elsewhere.
+    ArchivePost {
+        /// Which list.
+        list: ListId,
+        /// Which post.
+        post: QueueId,
+    },
 }
 
 /// The folder that another is restored from.
@@ -377,7 +399,7 @@ pub fn decode_outcome(bytes: &[u8]) -> Result<Outcome, MessageError> {
 pub enum Applied {
     /// Nothing more to say.
     Done,
-    /// Of [`Op::PutMailbox`], [`Op::DeleteMailbox`] and [`Op::PutList`].
+    /// Of [`Op::PutMailbox`], [`Op::DeleteMailbox`], [`Op::PutList`] and [`Op::PutArchivedList`].
     Mailbox {
         /// Its id.
         id: MailboxId,

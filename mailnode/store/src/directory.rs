@@ -88,6 +88,8 @@ pub(crate) enum DirectoryChange {
     Sts(Domain, Option<StsMode>),
     Mailbox(MailboxId, Option<MailboxEntry>),
     List(ListId, Option<Arc<ListRecord>>),
+    /// Whether a list has an archive.
+    Archive(ListId, bool),
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +108,8 @@ struct Maps {
     lists: HashMap<ListId, Arc<ListRecord>>,
     /// [`Address::key`] of lists.
     list_addresses: HashMap<String, ListId>,
+    /// Lists that have an archive.
+    archives: HashSet<ListId>,
 }
 
 impl Directory {
@@ -154,6 +158,20 @@ impl Directory {
     /// All mailing lists, by id.
     pub fn lists(&self) -> Vec<Arc<ListRecord>> {
         let mut lists: Vec<_> = self.0.read().lists.values().cloned().collect();
+        lists.sort_by_key(|list| list.id);
+        lists
+    }
+
+    /// A mailing list by id, when it has an archive.
+    pub fn archived_list(&self, id: ListId) -> Option<Arc<ListRecord>> {
+        let maps = self.0.read();
+        maps.lists.get(&id).filter(|_| maps.archives.contains(&id)).cloned()
+    }
+
+    /// All mailing lists that have an archive, by id.
+    pub fn archived_lists(&self) -> Vec<Arc<ListRecord>> {
+        let maps = self.0.read();
+        let mut lists: Vec<_> = maps.archives.iter().filter_map(|id| maps.lists.get(id)).cloned().collect();
         lists.sort_by_key(|list| list.id);
         lists
     }
@@ -258,6 +276,8 @@ impl Maps {
             DirectoryChange::Sts(domain, Some(mode)) => drop(self.sts.insert(domain, mode)),
             DirectoryChange::Mailbox(id, entry) => self.set_mailbox(id, entry),
             DirectoryChange::List(id, record) => self.set_list(id, record),
+            DirectoryChange::Archive(id, true) => drop(self.archives.insert(id)),
+            DirectoryChange::Archive(id, false) => drop(self.archives.remove(&id)),
         }
     }
 

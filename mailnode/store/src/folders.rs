@@ -14,6 +14,8 @@ use crate::{
     txn::{Txn, View},
 };
 
+/// The number that INBOX has in every mailbox: it is made first.
+pub const INBOX_NUMBER: FolderId = FolderId(1);
 /// Most folders of one mailbox.
 pub(crate) const MAX_FOLDERS: u32 = 10_000;
 

@@ -57,6 +57,14 @@ number! {
     Timestamp(i64)
 }
 
+impl ListId {
+    /// The mailbox of the list's archive, in the list's home: lists and mailboxes are numbered together, so that no other has
+    /// this number.
+    pub fn archive(self) -> MailboxId {
+        MailboxId(self.0)
+    }
+}
+
 impl Timestamp {
     /// The instant `milliseconds` later.
     pub fn plus_millis(self, milliseconds: i64) -> Self {

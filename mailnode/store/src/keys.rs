@@ -42,6 +42,8 @@ pub(crate) const LIST: u8 = 19;
 pub(crate) const LIST_ADDRESS: u8 = 20;
 /// Domain: its MTA-STS mode; none when it has no policy.
 pub(crate) const STS_MODE: u8 = 21;
+/// Mailing list that has an archive.
+pub(crate) const LIST_ARCHIVE: u8 = 22;
 
 pub(crate) const HEAD: u8 = 30;
 pub(crate) const FOLDER: u8 = 31;
@@ -93,6 +95,8 @@ pub(crate) const LIST_POST: u8 = 71;
 pub(crate) const LIST_MEMBER: u8 = 72;
 /// Post of a list that waits for a moderator, with its body.
 pub(crate) const LIST_HELD: u8 = 73;
+/// Mailing list whose archive was opened here: its mailbox has the number of the list.
+pub(crate) const LIST_OPENED: u8 = 74;
 
 /// Whether a key is this replica's own: not compared with other replicas, and not in snapshots.
 pub(crate) fn is_local(key: &[u8]) -> bool {
@@ -201,7 +205,7 @@ pub(crate) fn queue(id: QueueId) -> Vec<u8> {
     join(QUEUE, &[&id.0.to_be_bytes()])
 }
 
-/// Of [`LIST`] and [`LIST_HEAD`], and the prefix of all keys of a list under one tag.
+/// Of [`LIST`], [`LIST_ARCHIVE`], [`LIST_HEAD`] and [`LIST_OPENED`], and the prefix of all keys of a list under one tag.
 pub(crate) fn list(tag: u8, list: ListId) -> Vec<u8> {
     join(tag, &[&list.0.to_be_bytes()])
 }

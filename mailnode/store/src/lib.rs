@@ -63,6 +63,7 @@ pub use digests::Digests;
 pub use directory::{DeletedMailbox, Directory, ListPart, Resolution};
 pub use error::StoreError;
 pub use export::{Export, ExportVisit, ExportedBody, ExportedMessage};
+pub use folders::INBOX_NUMBER;
 pub use ids::{
     BodyId, CommandId, FolderId, ListId, MailboxId, ModSeq, PartitionId, QueueId, Timestamp, Uid,
     UidValidity, UploadId,

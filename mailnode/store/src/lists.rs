@@ -8,16 +8,19 @@
 //! nothing when the cursor is not where the proposer saw it. So whatever dies in between, and however many believe to lead,
 //! each member gets one entry. The cursor is the last member's address, not a number: members may come and go meanwhile.
 
-use std::ops::ControlFlow;
+use std::{collections::BTreeSet, ops::ControlFlow};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Address, Applied, ListId, QueueEntry, QueueId, Refusal, Store, StoreError, Timestamp,
-    body_table::{self, Arrived},
+    Address, Applied, Flag, ListId, QueueEntry, QueueId, Refusal, Store, StoreError, Timestamp,
+    body_table::{self, Arrived, Body},
     error::Stop,
+    flags::FlagSet,
+    folder_name::INBOX,
+    folders::{self, Mailbox},
     keys, queue,
-    records::{self, Posted},
+    records::{self, Message, Posted},
     store::Change,
     txn::{Txn, View},
 };
@@ -234,6 +237,52 @@ pub(crate) fn expand(
     Ok(Applied::Done)
 }
 
+/// Makes the mailbox of an archive where it is missing.
+pub(crate) fn open_archive(
+    txn: &mut Txn<'_>,
+    group: u32,
+    list: ListId,
+    at: Timestamp,
+) -> Result<Applied, Stop> {
+    txn.put(keys::list(keys::LIST_OPENED, list), Vec::new());
+    Mailbox::open(txn, group, list.archive(), at)?.save();
+    Ok(Applied::Done)
+}
+
+/// Puts a post that nobody got yet into the list's archive. Its cursor moves in the same step, to before all addresses: so it
+/// is there once.
+pub(crate) fn archive(
+    txn: &mut Txn<'_>,
+    group: u32,
+    (list, id): (ListId, QueueId),
+    at: Timestamp,
+) -> Result<Applied, Stop> {
+    let Some(Posted { body, post }) = posted(txn, keys::LIST_POST, list, id)? else {
+        return Ok(Applied::Done);
+    };
+    if post.state != PostState::Expanding(None) {
+        return Ok(Applied::Done);
+    }
+    open_archive(txn, group, list, at)?;
+    let mut mailbox = Mailbox::open(txn, group, list.archive(), at)?;
+    let mut folder = mailbox.named(INBOX)?;
+    let message = Message {
+        body: Body { id: body, len: post.size },
+        mod_seq: mailbox.next_mod_seq(),
+        internal_date: post.arrived,
+        // What nobody can change is not to be counted as unread for ever.
+        flags: FlagSet::new(&[Flag("\\Seen".to_owned())].into())?,
+    };
+    mailbox.add(&mut folder, &message)?;
+    mailbox.save_folder(&folder);
+    mailbox.folder_changed(folder.id);
+    mailbox.save();
+    body_table::retain(txn, body)?;
+    let post = ListPost { state: PostState::Expanding(Some(String::new())), ..post };
+    put(txn, &Posted { body, post });
+    Ok(Applied::Done)
+}
+
 fn drop_post(txn: &mut Txn<'_>, Posted { body, post }: Posted) -> Result<(), Stop> {
     let mut head = head(txn, post.list)?;
     let count = head.of(&post.state);
@@ -346,7 +395,13 @@ pub(crate) fn subscriber(
 }
 
 /// Removes everything that is here of a list, in steps. Entries that were queued go on.
-pub(crate) fn forget(txn: &mut Txn<'_>, list: ListId) -> Result<Applied, Stop> {
+pub(crate) fn forget(txn: &mut Txn<'_>, group: u32, list: ListId, at: Timestamp) -> Result<Applied, Stop> {
+    if txn.get(&keys::list(keys::LIST_OPENED, list))?.is_some() {
+        if folders::purge(txn, group, list.archive(), at)? == Applied::More {
+            return Ok(Applied::More);
+        }
+        txn.remove(keys::list(keys::LIST_OPENED, list));
+    }
     let (mut posts, mut members) = (Vec::new(), Vec::new());
     for tag in [keys::LIST_POST, keys::LIST_HELD] {
         let prefix = keys::list(tag, list);
@@ -426,6 +481,22 @@ impl Store {
     pub fn lists_here(&self, group: u32) -> Result<Vec<ListId>, StoreError> {
         let Some(view) = self.view(group)? else { return Ok(Vec::new()) };
         let of = |key: &Vec<u8>| key.get(1..9)?.try_into().ok().map(u64::from_be_bytes).map(ListId);
-        Ok(view.keys(&[keys::LIST_HEAD])?.iter().filter_map(of).collect())
+        let keys = [view.keys(&[keys::LIST_HEAD])?, view.keys(&[keys::LIST_OPENED])?].concat();
+        Ok(keys.iter().filter_map(of).collect::<BTreeSet<_>>().into_iter().collect())
+    }
+
+    /// Posts of all lists in a group that this node holds, as this replica has them: those that wait for a moderator, and those
+    /// that are being expanded.
+    pub fn list_posts(&self, group: u32) -> Result<(u64, u64), StoreError> {
+        let (mut held, mut expanding) = (0, 0);
+        if let Some(view) = self.view(group)? {
+            view.scan(&[keys::LIST_HEAD], &[keys::LIST_HEAD], &mut |_, value| {
+                let head: ListHead = records::decode(value)?;
+                held += u64::from(head.held);
+                expanding += u64::from(head.expanding);
+                Ok(ControlFlow::Continue(()))
+            })?;
+        }
+        Ok((held, expanding))
     }
 }

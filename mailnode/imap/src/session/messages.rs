@@ -49,6 +49,9 @@ impl Session {
     }
 
     fn writable(&mut self) -> Result<(), Stop> {
+        if self.selected().folder.read_only {
+            return Err(Failure::ReadOnly.into());
+        }
         if self.selected().read_only {
             return Err(Reply::no("[READ-ONLY]", "the folder was opened read-only").into());
         }

@@ -16,7 +16,7 @@ use std::{future::Future, net::IpAddr, sync::Arc, time::Instant};
 use tokio::time::timeout;
 
 use crate::{
-    Backend, Closed, Config, Event, Failure, Limit, Mailbox, Observer, Status,
+    Backend, Closed, Config, Event, Failure, Limit, Mailbox, Observer, SHARED_NAMESPACE, Status,
     codec::{Input, Refusal},
     command::{Command, Tagged},
     connection::Connection,
@@ -103,6 +103,7 @@ impl From<Failure> for Stop {
             Failure::NonExistent => "[NONEXISTENT]",
             Failure::AlreadyExists => "[ALREADYEXISTS]",
             Failure::OverQuota => "[OVERQUOTA]",
+            Failure::ReadOnly => "[NOPERM]",
             Failure::Cannot(_) => "[CANNOT]",
             Failure::Unavailable | Failure::Unreadable => "[UNAVAILABLE]",
         };
@@ -279,8 +280,11 @@ impl Session {
         match command {
             Command::Enable(names) => Ok(self.enable(&names)),
             Command::Namespace => {
-                // RFC 2342 5: one personal namespace without a prefix.
-                self.connection.out.line("* NAMESPACE ((\"\" \"/\")) NIL NIL");
+                // RFC 2342 5: one personal namespace without a prefix, and one that is shared.
+                put!(
+                    &mut self.connection.out,
+                    "* NAMESPACE ((\"\" \"/\")) NIL ((\"{SHARED_NAMESPACE}\" \"/\"))\r\n"
+                );
                 Ok(Reply::ok("done"))
             }
             Command::Select { folder, read_only, condstore } => {

@@ -18,6 +18,8 @@ impl Session {
         // RFC 9051 6.3.2: the folder selected before is left, whether this one can be selected or not.
         self.view = None;
         let selection = self.ask(mailbox.select(folder)).await?;
+        // RFC 9051 6.3.2: what cannot be changed is opened as by EXAMINE.
+        let read_only = read_only || selection.folder.read_only;
         self.condstore |= condstore;
         let mut view = View::new(selection, read_only);
         let out = &mut self.connection.out;

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use quorumail_imap::{
     Backend, Changes, Digest, Failure, FlagChange, Flags, Folder, Found, LoginFailure, Mailbox, Message,
-    Millis, Octets, Selection, Since, SpecialUse, Stored, UidSet,
+    Millis, Octets, SHARED_NAMESPACE, Selection, Since, SpecialUse, Stored, UidSet,
 };
 use tokio::sync::watch;
 
@@ -202,6 +202,7 @@ impl KeptFolder {
             name: name.to_owned(),
             special_use: self.special_use,
             subscribed: self.subscribed,
+            read_only: name.starts_with(SHARED_NAMESPACE),
             uid_validity: self.uid_validity,
             uid_next: self.uid_next,
             highest_mod_seq: self.mod_seq,

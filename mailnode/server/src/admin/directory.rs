@@ -74,11 +74,17 @@ async fn make(groups: &Groups, round: Vec<(usize, Planned)>, results: &mut [Opti
 }
 
 async fn make_one(groups: &Groups, op: Op) -> DirectoryResult {
-    let opens = matches!(op, Op::PutMailbox { .. });
+    let opens: Option<fn(MailboxId) -> Op> = match op {
+        Op::PutMailbox { .. } => Some(Op::OpenMailbox),
+        Op::PutArchivedList { archive: true, .. } => Some(|id| Op::OpenArchive(ListId(id.0))),
+        _ => None,
+    };
     let deletes = matches!(op, Op::DeleteDomain(_) | Op::DeleteMailbox { .. } | Op::DeleteList(_));
     match groups.propose(DIRECTORY, groups::random_command(), op, Bytes::new(), WITHIN).await {
-        Ok(Applied::Mailbox { id, partition }) if opens => open(groups, id, partition).await,
-        Ok(Applied::Mailbox { partition, .. }) => result(Code::Ok, String::new(), partition.0),
+        Ok(Applied::Mailbox { id, partition }) => match opens {
+            Some(op) => open(groups, op(id), partition).await,
+            None => result(Code::Ok, String::new(), partition.0),
+        },
         Ok(_) => result(Code::Ok, String::new(), 0),
         // Already so.
         Err(CommandFailure::Refused(Refusal::NotFound(_))) if deletes => result(Code::Ok, String::new(), 0),
@@ -95,9 +101,8 @@ async fn make_one(groups: &Groups, op: Op) -> DirectoryResult {
     }
 }
 
-/// Makes INBOX and the special-use folders of a mailbox that was put.
-async fn open(groups: &Groups, id: MailboxId, partition: PartitionId) -> DirectoryResult {
-    let op = Op::OpenMailbox(id);
+/// Makes INBOX and the special-use folders of a mailbox that was put, or of the archive of a list.
+async fn open(groups: &Groups, op: Op, partition: PartitionId) -> DirectoryResult {
     let opened =
         groups.propose(Groups::group(partition), groups::random_command(), op, Bytes::new(), WITHIN).await;
     match opened {
@@ -148,9 +153,11 @@ fn plan(
             Ok(Planned { op: Op::PutMailbox { record, partitions }, touches, domains: false })
         }
         Change::PutList(put) => {
+            let archive = put.archive;
             let record = mailing_list(put)?;
             let touches = vec![record.address.key()];
-            Ok(Planned { op: Op::PutList { record, partitions }, touches, domains: false })
+            let op = Op::PutArchivedList { record, partitions, archive };
+            Ok(Planned { op, touches, domains: false })
         }
         Change::DeleteList(delete) => {
             let address = address(&delete.address)?;

@@ -14,7 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{AdminService, WITHIN, mailbox};
-use crate::{channels, groups::Groups};
+use crate::channels;
 
 /// Bytes of a body in one item.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -27,8 +27,7 @@ const STALLED: Duration = Duration::from_secs(300);
 pub(super) type Items = Pin<Box<dyn Stream<Item = Result<ExportItem, Status>> + Send>>;
 
 pub(super) async fn run(service: &AdminService, request: ExportMailboxRequest) -> Result<Items, Status> {
-    let record = mailbox::record(&service.groups, &request.address).await?;
-    let group = Groups::group(record.partition);
+    let (group, id) = mailbox::place(&service.groups, &request.address).await?;
     if !service.groups.consensus.holds(group) {
         return elsewhere(service, group, request).await;
     }
@@ -36,7 +35,7 @@ pub(super) async fn run(service: &AdminService, request: ExportMailboxRequest) -
     let current = service.groups.consensus.catch_up(group, WITHIN).await;
     current.map_err(|error| Status::unavailable(format!("the partition cannot be read: {error}")))?;
     let (send, receive) = mpsc::channel(READ_AHEAD);
-    let (store, id, runtime) = (service.groups.store.clone(), record.id, Handle::current());
+    let (store, runtime) = (service.groups.store.clone(), Handle::current());
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
         let sender = Sender { send, runtime };

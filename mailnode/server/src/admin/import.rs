@@ -12,8 +12,8 @@ use quorumail_proto::admin::{
     message_imported::Outcome,
 };
 use quorumail_store::{
-    Applied, Flag, Flags, FolderSource, MAX_SOURCE_UID, MailboxId, ModSeq, Op, Query, Reply, RestorePlace,
-    RestoredAs, Timestamp, Uid, UidValidity,
+    Applied, Flag, Flags, FolderSource, ListId, MAX_SOURCE_UID, MailboxId, ModSeq, Op, Query, Quota, Reply,
+    RestorePlace, RestoredAs, Timestamp, Uid, UidValidity,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -58,13 +58,13 @@ pub(super) async fn run(service: &AdminService, mut items: Streaming<ImportItem>
     let Some(Item::Start(start)) = first.and_then(|item| item.item) else {
         return Err(Status::invalid_argument("an import begins with the mailbox that it goes into"));
     };
-    let record = mailbox::record(&service.groups, &start.address).await?;
+    let (group, mailbox) = mailbox::place(&service.groups, &start.address).await?;
     let (send, receive) = mpsc::channel(ANSWERS);
     let import = Import {
         groups: Arc::clone(&service.groups),
         disk: Arc::clone(&service.disk),
-        group: Groups::group(record.partition),
-        mailbox: record.id,
+        group,
+        mailbox,
         folder: None,
         coming: None,
         number: 0,
@@ -92,10 +92,10 @@ pub(super) async fn find(
             "at most {MAX_SOURCES} sources are looked for at a time"
         )));
     }
-    let record = mailbox::record(groups, &request.address).await?;
+    let (group, mailbox) = mailbox::place(groups, &request.address).await?;
     let sources = request.sources.into_iter().map(source).collect::<Result<_, _>>()?;
-    let query = Query::Imported { mailbox: record.id, folder: request.folder, sources };
-    let reply = groups.query(Groups::group(record.partition), &query, WITHIN).await.map_err(unreadable)?;
+    let query = Query::Imported { mailbox, folder: request.folder, sources };
+    let reply = groups.query(group, &query, WITHIN).await.map_err(unreadable)?;
     match reply {
         Reply::Imported(known) => Ok(FindImportedResponse { known }),
         _ => Err(Status::internal("the partition answered something else")),
@@ -255,8 +255,13 @@ impl Import {
             None => RestorePlace::Next { source: source(message.source)? },
         };
         // As it is now: it may have been raised, or the mailbox deleted, since the import began.
-        let record = self.groups.directory().mailbox(self.mailbox);
-        let quota = record.ok_or_else(|| Status::not_found("the mailbox was deleted"))?.quota;
+        let directory = self.groups.directory();
+        let quota = match directory.mailbox(self.mailbox) {
+            Some(record) => record.quota,
+            // An archive has none.
+            None if directory.archived_list(ListId(self.mailbox.0)).is_some() => Quota::default(),
+            None => return Err(Status::not_found("the mailbox was deleted")),
+        };
         let op = Op::RestoreMessage {
             mailbox: self.mailbox,
             folder: current.name,

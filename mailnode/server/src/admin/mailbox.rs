@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use quorumail_consensus::GroupId;
 use quorumail_message::{Address, AddressError};
 use quorumail_proto::admin::MailFolder;
-use quorumail_store::{FolderInfo, MailboxRecord, SpecialUse};
+use quorumail_store::{FolderInfo, MailboxId, MailboxRecord, SpecialUse};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::unreadable;
 use crate::groups::Groups;
@@ -33,6 +34,19 @@ pub(super) async fn record(groups: &Groups, address: &str) -> Result<Arc<Mailbox
     groups.directory_is_current().await.map_err(unreadable)?;
     let record = groups.directory().login(&parsed);
     record.ok_or_else(|| Status::not_found(format!("there is no mailbox {parsed}")))
+}
+
+/// Where the mailbox with this address is, or the archive of the mailing list with this address.
+pub(super) async fn place(groups: &Groups, address: &str) -> Result<(GroupId, MailboxId), Status> {
+    let missing = match record(groups, address).await {
+        Ok(record) => return Ok((Groups::group(record.partition), record.id)),
+        Err(status) if status.code() == Code::NotFound => status,
+        Err(status) => return Err(status),
+    };
+    let directory = groups.directory();
+    let list = address.parse().ok().and_then(|address: Address| directory.list_named(&address));
+    let list = list.and_then(|list| directory.archived_list(list.id)).ok_or(missing)?;
+    Ok((Groups::group(list.partition), list.id.archive()))
 }
 
 const SPECIAL: [(&str, SpecialUse); 5] = [

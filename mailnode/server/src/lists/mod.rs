@@ -28,6 +28,7 @@ use self::{
 };
 use crate::{
     groups::{self, CommandFailure, Groups},
+    metrics::{Metrics, PostOutcome},
     signer::Signer,
     tls::PublicTls,
 };
@@ -87,6 +88,7 @@ pub struct Lists {
     signer: Arc<Signer>,
     hostname: Domain,
     public_tls: Arc<PublicTls>,
+    metrics: Arc<Metrics>,
     /// When an address was last asked to confirm something, by list, purpose and address.
     asked: Mutex<HashMap<String, std::time::Instant>>,
 }
@@ -119,8 +121,9 @@ impl Lists {
         signer: Arc<Signer>,
         hostname: Domain,
         public_tls: Arc<PublicTls>,
+        metrics: Arc<Metrics>,
     ) -> Self {
-        Self { groups, signer, hostname, public_tls, asked: Mutex::default() }
+        Self { groups, signer, hostname, public_tls, metrics, asked: Mutex::default() }
     }
 
     /// All groups.
@@ -158,6 +161,14 @@ impl Lists {
         record: &ListRecord,
         incoming: &Incoming<'_>,
     ) -> Result<Judgement, ListFailure> {
+        let judged = self.judge(record, incoming).await;
+        if matches!(judged, Err(ListFailure::Refused(..))) {
+            self.metrics.list_post(PostOutcome::Refused);
+        }
+        judged
+    }
+
+    async fn judge(&self, record: &ListRecord, incoming: &Incoming<'_>) -> Result<Judgement, ListFailure> {
         if list::has_passed(&incoming.body, &record.address) {
             return Err(refused(
                 554,
@@ -207,6 +218,7 @@ impl Lists {
             Err(error) => return Err(failed(error)),
         }
         if let Some(post) = held {
+            self.metrics.list_post(PostOutcome::Held);
             self.tell_moderators(record, &post).await;
         }
         Ok(())
@@ -301,7 +313,10 @@ impl Lists {
         if !policy::recipients(record, &remembered).iter().any(|(_, address)| *address == member) {
             return Ok(());
         }
-        self.change(record, incoming.id, &member, SubscriberChange::Bounce).await
+        self.change(record, incoming.id, &member, SubscriberChange::Bounce).await?;
+        let known = self.subscriber(record, &member).await?;
+        self.metrics.list_bounce(known.is_some_and(|known| known.suspended.is_some()));
+        Ok(())
     }
 
     async fn to_owners(&self, record: &ListRecord, incoming: &Incoming<'_>) -> Result<(), ListFailure> {
@@ -635,6 +650,7 @@ impl Lists {
         }
     }
 
+    /// What is remembered of one address.
     async fn subscriber(
         &self,
         record: &ListRecord,

@@ -16,7 +16,10 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{ListFailure, Lists, WITHIN, policy, token};
-use crate::groups::{self, CommandFailure, DIRECTORY, Groups};
+use crate::{
+    groups::{self, CommandFailure, DIRECTORY, Groups},
+    metrics::PostOutcome,
+};
 
 /// Days after which a held message goes away.
 pub const HELD_DAYS: i64 = 5;
@@ -99,10 +102,20 @@ async fn expand(
     let remembered = lists.subscribers(record).await?;
     let members = policy::recipients(record, &remembered);
     let PostState::Expanding(mut cursor) = post.state.clone() else { return Ok(()) };
-    let (begun, resumed) = (Instant::now(), cursor.is_some());
+    let (begun, resumed) = (Instant::now(), cursor.as_ref().is_some_and(|cursor| !cursor.is_empty()));
+    let group = Groups::group(record.partition);
+    let propose = |op| lists.groups.propose(group, groups::random_command(), op, Bytes::new(), WITHIN);
+    if cursor.is_none() && lists.groups.directory().archived_list(record.id).is_some() {
+        let op = Op::ArchivePost { list: record.id, post: post.id };
+        propose(op).await.map_err(super::failed)?;
+        lists.metrics.list_archived();
+        // Where the command has moved it to: before all addresses.
+        cursor = Some(String::new());
+    }
     loop {
         let step = next_step(&members, cursor.as_deref());
         let now = groups::now();
+        let copies = step.members.len();
         let entries = step.members.iter().map(|(_, member)| copy(lists, record, &post, member, now));
         let op = Op::ExpandPost {
             list: record.id,
@@ -111,10 +124,10 @@ async fn expand(
             entries: entries.collect(),
             next: step.next.clone(),
         };
-        let group = Groups::group(record.partition);
-        let command = groups::random_command();
-        lists.groups.propose(group, command, op, Bytes::new(), WITHIN).await.map_err(super::failed)?;
+        propose(op).await.map_err(super::failed)?;
+        lists.metrics.list_copies(copies);
         if step.next.is_none() {
+            lists.metrics.list_post(PostOutcome::Distributed);
             let (members, millis) = (members.len(), begun.elapsed().as_millis());
             tracing::info!(list = %record.address, post = %post.id, members, resumed, millis, "a post was expanded");
             return Ok(());

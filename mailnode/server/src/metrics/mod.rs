@@ -6,6 +6,7 @@
 mod authentication;
 mod delivery;
 mod imap;
+mod lists;
 pub mod sampled;
 mod smtp;
 
@@ -15,6 +16,7 @@ use prometheus::{
     Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use lists::PostOutcome;
 use quorumail_store::QueueClass;
 use sampled::Sources;
 
@@ -24,6 +26,7 @@ pub struct Metrics {
     smtp: smtp::Smtp,
     imap: imap::Imap,
     delivery: delivery::Delivery,
+    lists: lists::Lists,
     authentication: authentication::Authentication,
     sources: OnceLock<Sources>,
 }
@@ -65,8 +68,9 @@ impl Default for Metrics {
         quorumail_logging::register(&registry).expect("each metric is registered once");
         let (smtp, imap) = (smtp::Smtp::new(&registry), imap::Imap::new(&registry));
         let delivery = delivery::Delivery::new(&registry);
+        let lists = lists::Lists::new(&registry);
         let authentication = authentication::Authentication::new(&registry);
-        Self { registry, smtp, imap, delivery, authentication, sources: OnceLock::new() }
+        Self { registry, smtp, imap, delivery, lists, authentication, sources: OnceLock::new() }
     }
 }
 

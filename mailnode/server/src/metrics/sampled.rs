@@ -330,6 +330,14 @@ impl Sources {
         text.gauge("directory_domains", "Domains served.").value(directory.domains().len());
         text.gauge("directory_mailboxes", "Mailboxes, deleted ones not counted.")
             .value(directory.mailboxes().len());
+        text.gauge("directory_lists", "Mailing lists.").value(directory.lists().len());
+        let (held, expanding) = self.groups.list_totals();
+        text.gauge(
+            "list_waiting",
+            "Messages to mailing lists that wait, in partitions that this node leads.",
+        )
+        .labelled("state", "held", held)
+        .labelled("state", "expanding", expanding);
         let classes = self.groups.queue_totals();
         let mut family =
             text.gauge("queue_recipients", "Recipients that wait, in queues that this node leads.");

@@ -277,3 +277,102 @@ fn five_bounces_suspend_a_member_until_it_is_resumed() {
     assert!(change(40 * day, SubscriberChange::Join { listed: false }).unwrap().joined.is_some());
     assert_eq!(change(41 * day, SubscriberChange::Leave { listed: false }), None);
 }
+
+fn put_archived(archive: bool) -> Op {
+    Op::PutArchivedList { record: record("news@example.org", &[]), partitions: 4, archive }
+}
+
+#[test]
+fn a_list_has_an_archive_as_long_as_it_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path());
+    let archived = |node: &Node| node.store.directory().archived_lists().len();
+    node.run_at(0, 1, put_domain("example.org"), b"").unwrap();
+    node.run_at(0, 1, put_list(record("news@example.org", &[])), b"").unwrap();
+    assert_eq!(archived(&node), 0);
+    node.run_at(0, 2, put_archived(true), b"").unwrap();
+    // The older kind says nothing of archives.
+    node.run_at(0, 3, put_list(record("news@example.org", &[])), b"").unwrap();
+    assert_eq!(archived(&node), 1);
+    drop(node);
+    let mut node = Node::open(dir.path());
+    let id = node.store.directory().archived_lists()[0].id;
+    assert!(node.store.directory().archived_list(id).is_some());
+    node.run_at(0, 4, put_archived(false), b"").unwrap();
+    assert_eq!(archived(&node), 0);
+    node.run_at(0, 5, put_archived(true), b"").unwrap();
+    node.run_at(0, 6, Op::DeleteList(address("news@example.org")), b"").unwrap();
+    assert_eq!((archived(&node), node.store.directory().archived_list(id)), (0, None));
+    // Made anew, it is another list.
+    node.run_at(0, 7, put_list(record("news@example.org", &[])), b"").unwrap();
+    assert_eq!(archived(&node), 0);
+}
+
+/// How many messages the archive has.
+fn in_archive(node: &Node) -> u32 {
+    match node.store.query(GROUP, &Query::Folder { mailbox: LIST.archive(), name: "INBOX".to_owned() }) {
+        Reply::Folder(Some(inbox)) => {
+            assert_eq!((inbox.id, inbox.unseen), (INBOX_NUMBER, 0));
+            inbox.messages
+        }
+        Reply::Folder(None) => 0,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_post_is_in_the_archive_once_wherever_its_expansion_begins_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path());
+    let archive = || Op::ArchivePost { list: LIST, post: POST };
+    node.run(Op::OpenArchive(LIST)).unwrap();
+    node.run_at(GROUP, 5, post(PostState::Held("why".to_owned())), b"the post").unwrap();
+    node.run(archive()).unwrap();
+    assert_eq!(in_archive(&node), 0);
+    node.run(Op::DecidePost { list: LIST, post: POST, approve: true }).unwrap();
+    for _ in 0..2 {
+        node.run(archive()).unwrap();
+        node.store.audit(GROUP).unwrap();
+    }
+    // A leader that did not hear of it begins from nothing, and does nothing.
+    node.run(step(None, &["a@x.org"], None)).unwrap();
+    assert_eq!((queued(&node), in_archive(&node)), (vec![], 1));
+    node.run(step(Some(""), &["a@x.org"], Some("a@x.org"))).unwrap();
+    node.run(archive()).unwrap();
+    node.run(step(Some("a@x.org"), &[], None)).unwrap();
+    node.run(archive()).unwrap();
+    assert_eq!((queued(&node).len(), in_archive(&node)), (1, 1));
+    node.store.audit(GROUP).unwrap();
+    // What members do with their copies is nothing to the archive.
+    let [copy] = &node.queue(&Query::QueueList { class: None, limit: 9 })[..] else { panic!("one copy") };
+    node.run(Op::UpdateQueue { id: copy.id, done: vec![address("a@x.org")], changed: Vec::new() }).unwrap();
+    node.store.audit(GROUP).unwrap();
+    let body = node.store.query(
+        GROUP,
+        &Query::Messages {
+            mailbox: LIST.archive(),
+            folder: INBOX_NUMBER,
+            uids: vec![Uid(1)],
+            octets: Octets::Whole,
+            digests: Vec::new(),
+            max_bytes: 1000,
+        },
+    );
+    let Reply::Messages(found) = body else { panic!("{body:?}") };
+    let found = found[0].as_ref().unwrap();
+    assert_eq!((&found.octets[..], found.meta.internal_date), (b"the post".as_slice(), Timestamp(5)));
+}
+
+#[test]
+fn the_archive_of_a_list_that_is_no_more_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Node::open(dir.path());
+    node.run_at(GROUP, 5, post(PostState::Expanding(None)), b"the post").unwrap();
+    node.run(Op::ArchivePost { list: LIST, post: POST }).unwrap();
+    node.run(step(Some(""), &[], None)).unwrap();
+    assert_eq!((node.store.lists_here(GROUP).unwrap(), in_archive(&node)), (vec![LIST], 1));
+    node.run(Op::ForgetList(LIST)).unwrap();
+    assert_eq!((node.store.lists_here(GROUP).unwrap(), in_archive(&node)), (vec![], 0));
+    assert_eq!(node.store.export(GROUP).unwrap().unwrap().mailboxes().unwrap(), []);
+    node.store.audit(GROUP).unwrap();
+}

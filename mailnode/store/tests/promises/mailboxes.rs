@@ -461,7 +461,7 @@ fn bytes_that_are_no_command_are_refused_and_later_formats_stop_the_group() {
     };
     let outcome = node.store.apply(GROUP, vec![log(b"\x04garbage")], b"1").unwrap();
     assert!(matches!(decode_outcome(&outcome[0]), Ok(Err(Refusal::Invalid(_)))));
-    assert!(node.store.apply(GROUP, vec![log(b"\x07....")], b"2").is_err());
+    assert!(node.store.apply(GROUP, vec![log(b"\x08....")], b"2").is_err());
     assert_eq!(node.store.position(GROUP).unwrap(), Some(b"1".to_vec()));
     assert!(matches!(Reply::decode(&node.store.query_bytes(GROUP, "?".into())), Ok(Reply::Unreadable(_))));
 }

@@ -41,7 +41,7 @@ pub(super) async fn restore(
         .mailboxes
         .iter()
         .filter(|part| !listing.mailboxes.contains_key(&part.to.to_lowercase()))
-        .map(|part| &*part.record)
+        .filter_map(|part| part.record.as_deref())
         .collect();
     if !request.accounts {
         let names: Vec<String> = missing.iter().map(|record| record.address.to_string()).collect();
@@ -74,7 +74,7 @@ pub(super) async fn restore(
         .filter(|record| !listing.lists.contains_key(&record.address.to_string().to_lowercase()));
     for list in lists {
         // One may be as large as many mailboxes, and goes alone.
-        let made = put(admin, vec![put_list(list)], tally).await?;
+        let made = put(admin, vec![put_list(list, parts.has_archive(list))], tally).await?;
         tally.add(|restored| restored.lists += made);
     }
     Ok(())
@@ -157,7 +157,7 @@ fn dkim_key(key: &DkimKey) -> admin::DkimKey {
     }
 }
 
-fn put_list(record: &ListRecord) -> DirectoryChange {
+fn put_list(record: &ListRecord, archive: bool) -> DirectoryChange {
     let member = |member: &ListMember| admin::ListMember {
         address: member.address.to_string(),
         role: match member.role {
@@ -189,6 +189,7 @@ fn put_list(record: &ListRecord) -> DirectoryChange {
         max_bytes: record.max_bytes,
         revision: REVISION.to_owned(),
         secret: record.secret.0.to_vec(),
+        archive,
     };
     DirectoryChange { change: Some(Change::PutList(list)) }
 }

@@ -128,7 +128,7 @@ pub struct Restored {
     pub accounts: u64,
     /// Mailing lists that were made.
     pub lists: u64,
-    /// Mailboxes whose mail was restored.
+    /// Mailboxes, and archives of mailing lists, whose mail was restored.
     pub mailboxes: u64,
     /// Folders that were looked at.
     pub folders: u64,

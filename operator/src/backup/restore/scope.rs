@@ -8,7 +8,9 @@ use std::{
 
 use quorumail_backup::{BackupId, Manifest};
 use quorumail_message::Domain;
-use quorumail_store::{DkimKey, DomainRecord, ListRecord, MailboxRecord, Store, StsMode};
+use quorumail_store::{
+    DkimKey, DomainRecord, ListRecord, MailboxId, MailboxRecord, PartitionId, Store, StsMode,
+};
 
 use super::{RestoreError, RestoreRequest};
 
@@ -72,12 +74,16 @@ fn with_inbox(name: &str) -> Cow<'_, str> {
     name.into()
 }
 
-/// A mailbox of the backup, and where its mail goes.
+/// A mailbox of the backup, or the archive of a mailing list, and where its mail goes.
 #[derive(Debug, Clone)]
 pub(super) struct Part {
-    /// As it was.
-    pub(super) record: Arc<MailboxRecord>,
-    /// Address of the mailbox that takes it.
+    /// As it was; none for an archive, which comes with its list.
+    pub(super) record: Option<Arc<MailboxRecord>>,
+    /// Its number.
+    pub(super) mailbox: MailboxId,
+    /// Where it was.
+    pub(super) partition: PartitionId,
+    /// Address of the mailbox or list that takes it.
     pub(super) to: String,
 }
 
@@ -90,7 +96,7 @@ pub(super) struct Parts {
     pub(super) keys: BTreeMap<Domain, Arc<[DkimKey]>>,
     /// Those of these that have an MTA-STS policy.
     pub(super) sts: BTreeMap<Domain, StsMode>,
-    /// Mailboxes.
+    /// Mailboxes, and archives of the lists.
     pub(super) mailboxes: Vec<Part>,
     /// Mailing lists.
     pub(super) lists: Vec<Arc<ListRecord>>,
@@ -102,9 +108,14 @@ impl Parts {
         self.keys.get(domain).map_or(&[], AsRef::as_ref)
     }
 
+    /// Whether a list had an archive.
+    pub(super) fn has_archive(&self, list: &ListRecord) -> bool {
+        self.mailboxes.iter().any(|part| part.mailbox == list.id.archive())
+    }
+
     /// The groups that hold it; all of a manifest when its queue is wanted as well.
     pub(super) fn groups(&self, all: Option<&Manifest>) -> Vec<u32> {
-        let of_mailboxes = self.mailboxes.iter().map(|part| part.record.partition.0);
+        let of_mailboxes = self.mailboxes.iter().map(|part| part.partition.0);
         let of_lists = self.lists.iter().map(|record| record.partition.0);
         let of_queue = all.into_iter().flat_map(|all| &all.groups).map(|group| group.group);
         let groups = of_mailboxes.chain(of_lists).chain(of_queue);
@@ -158,7 +169,7 @@ pub(super) fn parts(
     }
     let part = |record: Arc<MailboxRecord>| {
         let to = request.into.clone().unwrap_or_else(|| record.address.to_string());
-        Part { record, to }
+        Part { mailbox: record.id, partition: record.partition, record: Some(record), to }
     };
     let keys = domains
         .iter()
@@ -169,7 +180,14 @@ pub(super) fn parts(
         Scope::Mailbox(_) | Scope::Folder { .. } => false,
     };
     // Where nothing may happen by itself no list is of use.
-    let lists = directory.lists().into_iter().filter(|record| !request.locked && is_wanted(record)).collect();
+    let lists: Vec<_> =
+        directory.lists().into_iter().filter(|record| !request.locked && is_wanted(record)).collect();
+    let archives = lists.iter().filter(|list| directory.archived_list(list.id).is_some()).map(|list| Part {
+        record: None,
+        mailbox: list.id.archive(),
+        partition: list.partition,
+        to: list.address.to_string(),
+    });
     let sts = domains
         .iter()
         .filter_map(|record| Some((record.domain.clone(), directory.sts_mode(&record.domain)?)));
@@ -177,7 +195,7 @@ pub(super) fn parts(
         keys: keys.collect(),
         sts: sts.collect(),
         domains,
-        mailboxes: mailboxes.into_iter().map(part).collect(),
+        mailboxes: mailboxes.into_iter().map(part).chain(archives).collect(),
         lists,
     })
 }

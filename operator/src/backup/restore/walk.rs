@@ -69,8 +69,8 @@ pub(super) fn walk(store: &Store, part: &Part, request: &RestoreRequest, budget:
     let (send, items) = mpsc::channel(AHEAD);
     let walker = Walker {
         store: store.clone(),
-        group: part.record.partition.0,
-        mailbox: part.record.id,
+        group: part.partition.0,
+        mailbox: part.mailbox,
         scope: request.scope.clone(),
         prefix: request.prefix.clone(),
         budget: budget.clone(),
@@ -149,8 +149,7 @@ pub(super) async fn count(
     backup: &BackupId,
 ) -> Result<(), RestoreError> {
     let (store, meant) = (store.clone(), scope.clone());
-    let mailboxes: Vec<_> =
-        parts.mailboxes.iter().map(|part| (part.record.partition.0, part.record.id)).collect();
+    let mailboxes: Vec<_> = parts.mailboxes.iter().map(|part| (part.partition.0, part.mailbox)).collect();
     let counted = tokio::task::spawn_blocking(move || {
         let (mut messages, mut bytes) = (0u64, 0u64);
         let (mut met, mut others) = (0, Vec::new());
