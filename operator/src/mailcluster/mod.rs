@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod hosts;
+pub mod issuance;
 pub mod network;
 pub mod objects;
 pub mod pod;
@@ -185,6 +186,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     }
     let now = Timestamp::now();
     let stored = stored(cluster, context).await?;
+    let issuance = issuance::bring_about(cluster, context, stored.public.as_ref()).await?;
     let certificates =
         certificates::current(&stored, &cluster.name_any(), &objects::public_names(cluster), now)?;
     let (relay_username, problem) = references(cluster, context).await?;
@@ -210,7 +212,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         relay_username,
     };
     let objects = objects::build(cluster, &certificates, &surroundings);
-    let mut seen = match problem {
+    let mut seen = match problem.or(issuance.problem) {
         // Without what it refers to the mailnodes could not start; those that run are left running.
         Some(problem) => Observation { problem: Some(problem), ..Observation::default() },
         None => apply(cluster, context, &objects, &mut rollout, stored.authority.is_none()).await?,
@@ -229,6 +231,9 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         if seen.step == Some(Step::Idle) && rollout.outgrown(&objects.nodes) {
             seen.nodes = Some(rollout.make_anew(cluster, context, &objects.nodes).await?);
         }
+        if seen.step == Some(Step::Idle) && rollout.notes.failed.is_none() {
+            remove_certificate(cluster, context).await?;
+        }
     }
     seen.lost =
         pods.iter().filter_map(|pod| Some((pod.name_any(), hosts::lost(pod, &silent, now)?))).collect();
@@ -237,6 +242,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     seen.pods = pods;
     seen.told = Some(told);
     seen.block_listed = context.listings.condition(cluster);
+    seen.certificate = issuance.condition;
     let under_way = match &seen.step {
         Some(Step::Wait { reason, .. }) => (*reason == reason::ROLLING_OUT).then_some(POLL_UPDATE),
         Some(Step::Replace { .. } | Step::RollBack(_) | Step::Settled) => Some(POLL_UPDATE),
@@ -327,11 +333,11 @@ async fn apply(
     if let Some(budget) = &objects.budget {
         apply_one(context, budget).await?;
     }
-    if let Some(network) = &objects.network {
-        apply_one(context, network).await?;
+    match &objects.network {
+        Some(network) => drop(apply_one(context, network).await?),
+        None => remove::<NetworkPolicy>(cluster, context, &cluster.name_any()).await?,
     }
     let nodes = rollout.apply(cluster, context, &objects.nodes).await?;
-    remove_orphans(cluster, context, objects).await?;
     Ok(Observation { nodes: Some(nodes), service, ..Observation::default() })
 }
 
@@ -345,17 +351,12 @@ async fn apply_one<K: Ours + Serialize>(context: &Context, object: &K) -> Result
     patched.map_err(failed("apply", format!("{} {name}", K::kind(&()))))
 }
 
-/// Deletes what depends on the spec and the cluster no longer has.
-async fn remove_orphans(cluster: &MailCluster, context: &Context, wanted: &Objects) -> Result<(), Error> {
-    let names = Names::new(&cluster.name_any());
-    let certificate = (cluster.namespace().unwrap_or_default(), names.public_tls.clone());
-    if wanted.secrets.iter().all(|secret| secret.name_any() != names.public_tls)
-        && context.stores.secret_version(&certificate).is_some()
-    {
-        remove::<Secret>(cluster, context, &names.public_tls).await?;
-    }
-    if wanted.network.is_none() {
-        remove::<NetworkPolicy>(cluster, context, &names.main).await?;
+/// Deletes the self-signed certificate where another Secret is named, once no pod reads it any more.
+async fn remove_certificate(cluster: &MailCluster, context: &Context) -> Result<(), Error> {
+    let own = Names::new(&cluster.name_any()).public_tls;
+    let key = (cluster.namespace().unwrap_or_default(), own.clone());
+    if objects::public_secret(cluster) != own && context.stores.secret_version(&key).is_some() {
+        remove::<Secret>(cluster, context, &own).await?;
     }
     Ok(())
 }
