@@ -47,7 +47,7 @@ use self::{
     rollout::Rollout,
     status::Observation,
     update::Step,
-    volumes::Volumes,
+    volumes::{Before, Volumes},
 };
 use crate::{
     accounts::clients::{Clients, Connection},
@@ -194,14 +194,26 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     let map = config_map(cluster, context).await?;
     let kept = kept_nodes(map.as_ref());
     let told_status = told.as_ref().ok();
-    let (known, known_zones) = newest(kept, told_status)
-        .unwrap_or_else(|| (Shape::founded(u64::from(cluster.spec.nodes)), Vec::new()));
-    let next = known.next(u64::from(cluster.spec.nodes), told_status);
+    let mut unfit = None;
+    let (known, known_zones) = match newest(kept, told_status) {
+        Some(known) => known,
+        None => {
+            let before = Before::read(cluster, context).await?;
+            unfit = before.problem(cluster);
+            (Shape::founded(before.nodes()), Vec::new())
+        }
+    };
+    // The first list is changed only once a mailnode answers: of volumes that are taken over, they know which list they follow.
+    let next = match (known.generation, told_status) {
+        (1, None) => known,
+        _ => known.next(u64::from(cluster.spec.nodes), told_status),
+    };
     let pods = pods(cluster, context).await?;
     let hosts = zones::of_hosts(&context.client, &pods).await;
     let found = zones::of_mailnodes(cluster, next.running, &pods, &hosts, &known_zones);
     let (shape, zones) = zones::told((known, &known_zones), next, found, told_status);
     let mut rollout = Rollout::read(cluster, context).await?;
+    let ending = rollout.existing.is_none().then(|| rollout::waits_for(&pods, now)).flatten();
     let surroundings = Surroundings {
         configs: rollout.configs(map.as_ref(), &pods),
         shape,
@@ -212,7 +224,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         relay_username,
     };
     let objects = objects::build(cluster, &certificates, &surroundings);
-    let mut seen = match problem.or(issuance.problem) {
+    let mut seen = match problem.or(unfit).or(issuance.problem).or(ending) {
         // Without what it refers to the mailnodes could not start; those that run are left running.
         Some(problem) => Observation { problem: Some(problem), ..Observation::default() },
         None => apply(cluster, context, &objects, &mut rollout, stored.authority.is_none()).await?,
@@ -406,7 +418,8 @@ fn kept_nodes(map: Option<&ConfigMap>) -> Option<(Shape, Vec<String>)> {
     Some((objects::shape_of(&config), objects::zones_of(&config)))
 }
 
-/// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts.
+/// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts, and of two that
+/// are as new the one that they follow.
 fn newest(kept: Option<(Shape, Vec<String>)>, told: Option<&ClusterStatus>) -> Option<(Shape, Vec<String>)> {
     let count = |nodes: usize| u64::try_from(nodes).unwrap_or(u64::MAX);
     let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| {
@@ -420,7 +433,7 @@ fn newest(kept: Option<(Shape, Vec<String>)>, told: Option<&ClusterStatus>) -> O
         nodes.sort_unstable_by_key(|node| node.node);
         (shape, nodes.into_iter().map(|node| node.zone.clone()).collect())
     });
-    [followed, kept].into_iter().flatten().max_by_key(|(shape, _)| shape.generation)
+    [kept, followed].into_iter().flatten().max_by_key(|(shape, _)| shape.generation)
 }
 
 /// Tells the mailnodes of their nodes: the file that they have it in follows only after a while.
