@@ -1,8 +1,11 @@
-"""What was thought lost comes back: a MailCluster that somebody deleted, with its mail."""
+"""What was thought lost comes back: a MailCluster that somebody deleted, with its mail, and the replicas of a Kubernetes node that is
+gone for good."""
 
 import contextlib
 import json
+import os
 import random
+import time
 
 import pytest
 
@@ -175,3 +178,140 @@ def test_a_mailcluster_comes_back_with_more_nodes_than_it_had(kept):
     mail.wait_for(lambda: kept.held() == before, within=30, every=1, what="all mail as it was")
     # What left keeps its volume by deletionPolicy Retain; it is not needed any more.
     kept.cluster.kubectl("-n", NAMESPACE, "delete", "pvc", "data-kept-3", "data-kept-4", "--timeout=60s")
+
+
+# ---- a Kubernetes node is gone for good -------------------------------------------------------------------------------
+
+# Longer than it takes until a node counts as lost and its pods are marked: nobody replaces them by themselves.
+WATCHED = 40
+
+
+def stays_lost(kept, name, uid):
+    """The pod of a node that does not answer is left alone, however long; its claim as well."""
+    volumes, until = kept.volumes(), time.monotonic() + WATCHED
+    while time.monotonic() < until:
+        pod = kept.pod(name)
+        assert pod and pod["metadata"]["uid"] == uid, "it was replaced, though nobody knows whether it still runs"
+        assert kept.volumes() == volumes
+        time.sleep(1)
+
+
+def degraded(kept, *words):
+    def told():
+        found = kept.condition("Degraded")
+        return found.get("status") == "True" and all(word in found["message"] for word in words) and found
+    return mail.wait_for(told, within=90, every=0.5, what=f"Degraded {words}")
+
+
+def serves_all(kept):
+    """Mail flows, and every partition has a leader."""
+    kept.send(4)
+    status = mail.wait_for(lambda: (s := kept.status())["partitions"]["leaderless"] == 0 and s, within=60, what="leaders of all partitions")
+    assert status["partitions"]["available"] == status["partitions"]["total"], status
+
+
+def assert_pod_serves(kept, name, before):
+    """The replicas on this pod are as good as any: what it serves is what was there, and what came since."""
+    assert kept.status()["partitions"]["underReplicated"] == 0
+    for who in PEOPLE:
+        found = mail.contents(mail.login(kept.cluster.address(f"pod/{name}", 2993, kept.namespace), who, kept.password(who)))
+        for folder, (validity, messages) in before[who].items():
+            assert found[folder][0] == validity and messages.items() <= found[folder][1].items(), (who, folder)
+
+
+def out_of_service(kept, host):
+    kept.cluster.kubectl("taint", "nodes", host, "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+
+
+def node_deleted(kept, host):
+    kept.cluster.kubectl("delete", "node", host, "--timeout=60s")
+
+
+@pytest.mark.parametrize("said", [out_of_service, node_deleted], ids=lambda said: said.__name__)
+def test_a_node_that_is_gone_for_good_with_its_volume_is_replaced_once_that_is_said(kept, said):
+    cluster = kept.cluster
+    kept.wait_until_well()
+    before, volumes = kept.held(), kept.volumes()
+    pods = {name: kept.pod(name) for name in kept.names("pod")}
+    hosts = [pod["spec"]["nodeName"] for pod in pods.values()]
+    # One that is alone on its node: the others go on without it.
+    name = next(name for name, pod in pods.items() if hosts.count(pod["spec"]["nodeName"]) == 1)
+    host, uid = pods[name]["spec"]["nodeName"], pods.pop(name)["metadata"]["uid"]
+    others = {other: pod["metadata"]["uid"] for other, pod in pods.items()}
+    try:
+        cluster.lose_node(host)
+        # What people are told to do, with this node's name.
+        degraded(kept, name, f"kubectl taint nodes {host} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute")
+        serves_all(kept)
+        stays_lost(kept, name, uid)
+
+        said(kept, host)
+        # Kubernetes takes the pod away; the new one has its volume on the lost node, and waits.
+        mail.wait_for(lambda: (p := kept.pod(name)) and p["metadata"]["uid"] != uid and p["status"]["phase"] == "Pending",
+                      within=120, every=0.5, what="a pod that waits")
+        assert "nodeName" not in kept.pod(name)["spec"]
+        degraded(kept, name, "delete its PersistentVolumeClaim and the pod")
+        assert kept.volumes() == volumes, "a claim is given up by people alone"
+
+        cluster.kubectl("-n", NAMESPACE, "delete", "pvc", f"data-{name}", "--wait=false")
+        cluster.kubectl("-n", NAMESPACE, "delete", "pod", name)
+        kept.wait_until_well(within=300)
+        replaced = kept.pod(name)
+        assert replaced["spec"]["nodeName"] != host
+        after = kept.volumes()
+        assert after[f"data-{name}"][1] != volumes[f"data-{name}"][1]
+        assert {claim: volume for claim, volume in after.items() if claim != f"data-{name}"} == \
+            {claim: volume for claim, volume in volumes.items() if claim != f"data-{name}"}
+        assert {other: kept.pod(other)["metadata"]["uid"] for other in others} == others
+        assert_pod_serves(kept, name, before)
+    finally:
+        cluster.start_node(host)
+        cluster.kubectl("taint", "nodes", host, "node.kubernetes.io/out-of-service-", check=False)
+
+
+ELSEWHERE = "mail-elsewhere"
+CLASS = "elsewhere"
+
+
+@pytest.fixture
+def elsewhere(cluster, tmp_path):
+    """A MailCluster whose volumes any node can have, as those of clouds: folders of this machine, which is all nodes at once."""
+    only_local(cluster, "has its nodes on one machine")
+    things = [{"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": CLASS},
+               "provisioner": "kubernetes.io/no-provisioner", "volumeBindingMode": "WaitForFirstConsumer"}]
+    names = [f"{CLASS}-{number}" for number in range(NODES)]
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        os.chown(folder, 10001, 10001)
+        things.append({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "storageClassName": CLASS,
+            "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": str(folder), "type": "Directory"}}})
+    cluster.apply(as_list(things))
+    # Kubernetes gives a pod up soon, for the test not to take longer than people wait.
+    gone = [{"key": f"node.kubernetes.io/{taint}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3}
+            for taint in ["unreachable", "not-ready"]]
+    yield well_with_mail(cluster, ELSEWHERE, mailcluster(namespace=ELSEWHERE, storage={"storageClassName": CLASS}, scheduling={"tolerations": gone}))
+    cluster.kubectl("delete", "namespace", ELSEWHERE, "--timeout=180s", timeout=200)
+    cluster.kubectl("delete", f"storageclass/{CLASS}", *(f"pv/{name}" for name in names), "--timeout=60s")
+
+
+def test_a_volume_moves_to_another_node_with_its_pod_once_the_first_is_said_to_be_off(elsewhere):
+    cluster, name = elsewhere.cluster, "kept-1"
+    before, volumes, pod = elsewhere.held(), elsewhere.volumes(), elsewhere.pod("kept-1")
+    host, uid = pod["spec"]["nodeName"], pod["metadata"]["uid"]
+    try:
+        cluster.lose_node(host)
+        degraded(elsewhere, name, f"kubectl taint nodes {host}")
+        stays_lost(elsewhere, name, uid)
+        assert "deletionTimestamp" in elsewhere.pod(name)["metadata"], "Kubernetes has given it up, and still starts it nowhere else"
+        serves_all(elsewhere)
+        out_of_service(elsewhere, host)
+        elsewhere.wait_until_well(within=180)
+        replaced = elsewhere.pod(name)
+        assert replaced["metadata"]["uid"] != uid and replaced["spec"]["nodeName"] != host
+        assert elsewhere.volumes() == volumes
+        assert_pod_serves(elsewhere, name, before)
+    finally:
+        cluster.start_node(host)
+        cluster.kubectl("taint", "nodes", host, "node.kubernetes.io/out-of-service-", check=False)
