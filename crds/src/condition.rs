@@ -23,6 +23,8 @@ pub mod kind {
     pub const PROBED: &str = "Probed";
     /// An address that mail leaves from stands on a block list that the MailCluster names.
     pub const BLOCK_LISTED: &str = "BlockListed";
+    /// The certificate that cert-manager is asked for is issued and valid.
+    pub const CERTIFICATE_READY: &str = "CertificateReady";
     /// Another namespace claims a domain as well, and does not get it.
     pub const CONTESTED: &str = "Contested";
     /// A mailbox uses more than nine tenths of its quota.
@@ -73,7 +75,7 @@ pub mod reason {
     pub const PENDING: &str = "Pending";
     /// The mailnodes refused it as wrong.
     pub const REFUSED: &str = "Refused";
-    /// The address or domain belongs to another object.
+    /// What is needed, an address, a domain or the name of an object, belongs to another one.
     pub const CONFLICT: &str = "Conflict";
     /// The domain of the address is not served by the cluster.
     pub const DOMAIN_NOT_FOUND: &str = "DomainNotFound";
@@ -85,6 +87,12 @@ pub mod reason {
     pub const SECRET_NOT_FOUND: &str = "SecretNotFound";
     /// A referenced Secret exists and cannot be used.
     pub const SECRET_INVALID: &str = "SecretInvalid";
+    /// cert-manager has issued the certificate.
+    pub const ISSUED: &str = "Issued";
+    /// cert-manager could not get the certificate; the message says why.
+    pub const NOT_ISSUED: &str = "NotIssued";
+    /// cert-manager's resource types are not there, or the operator may not use them.
+    pub const NO_CERT_MANAGER: &str = "CertManagerNotFound";
     /// The spec cannot be served.
     pub const INVALID_SPEC: &str = "InvalidSpec";
     /// By annotation.

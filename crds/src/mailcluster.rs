@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{DeletionPolicy, SecretRef, Size, Span};
 
+/// API group of cert-manager.
+pub const CERT_MANAGER: &str = "cert-manager.io";
+
 /// A cluster of mailnodes that replicate the mail of its domains among themselves.
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
@@ -87,8 +90,9 @@ pub struct MailClusterSpec {
     #[x_kube(validation = Rule::new(crate::host_name_rule("self")).message("hostname must be a host name in lower case, as in mail.example.org"))]
     pub hostname: Option<String>,
 
-    /// The certificate for SMTP and IMAP clients.
-    #[serde(default)]
+    /// The certificate for SMTP and IMAP clients. Without it: `selfSigned`.
+    // No default in the schema: it would be stored, and stand beside another field that is applied later.
+    #[serde(default, skip_serializing_if = "Tls::is_default")]
     pub tls: Tls,
 
     /// The Service that clients and other mail servers connect to.
@@ -208,8 +212,8 @@ pub struct Scheduling {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("has(self.secretName) != has(self.selfSigned)")
-        .message("tls needs exactly one of secretName and selfSigned"),
+    validation = Rule::new("[has(self.secretName), has(self.selfSigned), has(self.issuerRef)].filter(given, given).size() == 1")
+        .message("tls needs exactly one of secretName, selfSigned and issuerRef; write null for the one that was there before"),
 )]
 pub struct Tls {
     /// A Secret of type kubernetes.io/tls in the same namespace. A renewed certificate is taken up without a restart.
@@ -220,12 +224,55 @@ pub struct Tls {
     /// The operator makes and renews a self-signed certificate for the hostname in Secret `<name>-tls`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub self_signed: Option<SelfSigned>,
+
+    /// This issuer of cert-manager makes and renews the certificate: the operator asks for it with a Certificate `<name>-tls`, and
+    /// it is in the Secret of that name. It is for `hostname`; without one, for the names of the Service. A renewed certificate is
+    /// taken up without a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer_ref: Option<IssuerRef>,
 }
 
 impl Default for Tls {
     fn default() -> Self {
-        Self { secret_name: None, self_signed: Some(SelfSigned {}) }
+        Self { secret_name: None, self_signed: Some(SelfSigned {}), issuer_ref: None }
     }
+}
+
+impl Tls {
+    /// Whether it is what is meant where nothing is said.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// An issuer of cert-manager.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("self.group != 'cert-manager.io' || self.kind in ['Issuer', 'ClusterIssuer']")
+        .message("issuerRef.kind must be Issuer or ClusterIssuer; an external issuer needs its group as well"),
+)]
+pub struct IssuerRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+
+    /// Issuer, in the same namespace, or ClusterIssuer. External issuers have kinds of their own.
+    #[serde(default = "default_issuer_kind")]
+    #[schemars(length(min = 1, max = 63))]
+    pub kind: String,
+
+    /// API group of its kind; another one for an external issuer.
+    #[serde(default = "default_issuer_group")]
+    #[schemars(length(min = 1, max = 253))]
+    pub group: String,
+}
+
+fn default_issuer_kind() -> String {
+    "Issuer".to_owned()
+}
+
+fn default_issuer_group() -> String {
+    CERT_MANAGER.to_owned()
 }
 
 /// A certificate that the operator signs itself.
@@ -452,7 +499,7 @@ pub struct MailClusterStatus {
 
     /// Ready: a majority of mailnodes answers and every partition has a leader. Progressing: pods are being made or
     /// replaced; UpdatePaused says what an update waits for. Degraded: less redundancy than asked, or an update that failed
-    /// (UpdateFailed). Paused: by annotation.
+    /// (UpdateFailed). CertificateReady, with tls.issuerRef: what cert-manager says of the certificate. Paused: by annotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::conditions")]
     pub conditions: Vec<Condition>,

@@ -156,7 +156,7 @@ fn params(
     Ok(params)
 }
 
-/// From when to when a certificate is valid, and the DNS names and addresses it is for.
+/// From when to when a certificate is valid, the DNS names and addresses it is for, and whether somebody else issued it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateFacts {
     /// Start of its validity.
@@ -165,6 +165,8 @@ pub struct CertificateFacts {
     pub not_after: Timestamp,
     /// DNS names and IP addresses of the subject alternative name extension.
     pub names: Vec<String>,
+    /// Whether its issuer is its subject.
+    pub is_self_signed: bool,
 }
 
 /// Reads the first certificate of a PEM text.
@@ -188,6 +190,7 @@ pub fn inspect(cert_pem: &str) -> Result<CertificateFacts, PkiError> {
         not_before: instant(cert.validity().not_before)?,
         not_after: instant(cert.validity().not_after)?,
         names: san.map(|san| san.value.general_names.iter().filter_map(name).collect()).unwrap_or_default(),
+        is_self_signed: cert.issuer() == cert.subject(),
     })
 }
 

@@ -20,7 +20,7 @@ use crate::{
     mailbox::{ADDRESS_KEY, PASSWORD_KEY, credentials_name},
     mailcluster::{
         certificates::{CERT_KEY, KEY_KEY},
-        objects::Names,
+        objects::public_secret,
     },
     runs::target,
 };
@@ -82,8 +82,7 @@ impl Members {
         };
         let (name, spec) = (self.cluster.name_any(), &self.cluster.spec);
         let by = format!("MailCluster {name}");
-        let self_signed = Names::new(&name).public_tls;
-        want(spec.tls.secret_name.as_deref().unwrap_or(&self_signed), by.clone(), &[CERT_KEY, KEY_KEY]);
+        want(&public_secret(&self.cluster), by.clone(), &[CERT_KEY, KEY_KEY]);
         if let Some(relay) = spec.smtp.relay.as_ref().and_then(|relay| relay.secret_ref.as_ref()) {
             want(&relay.name, by, &["username", "password"]);
         }

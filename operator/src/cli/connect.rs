@@ -24,7 +24,7 @@ use crate::{
     dev::state,
     mailcluster::{
         certificates::{CA_KEY, CERT_KEY, KEY_KEY, text},
-        objects::{CLUSTER_LABEL, Names, hostname},
+        objects::{CLUSTER_LABEL, Names, hostname, public_secret},
     },
     mailnode_config::port,
     pki::CertifiedPem,
@@ -178,8 +178,7 @@ impl Kubernetes {
     pub(super) async fn public_tls(&self) -> Result<(String, String, Option<String>), Failure> {
         let clusters: Api<MailCluster> = Api::namespaced(self.client.clone(), &self.namespace);
         let cluster = clusters.get(&self.cluster).await?;
-        let own = Names::new(&self.cluster).public_tls;
-        let name = cluster.spec.tls.secret_name.clone().unwrap_or(own);
+        let name = public_secret(&cluster);
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let secret = secrets.get(&name).await?;
         let certificate = text(&secret, CERT_KEY)

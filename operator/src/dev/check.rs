@@ -12,6 +12,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use quorumail_crds::{
     MAX_ADDRESS, MAX_DOMAIN, MAX_LIST_LOCAL, MailClusterSpec, MailDomainSpec, MailboxSpec, MailingListSpec,
+    mailcluster::CERT_MANAGER,
 };
 use serde_json::Value;
 
@@ -133,6 +134,16 @@ pub fn cluster(spec: &MailClusterSpec) -> Vec<String> {
     if !(1..=256).contains(&spec.partitions) {
         problems.push("spec.partitions must be between 1 and 256".to_owned());
     }
+    let tls = &spec.tls;
+    let given = [tls.secret_name.is_some(), tls.self_signed.is_some(), tls.issuer_ref.is_some()];
+    if given.into_iter().filter(|given| *given).count() != 1 {
+        problems.push("spec.tls needs exactly one of secretName, selfSigned and issuerRef".to_owned());
+    }
+    if tls.issuer_ref.as_ref().is_some_and(|issuer| {
+        issuer.group == CERT_MANAGER && !["Issuer", "ClusterIssuer"].contains(&issuer.kind.as_str())
+    }) {
+        problems.push("spec.tls.issuerRef.kind must be Issuer or ClusterIssuer".to_owned());
+    }
     problems
 }
 
@@ -250,6 +261,24 @@ mod tests {
             "passwordSecretRef": {"name": "s", "key": "k"}, "quota": {"storage": "1Gi", "messages": 5},
             "suspended": true, "permissions": {"send": false}, "deletionPolicy": "Delete", "gracePeriod": "1h"}});
         assert_eq!(schema(&Mailbox::crd(), &resource), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_certificate_comes_from_one_place() {
+        let problems = |tls: &str| cluster(&serde_yaml::from_str(&format!("{{{tls}}}")).unwrap());
+        for good in [
+            "",
+            "tls: {secretName: a}",
+            "tls: {issuerRef: {name: a, kind: ClusterIssuer}}",
+            "tls: {issuerRef: {name: a, kind: X, group: x.org}}",
+        ] {
+            assert_eq!(problems(good), Vec::<String>::new(), "{good}");
+        }
+        for bad in
+            ["tls: {}", "tls: {secretName: a, issuerRef: {name: a}}", "tls: {issuerRef: {name: a, kind: X}}"]
+        {
+            assert_eq!(problems(bad).len(), 1, "{bad}");
+        }
     }
 
     #[test]

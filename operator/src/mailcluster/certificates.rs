@@ -23,7 +23,7 @@ pub struct Stored {
     pub node: Option<Secret>,
     /// `<mc>-operator-tls`.
     pub operator: Option<Secret>,
-    /// `<mc>-tls`, where it is ours.
+    /// `<mc>-tls`, unless another one is named.
     pub public: Option<Secret>,
 }
 
@@ -89,8 +89,9 @@ pub fn current(
     })
 }
 
+/// One that somebody else issued was there before and is not kept.
 fn is_for(public: &CertifiedPem, names: &[String]) -> bool {
-    pki::inspect(&public.cert).is_ok_and(|facts| facts.names == names)
+    pki::inspect(&public.cert).is_ok_and(|facts| facts.names == names && facts.is_self_signed)
 }
 
 /// The data of a TLS Secret.
@@ -145,5 +146,15 @@ mod tests {
         let third = current(&store(&first), "mail", &["mx.example.org".to_owned()], now).unwrap();
         assert!(third.public != first.public && third.node == first.node);
         assert_eq!(current(&store(&first), "mail", &[], now).unwrap().public, None);
+    }
+
+    #[test]
+    fn what_somebody_else_issued_is_not_kept_as_self_signed() {
+        let (now, names) = (Timestamp::now(), [pki::NODE_NAME.to_owned()]);
+        let authority = pki::new_authority("others", now).unwrap();
+        let issued = pki::issue(&authority, Role::Node, now).unwrap();
+        let stored = Stored { public: secret(&issued, None), ..Stored::default() };
+        let public = current(&stored, "mail", &names, now).unwrap().public.unwrap();
+        assert!(public != issued && pki::inspect(&public.cert).unwrap().is_self_signed);
     }
 }

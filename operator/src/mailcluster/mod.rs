@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod hosts;
+pub mod issuance;
 pub mod network;
 pub mod objects;
 pub mod pod;
@@ -46,7 +47,7 @@ use self::{
     rollout::Rollout,
     status::Observation,
     update::Step,
-    volumes::Volumes,
+    volumes::{Before, Volumes},
 };
 use crate::{
     accounts::clients::{Clients, Connection},
@@ -185,6 +186,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     }
     let now = Timestamp::now();
     let stored = stored(cluster, context).await?;
+    let issuance = issuance::bring_about(cluster, context, stored.public.as_ref()).await?;
     let certificates =
         certificates::current(&stored, &cluster.name_any(), &objects::public_names(cluster), now)?;
     let (relay_username, problem) = references(cluster, context).await?;
@@ -192,14 +194,26 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     let map = config_map(cluster, context).await?;
     let kept = kept_nodes(map.as_ref());
     let told_status = told.as_ref().ok();
-    let (known, known_zones) = newest(kept, told_status)
-        .unwrap_or_else(|| (Shape::founded(u64::from(cluster.spec.nodes)), Vec::new()));
-    let next = known.next(u64::from(cluster.spec.nodes), told_status);
+    let mut unfit = None;
+    let (known, known_zones) = match newest(kept, told_status) {
+        Some(known) => known,
+        None => {
+            let before = Before::read(cluster, context).await?;
+            unfit = before.problem(cluster);
+            (Shape::founded(before.nodes()), Vec::new())
+        }
+    };
+    // The first list is changed only once a mailnode answers: of volumes that are taken over, they know which list they follow.
+    let next = match (known.generation, told_status) {
+        (1, None) => known,
+        _ => known.next(u64::from(cluster.spec.nodes), told_status),
+    };
     let pods = pods(cluster, context).await?;
     let hosts = zones::of_hosts(&context.client, &pods).await;
     let found = zones::of_mailnodes(cluster, next.running, &pods, &hosts, &known_zones);
     let (shape, zones) = zones::told((known, &known_zones), next, found, told_status);
     let mut rollout = Rollout::read(cluster, context).await?;
+    let ending = rollout.existing.is_none().then(|| rollout::waits_for(&pods, now)).flatten();
     let surroundings = Surroundings {
         configs: rollout.configs(map.as_ref(), &pods),
         shape,
@@ -210,7 +224,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         relay_username,
     };
     let objects = objects::build(cluster, &certificates, &surroundings);
-    let mut seen = match problem {
+    let mut seen = match problem.or(unfit).or(issuance.problem).or(ending) {
         // Without what it refers to the mailnodes could not start; those that run are left running.
         Some(problem) => Observation { problem: Some(problem), ..Observation::default() },
         None => apply(cluster, context, &objects, &mut rollout, stored.authority.is_none()).await?,
@@ -229,6 +243,9 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
         if seen.step == Some(Step::Idle) && rollout.outgrown(&objects.nodes) {
             seen.nodes = Some(rollout.make_anew(cluster, context, &objects.nodes).await?);
         }
+        if seen.step == Some(Step::Idle) && rollout.notes.failed.is_none() {
+            remove_certificate(cluster, context).await?;
+        }
     }
     seen.lost =
         pods.iter().filter_map(|pod| Some((pod.name_any(), hosts::lost(pod, &silent, now)?))).collect();
@@ -237,6 +254,7 @@ async fn step(cluster: &MailCluster, context: &Context) -> Result<Action, Error>
     seen.pods = pods;
     seen.told = Some(told);
     seen.block_listed = context.listings.condition(cluster);
+    seen.certificate = issuance.condition;
     let under_way = match &seen.step {
         Some(Step::Wait { reason, .. }) => (*reason == reason::ROLLING_OUT).then_some(POLL_UPDATE),
         Some(Step::Replace { .. } | Step::RollBack(_) | Step::Settled) => Some(POLL_UPDATE),
@@ -327,11 +345,11 @@ async fn apply(
     if let Some(budget) = &objects.budget {
         apply_one(context, budget).await?;
     }
-    if let Some(network) = &objects.network {
-        apply_one(context, network).await?;
+    match &objects.network {
+        Some(network) => drop(apply_one(context, network).await?),
+        None => remove::<NetworkPolicy>(cluster, context, &cluster.name_any()).await?,
     }
     let nodes = rollout.apply(cluster, context, &objects.nodes).await?;
-    remove_orphans(cluster, context, objects).await?;
     Ok(Observation { nodes: Some(nodes), service, ..Observation::default() })
 }
 
@@ -345,17 +363,12 @@ async fn apply_one<K: Ours + Serialize>(context: &Context, object: &K) -> Result
     patched.map_err(failed("apply", format!("{} {name}", K::kind(&()))))
 }
 
-/// Deletes what depends on the spec and the cluster no longer has.
-async fn remove_orphans(cluster: &MailCluster, context: &Context, wanted: &Objects) -> Result<(), Error> {
-    let names = Names::new(&cluster.name_any());
-    let certificate = (cluster.namespace().unwrap_or_default(), names.public_tls.clone());
-    if wanted.secrets.iter().all(|secret| secret.name_any() != names.public_tls)
-        && context.stores.secret_version(&certificate).is_some()
-    {
-        remove::<Secret>(cluster, context, &names.public_tls).await?;
-    }
-    if wanted.network.is_none() {
-        remove::<NetworkPolicy>(cluster, context, &names.main).await?;
+/// Deletes the self-signed certificate where another Secret is named, once no pod reads it any more.
+async fn remove_certificate(cluster: &MailCluster, context: &Context) -> Result<(), Error> {
+    let own = Names::new(&cluster.name_any()).public_tls;
+    let key = (cluster.namespace().unwrap_or_default(), own.clone());
+    if objects::public_secret(cluster) != own && context.stores.secret_version(&key).is_some() {
+        remove::<Secret>(cluster, context, &own).await?;
     }
     Ok(())
 }
@@ -405,7 +418,8 @@ fn kept_nodes(map: Option<&ConfigMap>) -> Option<(Shape, Vec<String>)> {
     Some((objects::shape_of(&config), objects::zones_of(&config)))
 }
 
-/// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts.
+/// What was written last and what the mailnodes follow can differ when the ConfigMap was lost: the newer one counts, and of two that
+/// are as new the one that they follow.
 fn newest(kept: Option<(Shape, Vec<String>)>, told: Option<&ClusterStatus>) -> Option<(Shape, Vec<String>)> {
     let count = |nodes: usize| u64::try_from(nodes).unwrap_or(u64::MAX);
     let followed = told.and_then(|told| told.topology.as_ref()).map(|topology| {
@@ -419,7 +433,7 @@ fn newest(kept: Option<(Shape, Vec<String>)>, told: Option<&ClusterStatus>) -> O
         nodes.sort_unstable_by_key(|node| node.node);
         (shape, nodes.into_iter().map(|node| node.zone.clone()).collect())
     });
-    [followed, kept].into_iter().flatten().max_by_key(|(shape, _)| shape.generation)
+    [kept, followed].into_iter().flatten().max_by_key(|(shape, _)| shape.generation)
 }
 
 /// Tells the mailnodes of their nodes: the file that they have it in follows only after a while.

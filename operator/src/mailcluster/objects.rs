@@ -64,7 +64,7 @@ pub struct Names {
     pub internal_tls: String,
     /// Secret with the operator's certificate.
     pub operator_tls: String,
-    /// Secret with the self-signed certificate.
+    /// Secret with the certificate that is self-signed or issued, and the Certificate by which it is asked for.
     pub public_tls: String,
 }
 
@@ -175,19 +175,29 @@ pub fn service_host(cluster: &MailCluster) -> String {
     format!("{}.{}.svc", cluster.name_any(), cluster.namespace().unwrap_or_default())
 }
 
-/// The names of a self-signed certificate; none where a Secret is given.
+/// The name of the Secret with the certificate for mail clients.
+pub fn public_secret(cluster: &MailCluster) -> String {
+    cluster.spec.tls.secret_name.clone().unwrap_or_else(|| Names::new(&cluster.name_any()).public_tls)
+}
+
+/// The names of a self-signed certificate; none where it is not self-signed.
 pub fn public_names(cluster: &MailCluster) -> Vec<String> {
-    if cluster.spec.tls.secret_name.is_some() {
+    let tls = &cluster.spec.tls;
+    if tls.secret_name.is_some() || tls.issuer_ref.is_some() {
         return Vec::new();
     }
-    let service = service_host(cluster);
     let mut names = vec![hostname(cluster)];
-    for name in [service.clone(), format!("{service}.cluster.local")] {
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
+    names.extend(
+        service_names(cluster).into_iter().filter(|name| cluster.spec.hostname.as_ref() != Some(name)),
+    );
+    names.dedup();
     names
+}
+
+/// The names by which pods of this Kubernetes reach the Service.
+pub fn service_names(cluster: &MailCluster) -> [String; 2] {
+    let service = service_host(cluster);
+    [service.clone(), format!("{service}.cluster.local")]
 }
 
 /// `host:port` of a port of each of so many nodes, in the order of the nodes.

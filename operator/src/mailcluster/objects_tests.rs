@@ -228,6 +228,13 @@ fn a_given_certificate_is_mounted_and_none_is_made() {
 }
 
 #[test]
+fn an_issued_certificate_is_mounted_by_the_name_of_a_self_signed_one() {
+    let (issued, own) = (objects("{tls: {issuerRef: {name: private}}}"), objects("{}"));
+    assert_eq!((issued.secrets.len(), own.secrets.len()), (3, 4));
+    assert_eq!(issued.nodes, own.nodes, "no pod is replaced when one becomes the other");
+}
+
+#[test]
 fn the_password_of_a_relay_is_mounted_and_never_in_the_configuration() {
     let objects = objects("{smtp: {relay: {host: relay.example.org, tls: Required, secretRef: {name: r}}}}");
     let text = objects.config.data.clone().unwrap()[CONFIG_FILE].clone();

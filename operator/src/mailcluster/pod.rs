@@ -23,7 +23,7 @@ use quorumail_crds::{DeletionPolicy, MailCluster};
 
 use super::objects::{
     CONFIG_DIR, INTERNAL_TLS_DIR, Names, PUBLIC_TLS_DIR, RELAY_DIR, Surroundings, config_file, metadata,
-    selector,
+    public_secret, selector,
 };
 use crate::mailnode_config::{DATA_DIR, MailnodeConfig, port};
 
@@ -263,7 +263,6 @@ fn volumes(cluster: &MailCluster) -> Vec<Volume> {
         }),
         ..Volume::default()
     };
-    let public = cluster.spec.tls.secret_name.as_deref().unwrap_or(&names.public_tls);
     let mut volumes = vec![
         Volume {
             name: "config".to_owned(),
@@ -275,7 +274,7 @@ fn volumes(cluster: &MailCluster) -> Vec<Volume> {
             ..Volume::default()
         },
         secret("internal-tls", &names.internal_tls),
-        secret("public-tls", public),
+        secret("public-tls", &public_secret(cluster)),
     ];
     volumes.extend(relay_secret(cluster).map(|name| secret("relay", name)));
     volumes

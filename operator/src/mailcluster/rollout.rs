@@ -15,7 +15,11 @@ use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, EvictParams, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
-use quorumail_crds::{MailCluster, mailcluster::Update};
+use quorumail_crds::{
+    MailCluster,
+    condition::{Observed, kind, reason},
+    mailcluster::Update,
+};
 use quorumail_proto::admin::ClusterStatus;
 
 use super::{
@@ -28,6 +32,8 @@ use super::{
 };
 use crate::{accounts::clients::Connection, settings::FIELD_MANAGER};
 
+/// How long after its time a pod of the time before is waited for.
+const OVERDUE: Duration = Duration::from_secs(5);
 /// How long a mailnode may take to hand its leads over before its pod is taken away.
 const HAND_OVER: Duration = Duration::from_secs(20);
 /// How often, and after which time each, the mailnodes are asked whether the new leaders have all their replicas.
@@ -44,6 +50,20 @@ pub struct Rollout {
     pub existing: Option<StatefulSet>,
     /// As they are to be kept.
     pub notes: Notes,
+}
+
+/// Why the StatefulSet is not made yet: pods of one before it, which was deleted, are about to end. One that is made meanwhile finds
+/// their names taken, and Kubernetes tries again after minutes only. A pod that is overdue is not waited for, since its node may be lost.
+pub fn waits_for(pods: &[Pod], now: Timestamp) -> Option<Observed> {
+    let ends = |pod: &&Pod| {
+        let owned = pod.owner_references().iter().any(|owner| owner.controller == Some(true));
+        let end = pod.metadata.deletion_timestamp.as_ref();
+        owned && !end.is_some_and(|end| update::passed(end.0, now, OVERDUE))
+    };
+    let names: Vec<String> = pods.iter().filter(ends).map(|pod| pod.name_any()).collect();
+    let text =
+        format!("pods of a MailCluster of this name that was deleted are ending: {}", names.join(", "));
+    (!names.is_empty()).then(|| Observed::no(kind::READY, reason::PENDING, text))
 }
 
 impl Rollout {
@@ -385,6 +405,28 @@ async fn take_away(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stateful_set_is_made_once_the_pods_of_the_one_before_have_ended() {
+        let pod = |meta: &str| -> Pod {
+            serde_yaml::from_str(&format!("{{metadata: {{name: mc-1, {meta}}}, spec: {{containers: []}}}}"))
+                .unwrap()
+        };
+        let owner = "ownerReferences: [{apiVersion: apps/v1, kind: StatefulSet, name: mc, uid: s-1, controller: true}]";
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let now = at("2026-11-27T17:00:04Z");
+        let told = |pod: Pod, now| waits_for(&[pod], now).map(|observed| observed.message);
+        assert!(told(pod(owner), now).unwrap().contains("mc-1"), "Kubernetes is about to take it away");
+        let ending = format!("{owner}, deletionTimestamp: '2026-11-27T17:00:00Z'");
+        assert!(told(pod(&ending), now).is_some());
+        assert_eq!(told(pod(&ending), at("2026-11-27T17:00:05Z")), None, "its node may be lost");
+        assert_eq!(
+            told(pod("labels: {}"), now),
+            None,
+            "one that was left for a new StatefulSet to take over"
+        );
+        assert_eq!(waits_for(&[], now), None);
+    }
 
     #[test]
     fn a_revision_gives_its_template_back() {

@@ -50,6 +50,8 @@ pub struct Observation {
     pub volumes: Volumes,
     /// What block lists say, where the cluster names some.
     pub block_listed: Option<Observed>,
+    /// What cert-manager says of the certificate, where it is asked for one.
+    pub certificate: Option<Observed>,
     /// What keeps the cluster from being brought about; a condition of type Ready.
     pub problem: Option<Observed>,
 }
@@ -70,6 +72,7 @@ pub fn status(cluster: &MailCluster, seen: &Observation, now: Timestamp) -> Mail
         degraded(cluster, seen, ready_nodes, partitions.as_ref()),
         Observed::no(kind::PAUSED, reason::NOT_PAUSED, "the MailCluster is reconciled"),
     ];
+    observed.extend(seen.certificate.clone());
     observed.extend(seen.block_listed.clone());
     let mut conditions = merge(&old.conditions, &observed, cluster.metadata.generation, now);
     if seen.block_listed.is_none() && block_lists::asked(cluster).is_some() {

@@ -16,11 +16,14 @@ use quorumail_crds::{
     MailCluster, Size,
     condition::{Observed, kind, reason},
 };
+use serde_json::json;
 
 use super::{Context, Error, failed};
 use crate::settings::FIELD_MANAGER;
 
 const STORAGE: &str = "storage";
+/// Annotation of claims with the number of partitions, which no other MailCluster of the same name may change.
+const PARTITIONS: &str = "quorumail.io/partitions";
 
 /// What there is of the volumes, and what keeps them from growing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -66,6 +69,58 @@ impl Claim {
     }
 }
 
+/// What volumes from a MailCluster of the same name before say of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Before {
+    /// Which of the nodes that are asked for have one.
+    there: Vec<bool>,
+    /// The number of partitions on them, where it is noted.
+    partitions: Option<String>,
+}
+
+impl Before {
+    /// Reads it.
+    pub async fn read(cluster: &MailCluster, context: &Context) -> Result<Self, Error> {
+        let namespace = cluster.namespace().unwrap_or_default();
+        let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
+        let mut before = Self::default();
+        for number in 0..u64::from(cluster.spec.nodes) {
+            let name = claim_name(cluster, number);
+            let found = claims.get_metadata_opt(&name).await;
+            let found = found.map_err(failed("read PersistentVolumeClaim", &name))?;
+            let stays = found.filter(|claim| claim.metadata.deletion_timestamp.is_none());
+            before.there.push(stays.is_some());
+            let noted = stays.and_then(|claim| claim.annotations().get(PARTITIONS).cloned());
+            before.partitions = before.partitions.or(noted);
+        }
+        Ok(before)
+    }
+
+    /// The number of nodes to begin with: as many as there are volumes for, and what is asked for where there are none. Nodes that are
+    /// added to such volumes must not take themselves for founders: they could found partitions anew that the volumes have.
+    pub fn nodes(&self) -> u64 {
+        let nodes = self.there.iter().rposition(|there| *there).map_or(self.there.len(), |last| last + 1);
+        u64::try_from(nodes).unwrap_or(u64::MAX)
+    }
+
+    /// Why mailnodes must not be started on them, as a condition of type Ready.
+    pub fn problem(&self, cluster: &MailCluster) -> Option<Observed> {
+        let noted =
+            self.partitions.as_ref().filter(|noted| **noted != cluster.spec.partitions.to_string())?;
+        let text = format!(
+            "the volumes of an earlier MailCluster of this name have {noted} partitions, and spec.partitions is {}: delete this \
+             MailCluster and apply it with partitions: {noted}; if their mail is not needed any more, delete their \
+             PersistentVolumeClaims",
+            cluster.spec.partitions
+        );
+        Some(Observed::no(kind::READY, reason::INVALID_SPEC, text))
+    }
+}
+
+fn claim_name(cluster: &MailCluster, number: u64) -> String {
+    format!("data-{}-{number}", cluster.name_any())
+}
+
 fn bytes(quantity: Option<&Quantity>) -> Option<u64> {
     quantity?.0.parse().ok().map(|size: Size| size.bytes())
 }
@@ -76,11 +131,22 @@ impl Volumes {
         let namespace = cluster.namespace().unwrap_or_default();
         let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &namespace);
         let wanted = &cluster.spec.storage.size;
+        let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
         let mut volumes = Self::default();
         for number in 0..nodes {
-            let name = format!("data-{}-{number}", cluster.name_any());
+            let name = claim_name(cluster, number);
             let found = claims.get_opt(&name).await;
             let Some(found) = found.map_err(failed("read PersistentVolumeClaim", &name))? else { continue };
+            let partitions = cluster.spec.partitions.to_string();
+            if found.annotations().get(PARTITIONS) != Some(&partitions) {
+                let note = Patch::Merge(
+                    json!({"metadata": {"uid": found.uid(), "annotations": {PARTITIONS: partitions}}}),
+                );
+                let noted = claims.patch_metadata(&name, &params, &note).await;
+                noted.map_err(failed("patch PersistentVolumeClaim", &name))?;
+                // Its version is another one now.
+                continue;
+            }
             let mut claim = Claim::of(&found);
             if claim.must_grow(wanted.bytes()) && volumes.refused.is_none() {
                 tracing::info!(
@@ -89,8 +155,6 @@ impl Volumes {
                     size = wanted.as_str(),
                     "a volume is to grow"
                 );
-                let params =
-                    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
                 match claims.patch(&name, &params, &Patch::Merge(request(&found, wanted))).await {
                     Ok(patched) => claim = Claim::of(&patched),
                     Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -130,7 +194,7 @@ impl Volumes {
 
 /// What is changed of a claim: exactly the one that was read.
 fn request(claim: &PersistentVolumeClaim, wanted: &Size) -> serde_json::Value {
-    serde_json::json!({
+    json!({
         "metadata": {"uid": claim.uid(), "resourceVersion": claim.resource_version()},
         "spec": {"resources": {"requests": {STORAGE: wanted.as_str()}}},
     })
@@ -195,6 +259,32 @@ mod tests {
             (&patch["metadata"]["uid"], &patch["metadata"]["resourceVersion"]),
             (&"u".into(), &"7".into())
         );
+    }
+
+    fn before(there: &[u8], partitions: Option<&str>) -> Before {
+        let there = there.iter().map(|there| *there == 1).collect();
+        Before { there, partitions: partitions.map(ToOwned::to_owned) }
+    }
+
+    #[test]
+    fn a_cluster_begins_with_the_volumes_that_are_there() {
+        let nodes = |there: &[u8]| before(there, None).nodes();
+        assert_eq!((nodes(&[0, 0, 0]), nodes(&[1, 1, 1])), (3, 3));
+        assert_eq!(nodes(&[1, 1, 1, 0, 0]), 3, "more nodes are asked for than there were");
+        assert_eq!(nodes(&[0, 0, 1, 0, 0]), 3, "the volumes of the first are lost");
+    }
+
+    #[test]
+    fn volumes_with_another_number_of_partitions_are_left_alone() {
+        let cluster: MailCluster = serde_yaml::from_str(
+            "{apiVersion: quorumail.io/v1alpha1, kind: MailCluster, metadata: {name: mc}, spec: {partitions: 16}}",
+        )
+        .unwrap();
+        let problem = |partitions| before(&[1, 1, 1], partitions).problem(&cluster);
+        assert_eq!((problem(None), problem(Some("16"))), (None, None));
+        let told = problem(Some("32")).unwrap();
+        assert_eq!((told.status, told.reason), (Some(false), reason::INVALID_SPEC));
+        assert!(told.message.contains("apply it with partitions: 32"), "{}", told.message);
     }
 
     #[test]

@@ -34,7 +34,7 @@ use crate::{
     mailcluster::{
         Context,
         certificates::{CA_KEY, CERT_KEY, text},
-        objects::{Names, hostname, service_host},
+        objects::{hostname, public_secret, service_host},
     },
     probe::{self, Passed, Probe, ProbeError, Service},
     stores::{Changed, Key, key},
@@ -343,8 +343,7 @@ struct Roots(Mutex<HashMap<Key, (String, RootCertStore)>>);
 impl Roots {
     /// The authorities of this system, and what the Secret of the public certificate has: it may be signed by itself.
     async fn of(&self, context: &Context, cluster: &MailCluster) -> Result<RootCertStore, String> {
-        let own = Names::new(&cluster.name_any()).public_tls;
-        let name = cluster.spec.tls.secret_name.clone().unwrap_or(own);
+        let name = public_secret(cluster);
         let (namespace, _) = key(cluster);
         let version = context.stores.secret_version(&(namespace.clone(), name.clone())).unwrap_or_default();
         if let Some((known, roots)) = self.0.lock().get(&key(cluster))
