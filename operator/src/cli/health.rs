@@ -24,6 +24,9 @@ const OF_POLICIES: [&str; 4] =
 /// Of domains. Records that nobody has published yet are shown and are no problem; those that others check signatures with are.
 const OF_DOMAINS: [&str; 3] = [kind::READY, kind::PROBED, kind::DKIM_READY];
 
+/// Of clusters. That a replica is missing is seen of the mailnodes themselves.
+const OF_CLUSTERS: [&str; 2] = [kind::READY, kind::CERTIFICATE_READY];
+
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -229,11 +232,21 @@ pub(super) fn of_resources(resources: &[Resource]) -> Vec<Problem> {
         let wanted: &[&str] = match resource.kind {
             "BackupPolicy" => &OF_POLICIES,
             "MailDomain" => &OF_DOMAINS,
+            "MailCluster" => &OF_CLUSTERS,
             _ => &[kind::READY],
         };
         for condition in &resource.conditions {
             if condition.type_ == kind::BLOCK_LISTED && condition.status == "True" {
                 found.push(problem(Severity::Warning, "BlockListed", condition.message.clone()));
+            }
+            if condition.type_ == kind::DEGRADED
+                && condition.status == "True"
+                && condition.reason != reason::UNDER_REPLICATED
+            {
+                let lost = condition.reason == reason::NODES_NOT_READY;
+                let text = format!("{} {} is degraded: {}", resource.kind, resource.name, condition.message);
+                let runbook = lost.then_some("MailnodeNotReady");
+                found.push(Problem { severity: Severity::Warning, text, runbook });
             }
             if condition.status != "False" || !wanted.contains(&condition.type_.as_str()) {
                 continue;
@@ -274,6 +287,7 @@ pub(super) fn of_resources(resources: &[Resource]) -> Vec<Problem> {
         let (what, runbook) = match type_.as_str() {
             kind::PROBED => ("probes fail", Some("ProbeFailing")),
             kind::DKIM_READY => ("signatures", Some("DomainAuthBroken")),
+            kind::CERTIFICATE_READY => ("certificate", Some("CertificateExpiring")),
             _ => ("not ready", None),
         };
         let text = format!("{kind} {names} {what}: {message}");
@@ -406,12 +420,17 @@ mod tests {
         all.push(resource("MailDomain", "g", "Ready", "True", ""));
         all.push(resource("MailDomain", "h", "Probed", "False", "it was not taken"));
         all.push(resource("BackupPolicy", "nightly", "RehearsalSucceeded", "False", "it failed"));
+        all.push(resource("MailCluster", "mail", "CertificateReady", "False", "no such zone"));
+        all.push(resource("MailCluster", "mail", "Degraded", "True", "the update does not go on"));
+        all.push(resource("MailCluster", "other", "Degraded", "False", "all is well"));
         let told = of_resources(&all);
         let texts: Vec<_> = told.iter().map(|found| (found.text.as_str(), found.runbook)).collect();
         assert_eq!(
             texts,
             [
                 ("BackupPolicy nightly: it failed", Some("RehearsalFailed")),
+                ("MailCluster mail certificate: no such zone", Some("CertificateExpiring")),
+                ("MailCluster mail is degraded: the update does not go on", None),
                 ("MailDomain h probes fail: it was not taken", Some("ProbeFailing")),
                 ("Mailbox a, b, c and 2 more not ready: make the MailDomain", None),
             ]

@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, ResourceExt as _, api::ListParams};
 use quorumail_crds::{
     BackupPolicy, BackupPolicyStatus, ClusterRef, LocalClusterRef, MailCluster, MailDomain, Mailbox,
+    MailingList,
     backup::is_rehearsal,
     condition::{find, kind, reason},
 };
@@ -222,10 +223,11 @@ struct Resources {
 
 impl Resources {
     async fn read(kubernetes: &Kubernetes) -> Result<Self, Failure> {
-        let (clusters, domains, mailboxes, policies) = tokio::try_join!(
+        let (clusters, domains, mailboxes, lists, policies) = tokio::try_join!(
             list::<MailCluster>(kubernetes),
             list::<MailDomain>(kubernetes),
             list::<Mailbox>(kubernetes),
+            list::<MailingList>(kubernetes),
             list::<BackupPolicy>(kubernetes),
         )?;
         // Where it is left out the namespace has one MailCluster.
@@ -249,6 +251,9 @@ impl Resources {
         }
         for mailbox in mailboxes.iter().filter(|mailbox| ours(mailbox.spec.cluster_ref.as_ref())) {
             found.add("Mailbox", mailbox, mailbox.status.as_ref().map(|status| &status.conditions));
+        }
+        for one in lists.iter().filter(|one| ours(one.spec.cluster_ref.as_ref())) {
+            found.add("MailingList", one, one.status.as_ref().map(|status| &status.conditions));
         }
         for policy in policies.iter().filter(|policy| names_ours(policy.spec.cluster_ref.as_ref())) {
             found.add("BackupPolicy", policy, policy.status.as_ref().map(|status| &status.conditions));
