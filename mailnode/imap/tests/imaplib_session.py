@@ -24,7 +24,7 @@ except imaplib.IMAP4.error as error:
     assert "AUTHENTICATIONFAILED" in str(error), error
 ok(imap.login(user, password))
 assert "IDLE" in ok(imap.capability())[0].decode()
-assert ok(imap.namespace())[0] == b'(("" "/")) NIL NIL'
+assert ok(imap.namespace())[0] == b'(("" "/")) NIL (("#lists/" "/"))'
 
 names = [line.decode().rsplit(" ", 1)[1] for line in ok(imap.list())]
 assert names == ["Archive", "Drafts", "INBOX", "Junk", "Sent", "Trash"], names
