@@ -170,7 +170,21 @@ class Local(Kubernetes):
         run(self.tool, "api", "start", timeout=150)
 
     def kill_pod(self, pod, namespace="mail", program="mailnode"):
-        """kill -9 of the pod's process of this program, found by its control group."""
+        """kill -9 of the pod's process of this program."""
+        os.kill(self.process_of(pod, namespace, program), signal.SIGKILL)
+
+    def kill_pod_for_good(self, pod, namespace, program):
+        """The same, and its pod is gone with it. A kubelet that has not heard of that may start it once more, for a moment."""
+        uid = self.get("-n", namespace, "pod", pod)["metadata"]["uid"]
+        self.kill_pod(pod, namespace, program)
+        self.kubectl("-n", namespace, "delete", "pod", pod, "--grace-period=0", "--force")
+        end = time.monotonic() + 60
+        while any(uid in group.name or uid.replace("-", "_") in group.name for group in Path("/sys/fs/cgroup").rglob("*pod*")):
+            assert time.monotonic() < end, f"what is left of pod {pod} does not end"
+            time.sleep(0.2)
+
+    def process_of(self, pod, namespace, program):
+        """Found by its control group."""
         uid = self.get("-n", namespace, "pod", pod)["metadata"]["uid"]
         for process in Path("/proc").iterdir():
             if not process.name.isdigit():
@@ -181,8 +195,7 @@ class Local(Kubernetes):
             except OSError:
                 continue
             if command.endswith(program.encode()) and (uid in groups or uid.replace("-", "_") in groups):
-                os.kill(int(process.name), signal.SIGKILL)
-                return
+                return int(process.name)
         raise RuntimeError(f"no {program} process of pod {pod} runs here")
 
 

@@ -409,9 +409,8 @@ def test_of_two_operators_one_works_and_the_other_takes_over(service):  # noqa: 
     try:
         for turn in range(3):
             lost = holder(service)
-            # kill -9, and its pod is gone with it: otherwise it is back within a second, and goes on by its own name.
-            service.kill_pod(lost, namespace=SYSTEM, program="operator")
-            service.kubectl("-n", SYSTEM, "delete", "pod", lost, "--grace-period=0", "--force")
+            # Otherwise it is back within a second, and goes on by its own name.
+            service.kill_pod_for_good(lost, SYSTEM, "operator")
             times.append(make_mailbox(service, f"turn-{turn}", TAKES_OVER))
             assert holder(service) != lost
             service.kubectl("-n", SYSTEM, "rollout", "status", f"deployment/{OPERATOR}", "--timeout=60s")

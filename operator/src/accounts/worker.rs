@@ -508,7 +508,12 @@ impl Worker {
             Some(written) => Arc::new(Mailbox { status: Some(written.clone()), ..(**mailbox).clone() }),
             None => mailbox.clone(),
         };
-        let status = mailbox::status(&base, observed, facts, now);
+        let is_there = facts.partition.is_some();
+        let mut status = mailbox::status(&base, observed, facts, now);
+        if is_there && status.usage.is_none() {
+            // It was not there when all were asked: what is new is empty, and its status need not be written again to say so.
+            status.usage = Some(Usage::default());
+        }
         let old = base.status.clone().unwrap_or_default();
         if base.status.is_some() && old == status {
             return None;
